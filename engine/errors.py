@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors that lamp-trt raises on purpose. Each message names the value, the expectation and the remedy.
+
+The command line prints these as one line and exits with `exit_code`; anything else is a bug and shows
+its traceback.
+"""
+
+
+class LampError(Exception):
+    """Base of every deliberate error."""
+
+    exit_code = 1
+
+
+class InputError(LampError, ValueError):
+    """An argument or a file that the caller gave cannot be used."""
+
+    exit_code = 2
+
+
+class CheckpointError(InputError):
+    """A checkpoint folder is missing, incomplete, or not what it was given as."""
+
+
+class BundleError(LampError, RuntimeError):
+    """A bundle is damaged, of another schema version, in use, or does not hold what was asked for."""
+
+
+class EngineError(LampError, RuntimeError):
+    """A compiled engine, its compiler or its device failed."""

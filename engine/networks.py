@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into and comes out of each network: names, axes, dtypes.
+
+The one place for these facts: export gives its graphs these names, the bundle records the resolved
+shapes, backends build profiles from them and the runtime allocates by them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+FLOAT = "float"
+"""The network's own precision (float16 or float32); any other dtype is a NumPy name."""
+
+PRECISIONS = {"fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output with symbolic axes, e.g. ("batch", 4, "frames", "latent_height", "latent_width")."""
+
+    name: str
+    axes: tuple[str | int, ...]
+    dtype: str = FLOAT
+
+
+@dataclass(frozen=True)
+class IOTensor:
+    """One input or output with every axis resolved."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One exported network. `component` names the weight file that its initializers live in."""
+
+    name: str
+    component: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def resolve(
+        self, axis_sizes: Mapping[str, int], precision: str
+    ) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:
+        """Inputs and outputs with sizes for axis names and `precision` ("fp16", "fp32") for FLOAT."""
+
+        def tensor(spec: TensorSpec) -> IOTensor:
+            shape = tuple(a if isinstance(a, int) else axis_sizes[a] for a in spec.axes)
+            return IOTensor(spec.name, shape, PRECISIONS[precision] if spec.dtype == FLOAT else spec.dtype)
+
+        return tuple(map(tensor, self.inputs)), tuple(map(tensor, self.outputs))
+
+
+_IMAGE = (3, "height", "width")
+_LATENT = (4, "latent_height", "latent_width")
+_VIDEO_LATENTS = ("batch", 4, "frames", "latent_height", "latent_width")
+
+NETWORKS: dict[str, NetworkSpec] = {
+    spec.name: spec
+    for spec in (
+        NetworkSpec(
+            "text_encoder",
+            "text_encoder",
+            (TensorSpec("input_ids", ("batch", "tokens"), "int64"),),
+            (TensorSpec("last_hidden_state", ("batch", "tokens", "text_width")),),
+        ),
+        NetworkSpec(
+            "vae_encoder",
+            "vae",
+            (TensorSpec("image", (1, *_IMAGE)),),
+            (TensorSpec("latent_mean", (1, *_LATENT)), TensorSpec("latent_logvar", (1, *_LATENT))),
+        ),
+        NetworkSpec(
+            "vae_decoder",
+            "vae",
+            (TensorSpec("latents", ("decode_batch", *_LATENT)),),
+            (TensorSpec("image", ("decode_batch", *_IMAGE)),),
+        ),
+        NetworkSpec(
+            "lamp_unet",
+            "unet",
+            (
+                TensorSpec("sample", _VIDEO_LATENTS),
+                TensorSpec("timestep", (1,), "float32"),
+                TensorSpec("encoder_hidden_states", ("batch", "tokens", "text_width")),
+            ),
+            (TensorSpec("noise_pred", _VIDEO_LATENTS),),
+        ),
+    )
+}
+
+MOTION_MODULES = ("conv1d", "conv_gate", "attn1.to_q", "attn_temp")
+"""A UNet module whose dotted name ends so is trained by LAMP; the rest is Stable Diffusion's (and equal
+for every motion). Source: both published training configurations, docs/algorithm.md."""
+
+
+def is_motion_tensor(name: str) -> bool:
+    """Whether a tensor of the LAMP UNet's state dict belongs to the motion: 360 of 1062 at full size."""
+    module = name.rpartition(".")[0].removesuffix(".to_out.0")
+    return module.endswith(MOTION_MODULES) or module.rpartition(".")[0].endswith("attn_temp")
