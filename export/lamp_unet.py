@@ -1,0 +1,577 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LAMP UNet in plain PyTorch, in the official formulation: Stable Diffusion's 2-D UNet with every trunk
+convolution followed by a gated causal convolution along frames, first-frame keys and values in the spatial
+self-attention, and a temporal self-attention at the end of every transformer block.
+
+State-dict names and their order are those of official LAMP checkpoints (1062 tensors at Stable Diffusion v1.4's
+size). Notation: b videos, c channels, f frames, h x w latent pixels, L = h*w tokens, d the text width; a video is
+(b, c, f, h, w). `lean_unet.py` computes the same with fewer operations.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamp_trt.engine.errors import CheckpointError, InputError
+
+logger = logging.getLogger("lamp_trt")
+
+TRANSFORMER_NORM_EPS = 1e-6
+"""GroupNorm of the transformers; the ResNets and the output use the configuration's norm_eps (1e-5)."""
+
+
+@dataclass(frozen=True)
+class LampUNetConfig:
+    """The fields of an official `unet/config.json` that shape the network; defaults are the official class's.
+
+    `attention_head_dim` is the NUMBER of heads, one for all blocks or one for each (the naming of diffusers 0.11):
+    a head of Stable Diffusion v1.4 is 40, 80, 160, 160 wide.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    center_input_sample: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",)
+    up_block_types: tuple[str, ...] = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    attention_head_dim: int | tuple[int, ...] = 8
+
+    def __post_init__(self) -> None:
+        blocks = len(self.block_out_channels)
+        for name, known in (("down_block_types", DOWN_BLOCK_TYPES), ("up_block_types", UP_BLOCK_TYPES)):
+            types = getattr(self, name)
+            if len(types) != blocks or not set(types) <= known.keys():
+                raise CheckpointError(
+                    f"unet config: {name} is {list(types)}, expected {blocks} (one for each of block_out_channels) "
+                    f"of {', '.join(known)}"
+                )
+        if len(self.heads) != blocks:
+            raise CheckpointError(
+                f"unet config: attention_head_dim lists {len(self.heads)} values for {blocks} blocks"
+            )
+        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if channels % heads or channels % self.norm_num_groups:
+                raise CheckpointError(
+                    f"unet config: {channels} channels are not divisible into {heads} heads and "
+                    f"{self.norm_num_groups} norm groups"
+                )
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each block."""
+        if isinstance(self.attention_head_dim, int):
+            return (self.attention_head_dim,) * len(self.block_out_channels)
+        return self.attention_head_dim
+
+    @property
+    def time_embedding_dim(self) -> int:
+        return 4 * self.block_out_channels[0]
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "LampUNetConfig":
+        """Read the content of a `config.json`.
+
+        As the official loader does, missing fields take the class's default and unknown ones are warned about and
+        ignored. Options that would change the network in a way no LAMP checkpoint uses raise CheckpointError.
+        """
+        class_name = config.get("_class_name", "UNet3DConditionModel")
+        if class_name != "UNet3DConditionModel":
+            raise CheckpointError(
+                f"unet config: _class_name is {class_name!r}, expected 'UNet3DConditionModel' (a LAMP checkpoint); "
+                "give the `unet` folder that LAMP's training wrote, not Stable Diffusion's"
+            )
+        for name, value in FIXED_OPTIONS.items():
+            if config.get(name, value) != value:
+                raise CheckpointError(f"unet config: {name} is {config[name]!r}, only {value!r} is supported")
+        names = {field.name for field in fields(cls)}
+        unknown = (
+            {n for n in config if not n.startswith("_")} - names - FIXED_OPTIONS.keys() - IGNORED_OPTIONS
+        )
+        if unknown:
+            logger.warning("unet config: ignoring unknown fields %s", ", ".join(sorted(unknown)))
+        return cls(**{name: _checked(cls, name, config[name]) for name in names & config.keys()})
+
+
+DOWN_BLOCK_TYPES = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
+UP_BLOCK_TYPES = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
+"""Block type -> whether it has attention."""
+
+FIXED_OPTIONS: dict[str, Any] = {
+    "act_fn": "silu",
+    "class_embed_type": None,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock3DCrossAttn",
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_time_scale_shift": "default",
+    "upcast_attention": False,
+    "use_linear_projection": False,
+}
+"""Options of the official class that have this value in every checkpoint derived from Stable Diffusion v1."""
+
+IGNORED_OPTIONS = {
+    "sample_size",  # the training resolution: the network takes any
+    "use_temp",  # stored by the official layers and never read
+}
+
+
+def _checked(cls: type[LampUNetConfig], name: str, value: Any) -> Any:
+    """`value` of a config field, lists as tuples, if it has the default's type."""
+    default = cls.__dataclass_fields__[name].default
+    value = tuple(value) if isinstance(value, list) else value
+    if name == "attention_head_dim" and isinstance(value, tuple):
+        default = (default,)
+    if name == "norm_eps" and isinstance(value, int):
+        value = float(value)
+    items, kinds = (value, default) if isinstance(default, tuple) else ((value,), (default,))
+    positive = name not in ("freq_shift", "norm_eps")
+    if (
+        type(value) is not type(default)
+        or not items
+        or any(
+            type(item) is not type(kinds[0]) or (type(item) is int and positive and item < 1)
+            for item in items
+        )
+    ):
+        raise CheckpointError(f"unet config: {name} is {value!r}, expected something like {default!r}")
+    return value
+
+
+def fold_frames(x: Tensor) -> Tensor:
+    """(b, c, f, h, w) -> (b*f, c, h, w)."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def unfold_frames(x: Tensor, num_frames: int) -> Tensor:
+    """(b*f, c, h, w) -> (b, c, f, h, w)."""
+    return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
+
+
+class InflatedConv3d(nn.Module):
+    """A 2-D convolution of every frame plus a gated causal convolution of its result along frames:
+
+        y = conv2d(x);  z[f] = W0 y[f-2] + W1 y[f-1] + W2 y[f] + bias, zeros before frame 0
+        out = y + sigmoid(conv_gate(y)) z,  one gate for each pixel and frame, shared by all channels
+
+    The gate scales the temporal branch only: out is not a convex mix of y and z.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__()
+        self.conv2d = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+        self.conv_gate = nn.Conv2d(out_channels, 1, 3, padding=1)
+        self.conv1d = nn.Conv1d(out_channels, out_channels, 3, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c_in, f, h, w) -> (b, c_out, f, h', w')."""
+        num_frames = x.shape[2]
+        y = self.conv2d(fold_frames(x))
+        gate = unfold_frames(self.conv_gate(y).sigmoid(), num_frames)
+        y = unfold_frames(y, num_frames)
+        return y + gate * self.causal_conv1d(y)
+
+    def causal_conv1d(self, y: Tensor) -> Tensor:
+        """conv1d pads two zeros at both ends; dropping the last two outputs leaves those that see no future."""
+        b, _, f, h, w = y.shape
+        pixels = y.permute(0, 3, 4, 1, 2).flatten(0, 2)  # (b*h*w, c, f)
+        z: Tensor = self.conv1d(pixels)[..., :f]
+        return z.unflatten(0, (b, h, w)).permute(0, 3, 4, 1, 2)
+
+
+class ResnetBlock3D(nn.Module):
+    """GroupNorm here sees the whole video: statistics are joint over a group's channels, f, h and w."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: LampUNetConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(config.norm_num_groups, in_channels, config.norm_eps)
+        self.conv1 = InflatedConv3d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(config.time_embedding_dim, out_channels)
+        self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, config.norm_eps)
+        self.conv2 = InflatedConv3d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.conv_shortcut = InflatedConv3d(in_channels, out_channels, 1)
+        else:
+            self.conv_shortcut = None
+
+    def forward(self, x: Tensor, time_embedding: Tensor) -> Tensor:
+        """(b, c_in, f, h, w), (b, 4*C0) -> (b, c_out, f, h, w)."""
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(time_embedding))[:, :, None, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample3D(nn.Module):
+    """Halves h and w; frames are never resampled."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = InflatedConv3d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample3D(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = InflatedConv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Nearest neighbour to `size` (h', w'): twice the input, or one less where the skip tensor was odd."""
+        out: Tensor = self.conv(self.enlarge(x, size))
+        return out
+
+    def enlarge(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(x, (x.shape[2], *size), mode="nearest")
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x (n, tokens, c) to a context (n, context tokens, context width)."""
+
+    def __init__(self, channels: int, heads: int, context_width: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_width or channels, channels, bias=False)
+        self.to_v = nn.Linear(context_width or channels, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (self.split_heads(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        out: Tensor = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(n, tokens, c) -> (n, heads, tokens, c / heads)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class TemporalAttention(Attention):
+    """Self-attention over frames at every pixel: no mask, no positions, hence no sense of time's direction."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(b*L, f, c) -> the same."""
+        return super().forward(x, x)
+
+
+class GEGLU(nn.Module):
+    """proj gives values and gates, in this order; gates pass the exact (erf) GELU."""
+
+    def __init__(self, channels: int, inner_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # Dropout has no part in inference; Identity keeps the official index of the last Linear.
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class BasicTransformerBlock(nn.Module):
+    """Spatial attention to frame 0, text attention, feed-forward, and last the temporal attention."""
+
+    def __init__(self, channels: int, heads: int, text_width: int) -> None:
+        super().__init__()
+        self.attn1 = Attention(channels, heads)
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, text_width)
+        self.norm2 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.attn_temp = TemporalAttention(channels, heads)
+        self.norm_temp = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, text: Tensor, num_frames: int) -> Tensor:
+        """Tokens x (b*f, L, c), text (b, 77, d) -> (b*f, L, c)."""
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, first_frames(normed, num_frames))
+        x = x + self.attn2(self.norm2(x), text.repeat_interleave(num_frames, dim=0))
+        x = x + self.ff(self.norm3(x))
+        x = x.unflatten(0, (-1, num_frames)).transpose(1, 2)  # (b, L, f, c)
+        x = x + self.attn_temp(self.norm_temp(x).flatten(0, 1)).unflatten(0, x.shape[:2])
+        return x.transpose(1, 2).flatten(0, 1)
+
+
+def first_frames(tokens: Tensor, num_frames: int) -> Tensor:
+    """(b*f, L, c) -> the same shape, every frame replaced by frame 0 of its own video.
+
+    The official layer is called "sparse causal", but keys and values come from frame 0 for every frame (and for
+    frame 0 itself); the previous frame plays no part.
+    """
+    return tokens[::num_frames].repeat_interleave(num_frames, dim=0)
+
+
+class Transformer3DModel(nn.Module):
+    """Frames are images of the batch here, also for the GroupNorm (unlike the ResNets')."""
+
+    def __init__(self, channels: int, heads: int, config: LampUNetConfig) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_num_groups, channels, TRANSFORMER_NORM_EPS)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            [BasicTransformerBlock(channels, heads, config.cross_attention_dim)]
+        )
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """(b, c, f, h, w), (b, 77, d) -> (b, c, f, h, w)."""
+        num_frames, size = x.shape[2], x.shape[3:]
+        tokens = self.proj_in(self.norm(fold_frames(x))).flatten(2).transpose(1, 2)  # (b*f, L, c)
+        tokens = self.transformer_blocks[0](tokens, text, num_frames)
+        images = self.proj_out(tokens.transpose(1, 2).unflatten(2, size))
+        return x + unfold_frames(images, num_frames)
+
+
+class DownBlock3D(nn.Module):
+    """`layers_per_block` ResNets, each followed by a transformer in the CrossAttn kind; then the downsampler."""
+
+    def __init__(
+        self, in_channels: int, channels: int, heads: int | None, downsample: bool, config: LampUNetConfig
+    ) -> None:
+        super().__init__()
+        layers = config.layers_per_block
+        self.attentions = _transformers(layers, channels, heads, config)
+        self.resnets = nn.ModuleList(
+            ResnetBlock3D(in_channels if i == 0 else channels, channels, config) for i in range(layers)
+        )
+        self.downsamplers = nn.ModuleList([Downsample3D(channels)] if downsample else [])
+
+    def forward(self, x: Tensor, time_embedding: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns the result and the skip tensors, in order."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time_embedding)
+            if self.attentions:
+                x = self.attentions[i](x, text)
+            skips.append(x)
+        for downsampler in self.downsamplers:
+            x = downsampler(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock3D(nn.Module):
+    def __init__(self, channels: int, heads: int, config: LampUNetConfig) -> None:
+        super().__init__()
+        self.attentions = _transformers(1, channels, heads, config)
+        self.resnets = nn.ModuleList(ResnetBlock3D(channels, channels, config) for _ in range(2))
+
+    def forward(self, x: Tensor, time_embedding: Tensor, text: Tensor) -> Tensor:
+        x = self.resnets[0](x, time_embedding)
+        x = self.attentions[0](x, text)
+        x = self.resnets[1](x, time_embedding)
+        return x
+
+
+class UpBlock3D(nn.Module):
+    """`layers_per_block` + 1 ResNets; each takes the last skip tensor left, concatenated behind x."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        last_skip_channels: int,
+        heads: int | None,
+        upsample: bool,
+        config: LampUNetConfig,
+    ) -> None:
+        super().__init__()
+        layers = config.layers_per_block + 1
+        self.attentions = _transformers(layers, channels, heads, config)
+        self.resnets = nn.ModuleList(
+            ResnetBlock3D(
+                (in_channels if i == 0 else channels) + (last_skip_channels if i == layers - 1 else channels),
+                channels,
+                config,
+            )
+            for i in range(layers)
+        )
+        self.upsamplers = nn.ModuleList([Upsample3D(channels)] if upsample else [])
+
+    def forward(self, x: Tensor, time_embedding: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
+        """Takes its skip tensors from the end of `skips`."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), time_embedding)
+            if self.attentions:
+                x = self.attentions[i](x, text)
+        for upsampler in self.upsamplers:
+            x = upsampler(x, skips[-1].shape[3:])
+        return x
+
+
+def _transformers(count: int, channels: int, heads: int | None, config: LampUNetConfig) -> nn.ModuleList:
+    """`count` transformers, none where the block has no attention (heads None)."""
+    return nn.ModuleList(
+        Transformer3DModel(channels, heads, config) for _ in range(count) if heads is not None
+    )
+
+
+class TimeSinusoid(nn.Module):
+    """The sinusoidal embedding of timesteps (b,) -> (b, width) in fp32."""
+
+    def __init__(self, width: int, flip_sin_to_cos: bool, freq_shift: int) -> None:
+        super().__init__()
+        self.half_width, self.flip_sin_to_cos, self.freq_shift = width // 2, flip_sin_to_cos, freq_shift
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        exponents = torch.arange(self.half_width, dtype=torch.float32, device=timesteps.device)
+        frequencies = torch.exp(-math.log(10000) * exponents / (self.half_width - self.freq_shift))
+        angles = timesteps.float()[:, None] * frequencies
+        waves = [angles.sin(), angles.cos()]
+        return torch.cat(waves[::-1] if self.flip_sin_to_cos else waves, dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    def __init__(self, width: int, embedding_width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, embedding_width)
+        self.linear_2 = nn.Linear(embedding_width, embedding_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return out
+
+
+class LampUNet(nn.Module):
+    """conv_in, down blocks, mid block, up blocks, GroupNorm over the whole video, SiLU, conv_out."""
+
+    def __init__(self, config: LampUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, last = config.block_out_channels, len(config.block_out_channels) - 1
+        self.conv_in = InflatedConv3d(config.in_channels, widths[0], 3, padding=1)
+        self.time_proj = TimeSinusoid(widths[0], config.flip_sin_to_cos, config.freq_shift)
+        self.time_embedding = TimestepEmbedding(widths[0], config.time_embedding_dim)
+        self.down_blocks = nn.ModuleList(
+            DownBlock3D(
+                in_channels=widths[max(i - 1, 0)],
+                channels=widths[i],
+                heads=config.heads[i] if DOWN_BLOCK_TYPES[block_type] else None,
+                downsample=i != last,
+                config=config,
+            )
+            for i, block_type in enumerate(config.down_block_types)
+        )
+        # Up block i mirrors down block last - i; its last skip tensor is what went into that block.
+        self.up_blocks = nn.ModuleList(
+            UpBlock3D(
+                in_channels=widths[min(last - i + 1, last)],
+                channels=widths[last - i],
+                last_skip_channels=widths[max(last - i - 1, 0)],
+                heads=config.heads[last - i] if UP_BLOCK_TYPES[block_type] else None,
+                upsample=i != last,
+                config=config,
+            )
+            for i, block_type in enumerate(config.up_block_types)
+        )
+        self.mid_block = MidBlock3D(widths[last], config.heads[last], config)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = InflatedConv3d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
+        """Predict the noise in `sample`.
+
+        sample (b, 4, f, h, w), f, h, w >= 1 and free; encoder_hidden_states (b, tokens, text width), one text for
+        each video, both in the parameters' dtype; timestep a number or an integer or float tensor, () or (1,) for
+        all videos or (b,). Returns (b, 4, f, h, w). Raises InputError if shapes do not fit.
+        """
+        self._check_inputs(sample, encoder_hidden_states)
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
+        # The sinusoid is fp32 in every precision and rounded once, as the official code does.
+        time_embedding = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+
+        x = 2 * sample - 1 if self.config.center_input_sample else sample
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x, block_skips = block(x, time_embedding, encoder_hidden_states)
+            skips += block_skips
+        x = self.mid_block(x, time_embedding, encoder_hidden_states)
+        for block in self.up_blocks:
+            x = block(x, time_embedding, encoder_hidden_states, skips)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x
+
+    def _check_inputs(self, sample: Tensor, text: Tensor) -> None:
+        channels, width = self.config.in_channels, self.config.cross_attention_dim
+        if sample.ndim != 5 or sample.shape[1] != channels:
+            raise InputError(f"sample is {tuple(sample.shape)}, expected (batch, {channels}, frames, h, w)")
+        if text.ndim != 3 or text.shape[0] != sample.shape[0] or text.shape[2] != width:
+            raise InputError(
+                f"encoder_hidden_states is {tuple(text.shape)}, expected ({sample.shape[0]}, tokens, {width})"
+            )
+
+
+def two_dimensional_name(name: str) -> str | None:
+    """Stable Diffusion's name of a tensor of the LAMP UNet, None for what LAMP added (376 of 1062 tensors)."""
+    if any(part in ("conv1d", "conv_gate", "attn_temp", "norm_temp") for part in name.split(".")):
+        return None
+    return name.replace("conv2d.", "")
+
+
+@torch.no_grad()
+def inflate(unet: LampUNet, stable_diffusion: Mapping[str, Tensor]) -> None:
+    """Load a Stable Diffusion 2-D UNet's state dict into `unet`, with LAMP's layers as they are before training.
+
+    conv1d, conv_gate and attn_temp.to_out are zero and norm_temp is the identity, so a video of one frame gives
+    the 2-D UNet's output. (Official training starts with a random attn_temp.to_out bias; here it is zero.)
+    attn_temp's query, key and value keep the values that they have.
+    Raises CheckpointError if names do not match.
+    """
+    wanted = {two_dimensional_name(name) for name in unet.state_dict()} - {None}
+    if wanted != stable_diffusion.keys():
+        differing = sorted(map(str, wanted ^ stable_diffusion.keys()))
+        raise CheckpointError(f"not the 2-D UNet of this configuration: {', '.join(differing[:3])} …")
+    for name, parameter in unet.named_parameters():
+        source = two_dimensional_name(name)
+        if source is not None:
+            parameter.copy_(stable_diffusion[source])
+        elif "norm_temp" in name:
+            parameter.fill_(float(name.endswith("weight")))
+        elif "attn_temp" not in name or "to_out" in name:
+            parameter.zero_()
+
+
+def load_lamp_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> LampUNet:
+    """The LAMP UNet of a `unet` folder, or of its parent, in eval mode and without gradients.
+
+    Reads config.json and diffusion_pytorch_model.safetensors or, where there is none, .bin (restricted unpickler).
+    Raises CheckpointError if the folder is not a LAMP checkpoint or does not fit its configuration.
+    """
+    from lamp_trt.export.checkpoints import find_component, load_module
+
+    files = find_component(folder, "unet")
+    with torch.device("meta"):
+        unet = LampUNet(LampUNetConfig.from_dict(files.config))
+    return load_module(unet, files, dtype)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LAMP UNet with the same parameters and results as `lamp_unet.py`, laid out for deployment.
+
+What differs from the official formulation, layer by layer:
+- The causal convolution along frames is a (3, 1) Conv2d on the view (b, c, f, h*w) that pads in front only:
+  nothing is transposed for it, and no output is computed to be dropped.
+- Spatial attention projects keys and values of frame 0 only, and neither they nor the text's are repeated for
+  every frame: the queries of all frames are one sequence of f*L tokens.
+- Tokens stay in one layout (b, f, L, c); the temporal attention moves the frame axis while it splits heads.
+- Nearest neighbour enlarges the 4-D view (b, c*f, h, w).
+The time embedding, GroupNorms and SiLUs are as they are in lamp_unet.py: native operations on the 5-D video.
+"""
+
+import copy
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamp_trt.export.lamp_unet import (
+    Attention,
+    BasicTransformerBlock,
+    InflatedConv3d,
+    LampUNet,
+    TemporalAttention,
+    Transformer3DModel,
+    Upsample3D,
+    fold_frames,
+    unfold_frames,
+)
+
+
+def make_lean(unet: LampUNet) -> LampUNet:
+    """A second module over the parameters of `unet` (shared, not copied) that computes the same with less work.
+
+    State-dict names are equal; conv1d weights are (c, c, 3, 1) views of the official (c, c, 3), so that exported
+    graphs hold a plain Conv weight. Equal to `unet` up to the rounding of reordered sums (rel. L2 below 5e-6, fp32).
+    """
+    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    lean = copy.deepcopy(unet, memo=shared)
+    for module in list(lean.modules()):
+        if type(module) in LEAN_CLASSES:
+            module.__class__ = LEAN_CLASSES[type(module)]
+        if isinstance(module, LeanInflatedConv3d):
+            module.conv1d = _frame_conv2d(module.conv1d)
+    return lean
+
+
+def _frame_conv2d(conv1d: nn.Conv1d) -> nn.Conv2d:
+    """A Conv2d over (f, h*w) on the parameters of a Conv1d over f."""
+    channels = conv1d.out_channels
+    conv2d = nn.Conv2d(channels, channels, (3, 1), device="meta", dtype=conv1d.weight.dtype)
+    weight = conv1d.weight
+    conv2d.weight = nn.Parameter(weight.detach().unsqueeze(-1), requires_grad=weight.requires_grad)
+    conv2d.bias = conv1d.bias
+    return conv2d.train(conv1d.training)
+
+
+class LeanInflatedConv3d(InflatedConv3d):
+    conv1d: nn.Conv2d  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_frames = x.shape[2]
+        y = self.conv2d(fold_frames(x))  # (b*f, c, h, w)
+        size = y.shape[2:]
+        gate = self.conv_gate(y).sigmoid().view(-1, 1, num_frames, size.numel())  # a view: one channel
+        y = unfold_frames(y, num_frames).flatten(3)  # (b, c, f, h*w)
+        z = self.conv1d(F.pad(y, (0, 0, 2, 0)))  # two zero frames in front
+        return (y + gate * z).unflatten(3, size)
+
+
+class LeanUpsample3D(Upsample3D):
+    def enlarge(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(x.flatten(1, 2), size, mode="nearest").unflatten(1, x.shape[1:3])
+
+
+class LeanAttention(Attention):
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (b, f, L, c) attends to context (b, tokens, width), the same for every frame."""
+        q, k, v = (
+            self.split_heads(t) for t in (self.to_q(x).flatten(1, 2), self.to_k(context), self.to_v(context))
+        )
+        out: Tensor = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out.unflatten(1, x.shape[1:3])
+
+
+class LeanTemporalAttention(TemporalAttention):
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, f, L, c): every pixel attends over its f frames."""
+        q, k, v = (self.split_pixels(t) for t in (self.to_q(x), self.to_k(x), self.to_v(x)))
+        attended = F.scaled_dot_product_attention(q, k, v).unflatten(0, (x.shape[0], -1))
+        out: Tensor = self.to_out(attended.permute(0, 3, 1, 2, 4).flatten(3))  # (b, f, L, c)
+        return out
+
+    def split_pixels(self, x: Tensor) -> Tensor:
+        """(b, f, L, c) -> (b*L, heads, f, c / heads)."""
+        return x.unflatten(3, (self.heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+
+
+class LeanTransformerBlock(BasicTransformerBlock):
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:  # type: ignore[override]
+        """Tokens x (b, f, L, c), text (b, 77, d) -> (b, f, L, c)."""
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed[:, 0])
+        x = x + self.attn2(self.norm2(x), text)
+        x = x + self.ff(self.norm3(x))
+        x = x + self.attn_temp(self.norm_temp(x))
+        return x
+
+
+class LeanTransformer3DModel(Transformer3DModel):
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        num_frames, size = x.shape[2], x.shape[3:]
+        images = self.proj_in(self.norm(fold_frames(x)))  # (b*f, c, h, w)
+        tokens = images.flatten(2).transpose(1, 2).unflatten(0, (-1, num_frames))  # (b, f, L, c)
+        tokens = self.transformer_blocks[0](tokens, text)
+        images = self.proj_out(tokens.transpose(2, 3).flatten(0, 1).unflatten(2, size))
+        return x + unfold_frames(images, num_frames)
+
+
+LEAN_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    InflatedConv3d: LeanInflatedConv3d,
+    Upsample3D: LeanUpsample3D,
+    Attention: LeanAttention,
+    TemporalAttention: LeanTemporalAttention,
+    BasicTransformerBlock: LeanTransformerBlock,
+    Transformer3DModel: LeanTransformer3DModel,
+}
