@@ -92,7 +92,7 @@ def adain(content: Array, style: Array, eps: float = ADAIN_EPS) -> Array:
 
 
 def guided(noise_pred: Array, guidance_scale: float) -> Array:
-    """Classifier-free guidance, u + guidance_scale * (c - u): noise_pred (2, ...) = [u, c] to float32 (1, ...).
+    """Classifier-free guidance u + guidance_scale * (c - u) of noise_pred (2, ...) = [u, c], float32 (1, ...).
 
     guidance_scale <= 1 is no guidance: c alone, and a batch of 1 is accepted. Raises InputError for another
     batch.
