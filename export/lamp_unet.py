@@ -3,9 +3,9 @@
 convolution followed by a gated causal convolution along frames, first-frame keys and values in the spatial
 self-attention, and a temporal self-attention at the end of every transformer block.
 
-State-dict names and their order are those of official LAMP checkpoints (1062 tensors at Stable Diffusion v1.4's
-size). Notation: b videos, c channels, f frames, h x w latent pixels, L = h*w tokens, d the text width; a video is
-(b, c, f, h, w). `lean_unet.py` computes the same with fewer operations.
+State-dict names and their order are those of official LAMP checkpoints (1062 tensors at the size of Stable
+Diffusion v1.4). Notation: b videos, c channels, f frames, h x w latent pixels, L = h*w tokens, d the text
+width; a video is (b, c, f, h, w). `lean_unet.py` computes the same with fewer operations.
 """
 
 import logging
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError, InputError
+from lamp_trt.export.checkpoints import find_component, load_module
 
 logger = logging.getLogger("lamp_trt")
 
@@ -29,10 +30,10 @@ TRANSFORMER_NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class LampUNetConfig:
-    """The fields of an official `unet/config.json` that shape the network; defaults are the official class's.
+    """The fields of an official `unet/config.json` that shape the network; defaults are the official ones.
 
-    `attention_head_dim` is the NUMBER of heads, one for all blocks or one for each (the naming of diffusers 0.11):
-    a head of Stable Diffusion v1.4 is 40, 80, 160, 160 wide.
+    `attention_head_dim` is the NUMBER of heads, one for all blocks or one for each (diffusers 0.11 named it
+    so): a head of Stable Diffusion v1.4 is 40, 80, 160 or 160 wide.
     """
 
     in_channels: int = 4
@@ -55,8 +56,8 @@ class LampUNetConfig:
             types = getattr(self, name)
             if len(types) != blocks or not set(types) <= known.keys():
                 raise CheckpointError(
-                    f"unet config: {name} is {list(types)}, expected {blocks} (one for each of block_out_channels) "
-                    f"of {', '.join(known)}"
+                    f"unet config: {name} is {list(types)}, expected {blocks} (one for each of "
+                    f"block_out_channels) of {', '.join(known)}"
                 )
         if len(self.heads) != blocks:
             raise CheckpointError(
@@ -84,25 +85,24 @@ class LampUNetConfig:
     def from_dict(cls, config: Mapping[str, Any]) -> "LampUNetConfig":
         """Read the content of a `config.json`.
 
-        As the official loader does, missing fields take the class's default and unknown ones are warned about and
-        ignored. Options that would change the network in a way no LAMP checkpoint uses raise CheckpointError.
+        As in the official loader, missing fields take the class's default and unknown ones are ignored with a
+        warning. Options that would make another network than LAMP's raise CheckpointError.
         """
         class_name = config.get("_class_name", "UNet3DConditionModel")
         if class_name != "UNet3DConditionModel":
             raise CheckpointError(
-                f"unet config: _class_name is {class_name!r}, expected 'UNet3DConditionModel' (a LAMP checkpoint); "
-                "give the `unet` folder that LAMP's training wrote, not Stable Diffusion's"
+                f"unet config: _class_name is {class_name!r}, expected 'UNet3DConditionModel' (a LAMP "
+                "checkpoint); give the `unet` folder that LAMP's training wrote, not Stable Diffusion's"
             )
         for name, value in FIXED_OPTIONS.items():
             if config.get(name, value) != value:
                 raise CheckpointError(f"unet config: {name} is {config[name]!r}, only {value!r} is supported")
         names = {field.name for field in fields(cls)}
-        unknown = (
-            {n for n in config if not n.startswith("_")} - names - FIXED_OPTIONS.keys() - IGNORED_OPTIONS
-        )
+        known = names | FIXED_OPTIONS.keys() | IGNORED_OPTIONS
+        unknown = {name for name in config if name not in known and not name.startswith("_")}
         if unknown:
             logger.warning("unet config: ignoring unknown fields %s", ", ".join(sorted(unknown)))
-        return cls(**{name: _checked(cls, name, config[name]) for name in names & config.keys()})
+        return cls(**{name: _checked(name, config[name]) for name in names & config.keys()})
 
 
 DOWN_BLOCK_TYPES = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
@@ -130,23 +130,19 @@ IGNORED_OPTIONS = {
 }
 
 
-def _checked(cls: type[LampUNetConfig], name: str, value: Any) -> Any:
-    """`value` of a config field, lists as tuples, if it has the default's type."""
-    default = cls.__dataclass_fields__[name].default
+def _checked(name: str, value: Any) -> Any:
+    """The value of a config field, a list as a tuple, if it is of the kind that the default is."""
+    default = LampUNetConfig.__dataclass_fields__[name].default
     value = tuple(value) if isinstance(value, list) else value
-    if name == "attention_head_dim" and isinstance(value, tuple):
-        default = (default,)
-    if name == "norm_eps" and isinstance(value, int):
-        value = float(value)
-    items, kinds = (value, default) if isinstance(default, tuple) else ((value,), (default,))
-    positive = name not in ("freq_shift", "norm_eps")
+    items = value if isinstance(value, tuple) else (value,)
+    item_type = type(default[0]) if isinstance(default, tuple) else type(default)
+    may_list = isinstance(default, tuple) or name == "attention_head_dim"
+    must_list = isinstance(default, tuple)
     if (
-        type(value) is not type(default)
-        or not items
-        or any(
-            type(item) is not type(kinds[0]) or (type(item) is int and positive and item < 1)
-            for item in items
-        )
+        not items
+        or any(type(item) is not item_type for item in items)
+        or isinstance(value, tuple) not in (may_list, must_list)
+        or (item_type is int and name != "freq_shift" and min(items) < 1)
     ):
         raise CheckpointError(f"unet config: {name} is {value!r}, expected something like {default!r}")
     return value
@@ -159,7 +155,7 @@ def fold_frames(x: Tensor) -> Tensor:
 
 def unfold_frames(x: Tensor, num_frames: int) -> Tensor:
     """(b*f, c, h, w) -> (b, c, f, h, w)."""
-    return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
+    return torch.unflatten(x, 0, (-1, num_frames)).transpose(1, 2)
 
 
 class InflatedConv3d(nn.Module):
@@ -188,11 +184,11 @@ class InflatedConv3d(nn.Module):
         return y + gate * self.causal_conv1d(y)
 
     def causal_conv1d(self, y: Tensor) -> Tensor:
-        """conv1d pads two zeros at both ends; dropping the last two outputs leaves those that see no future."""
+        """conv1d pads two zeros at both ends; without the last two outputs, none sees the future."""
         b, _, f, h, w = y.shape
         pixels = y.permute(0, 3, 4, 1, 2).flatten(0, 2)  # (b*h*w, c, f)
         z: Tensor = self.conv1d(pixels)[..., :f]
-        return z.unflatten(0, (b, h, w)).permute(0, 3, 4, 1, 2)
+        return torch.unflatten(z, 0, (b, h, w)).permute(0, 3, 4, 1, 2)
 
 
 class ResnetBlock3D(nn.Module):
@@ -205,10 +201,9 @@ class ResnetBlock3D(nn.Module):
         self.time_emb_proj = nn.Linear(config.time_embedding_dim, out_channels)
         self.norm2 = nn.GroupNorm(config.norm_num_groups, out_channels, config.norm_eps)
         self.conv2 = InflatedConv3d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.conv_shortcut = InflatedConv3d(in_channels, out_channels, 1)
-        else:
-            self.conv_shortcut = None
+        self.conv_shortcut = (
+            InflatedConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        )
 
     def forward(self, x: Tensor, time_embedding: Tensor) -> Tensor:
         """(b, c_in, f, h, w), (b, 4*C0) -> (b, c_out, f, h, w)."""
@@ -236,7 +231,7 @@ class Upsample3D(nn.Module):
         self.conv = InflatedConv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Nearest neighbour to `size` (h', w'): twice the input, or one less where the skip tensor was odd."""
+        """Nearest neighbour to `size` (h', w'): twice the input, or one less where the skip tensor is odd."""
         out: Tensor = self.conv(self.enlarge(x, size))
         return out
 
@@ -262,11 +257,11 @@ class Attention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(n, tokens, c) -> (n, heads, tokens, c / heads)."""
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, 2, (self.heads, -1)).transpose(1, 2)
 
 
 class TemporalAttention(Attention):
-    """Self-attention over frames at every pixel: no mask, no positions, hence no sense of time's direction."""
+    """Self-attention over frames at every pixel: no mask and no positions, so frames have no order here."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(b*L, f, c) -> the same."""
@@ -282,7 +277,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return torch.mul(value, F.gelu(gate))
 
 
 class FeedForward(nn.Module):
@@ -318,7 +313,7 @@ class BasicTransformerBlock(nn.Module):
         x = x + self.attn1(normed, first_frames(normed, num_frames))
         x = x + self.attn2(self.norm2(x), text.repeat_interleave(num_frames, dim=0))
         x = x + self.ff(self.norm3(x))
-        x = x.unflatten(0, (-1, num_frames)).transpose(1, 2)  # (b, L, f, c)
+        x = torch.unflatten(x, 0, (-1, num_frames)).transpose(1, 2)  # (b, L, f, c)
         x = x + self.attn_temp(self.norm_temp(x).flatten(0, 1)).unflatten(0, x.shape[:2])
         return x.transpose(1, 2).flatten(0, 1)
 
@@ -326,8 +321,8 @@ class BasicTransformerBlock(nn.Module):
 def first_frames(tokens: Tensor, num_frames: int) -> Tensor:
     """(b*f, L, c) -> the same shape, every frame replaced by frame 0 of its own video.
 
-    The official layer is called "sparse causal", but keys and values come from frame 0 for every frame (and for
-    frame 0 itself); the previous frame plays no part.
+    The official layer is called "sparse causal", but keys and values come from frame 0 for every frame,
+    itself included; the previous frame plays no part.
     """
     return tokens[::num_frames].repeat_interleave(num_frames, dim=0)
 
@@ -349,12 +344,12 @@ class Transformer3DModel(nn.Module):
         num_frames, size = x.shape[2], x.shape[3:]
         tokens = self.proj_in(self.norm(fold_frames(x))).flatten(2).transpose(1, 2)  # (b*f, L, c)
         tokens = self.transformer_blocks[0](tokens, text, num_frames)
-        images = self.proj_out(tokens.transpose(1, 2).unflatten(2, size))
+        images = self.proj_out(torch.unflatten(tokens.transpose(1, 2), 2, size))
         return x + unfold_frames(images, num_frames)
 
 
 class DownBlock3D(nn.Module):
-    """`layers_per_block` ResNets, each followed by a transformer in the CrossAttn kind; then the downsampler."""
+    """`layers_per_block` ResNets, each followed by a transformer if `heads` is given, then a downsampler."""
 
     def __init__(
         self, in_channels: int, channels: int, heads: int | None, downsample: bool, config: LampUNetConfig
@@ -390,8 +385,8 @@ class MidBlock3D(nn.Module):
     def forward(self, x: Tensor, time_embedding: Tensor, text: Tensor) -> Tensor:
         x = self.resnets[0](x, time_embedding)
         x = self.attentions[0](x, text)
-        x = self.resnets[1](x, time_embedding)
-        return x
+        out: Tensor = self.resnets[1](x, time_embedding)
+        return out
 
 
 class UpBlock3D(nn.Module):
@@ -502,9 +497,11 @@ class LampUNet(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
         """Predict the noise in `sample`.
 
-        sample (b, 4, f, h, w), f, h, w >= 1 and free; encoder_hidden_states (b, tokens, text width), one text for
-        each video, both in the parameters' dtype; timestep a number or an integer or float tensor, () or (1,) for
-        all videos or (b,). Returns (b, 4, f, h, w). Raises InputError if shapes do not fit.
+        sample                  (b, 4, f, h, w) in the parameters' dtype; f, h and w may be anything from 1
+        timestep                a number or a tensor of integers or floats, () or (1,) for all videos, or (b,)
+        encoder_hidden_states   (b, tokens, text width) in the parameters' dtype, one text for each video
+        returns                 (b, 4, f, h, w)
+        Raises InputError if shapes do not fit.
         """
         self._check_inputs(sample, encoder_hidden_states)
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
@@ -520,8 +517,8 @@ class LampUNet(nn.Module):
         x = self.mid_block(x, time_embedding, encoder_hidden_states)
         for block in self.up_blocks:
             x = block(x, time_embedding, encoder_hidden_states, skips)
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return x
+        noise_pred: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return noise_pred
 
     def _check_inputs(self, sample: Tensor, text: Tensor) -> None:
         channels, width = self.config.in_channels, self.config.cross_attention_dim
@@ -534,7 +531,7 @@ class LampUNet(nn.Module):
 
 
 def two_dimensional_name(name: str) -> str | None:
-    """Stable Diffusion's name of a tensor of the LAMP UNet, None for what LAMP added (376 of 1062 tensors)."""
+    """Stable Diffusion's name of a LAMP UNet tensor; None for what LAMP added (376 of 1062 tensors)."""
     if any(part in ("conv1d", "conv_gate", "attn_temp", "norm_temp") for part in name.split(".")):
         return None
     return name.replace("conv2d.", "")
@@ -542,11 +539,11 @@ def two_dimensional_name(name: str) -> str | None:
 
 @torch.no_grad()
 def inflate(unet: LampUNet, stable_diffusion: Mapping[str, Tensor]) -> None:
-    """Load a Stable Diffusion 2-D UNet's state dict into `unet`, with LAMP's layers as they are before training.
+    """Load a Stable Diffusion 2-D UNet's state dict into `unet`, and set LAMP's layers as before training.
 
-    conv1d, conv_gate and attn_temp.to_out are zero and norm_temp is the identity, so a video of one frame gives
-    the 2-D UNet's output. (Official training starts with a random attn_temp.to_out bias; here it is zero.)
-    attn_temp's query, key and value keep the values that they have.
+    conv1d, conv_gate and attn_temp.to_out become zero and norm_temp the identity, so that a video of one
+    frame gives the 2-D UNet's output; attn_temp's query, key and value projections keep their values.
+    (Official training starts from a random attn_temp.to_out bias, here it is zero.)
     Raises CheckpointError if names do not match.
     """
     wanted = {two_dimensional_name(name) for name in unet.state_dict()} - {None}
@@ -566,11 +563,9 @@ def inflate(unet: LampUNet, stable_diffusion: Mapping[str, Tensor]) -> None:
 def load_lamp_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> LampUNet:
     """The LAMP UNet of a `unet` folder, or of its parent, in eval mode and without gradients.
 
-    Reads config.json and diffusion_pytorch_model.safetensors or, where there is none, .bin (restricted unpickler).
+    Reads config.json and diffusion_pytorch_model.safetensors or else .bin (by the restricted unpickler).
     Raises CheckpointError if the folder is not a LAMP checkpoint or does not fit its configuration.
     """
-    from lamp_trt.export.checkpoints import find_component, load_module
-
     files = find_component(folder, "unet")
     with torch.device("meta"):
         unet = LampUNet(LampUNetConfig.from_dict(files.config))

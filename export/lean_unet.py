@@ -13,6 +13,7 @@ The time embedding, GroupNorms and SiLUs are as they are in lamp_unet.py: native
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,18 +31,17 @@ from lamp_trt.export.lamp_unet import (
 
 
 def make_lean(unet: LampUNet) -> LampUNet:
-    """A second module over the parameters of `unet` (shared, not copied) that computes the same with less work.
+    """A second module over the same parameters (shared, not copied) that does less for the same result.
 
-    State-dict names are equal; conv1d weights are (c, c, 3, 1) views of the official (c, c, 3), so that exported
-    graphs hold a plain Conv weight. Equal to `unet` up to the rounding of reordered sums (rel. L2 below 5e-6, fp32).
+    State-dict names are equal; conv1d weights are (c, c, 3, 1) views of the official (c, c, 3), so that an
+    exported graph holds a plain Conv weight. Results differ by the rounding of reordered sums only.
     """
     shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
     lean = copy.deepcopy(unet, memo=shared)
     for module in list(lean.modules()):
-        if type(module) in LEAN_CLASSES:
-            module.__class__ = LEAN_CLASSES[type(module)]
-        if isinstance(module, LeanInflatedConv3d):
-            module.conv1d = _frame_conv2d(module.conv1d)
+        if type(module) is InflatedConv3d:
+            module.conv1d = _frame_conv2d(module.conv1d)  # type: ignore[assignment]
+        module.__class__ = LEAN_CLASSES.get(type(module), type(module))
     return lean
 
 
@@ -56,21 +56,19 @@ def _frame_conv2d(conv1d: nn.Conv1d) -> nn.Conv2d:
 
 
 class LeanInflatedConv3d(InflatedConv3d):
-    conv1d: nn.Conv2d  # type: ignore[assignment]
-
     def forward(self, x: Tensor) -> Tensor:
         num_frames = x.shape[2]
         y = self.conv2d(fold_frames(x))  # (b*f, c, h, w)
         size = y.shape[2:]
-        gate = self.conv_gate(y).sigmoid().view(-1, 1, num_frames, size.numel())  # a view: one channel
+        gate = self.conv_gate(y).sigmoid().reshape(-1, 1, num_frames, size.numel())  # one channel: a view
         y = unfold_frames(y, num_frames).flatten(3)  # (b, c, f, h*w)
         z = self.conv1d(F.pad(y, (0, 0, 2, 0)))  # two zero frames in front
-        return (y + gate * z).unflatten(3, size)
+        return torch.unflatten(y + gate * z, 3, size)
 
 
 class LeanUpsample3D(Upsample3D):
     def enlarge(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.interpolate(x.flatten(1, 2), size, mode="nearest").unflatten(1, x.shape[1:3])
+        return torch.unflatten(F.interpolate(x.flatten(1, 2), size, mode="nearest"), 1, x.shape[1:3])
 
 
 class LeanAttention(Attention):
@@ -80,20 +78,20 @@ class LeanAttention(Attention):
             self.split_heads(t) for t in (self.to_q(x).flatten(1, 2), self.to_k(context), self.to_v(context))
         )
         out: Tensor = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out.unflatten(1, x.shape[1:3])
+        return torch.unflatten(out, 1, x.shape[1:3])
 
 
 class LeanTemporalAttention(TemporalAttention):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """x (b, f, L, c): every pixel attends over its f frames."""
         q, k, v = (self.split_pixels(t) for t in (self.to_q(x), self.to_k(x), self.to_v(x)))
-        attended = F.scaled_dot_product_attention(q, k, v).unflatten(0, (x.shape[0], -1))
+        attended = torch.unflatten(F.scaled_dot_product_attention(q, k, v), 0, (x.shape[0], -1))
         out: Tensor = self.to_out(attended.permute(0, 3, 1, 2, 4).flatten(3))  # (b, f, L, c)
         return out
 
     def split_pixels(self, x: Tensor) -> Tensor:
         """(b, f, L, c) -> (b*L, heads, f, c / heads)."""
-        return x.unflatten(3, (self.heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+        return torch.unflatten(x, 3, (self.heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
 
 
 class LeanTransformerBlock(BasicTransformerBlock):
@@ -103,17 +101,17 @@ class LeanTransformerBlock(BasicTransformerBlock):
         x = x + self.attn1(normed, normed[:, 0])
         x = x + self.attn2(self.norm2(x), text)
         x = x + self.ff(self.norm3(x))
-        x = x + self.attn_temp(self.norm_temp(x))
-        return x
+        out: Tensor = x + self.attn_temp(self.norm_temp(x))
+        return out
 
 
 class LeanTransformer3DModel(Transformer3DModel):
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         num_frames, size = x.shape[2], x.shape[3:]
         images = self.proj_in(self.norm(fold_frames(x)))  # (b*f, c, h, w)
-        tokens = images.flatten(2).transpose(1, 2).unflatten(0, (-1, num_frames))  # (b, f, L, c)
+        tokens = torch.unflatten(images.flatten(2).transpose(1, 2), 0, (-1, num_frames))  # (b, f, L, c)
         tokens = self.transformer_blocks[0](tokens, text)
-        images = self.proj_out(tokens.transpose(2, 3).flatten(0, 1).unflatten(2, size))
+        images = self.proj_out(torch.unflatten(tokens.transpose(2, 3).flatten(0, 1), 2, size))
         return x + unfold_frames(images, num_frames)
 
 

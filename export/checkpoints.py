@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint folders in the diffusers layout: find their components, check them, read them. Always offline.
+
+A component is a folder with a config and weights (`unet/`, `vae/`, `text_encoder/`). Its tensors are given
+under the state-dict names of the modules that we export, whatever the age of the files:
+- VAE: diffusers' AutoencoderKL of today. The mid-block attention's old names query, key, value, proj_attn
+  become to_q, to_k, to_v, to_out.0, and its (c, c, 1, 1) convolutions become (c, c).
+- CLIP text model: transformers 5's CLIPTextModel, which has no `text_model.` prefix
+  (CLIPTextModelWithProjection keeps it). The stored position_ids, a constant, are dropped.
+- UNet: as stored.
+Only tensors are read: safetensors, or pickles through torch's restricted unpickler.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.weights import read_weight_file
+
+Module = TypeVar("Module", bound=nn.Module)
+
+DEFAULT_SCALING_FACTOR = 0.18215
+"""What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
+
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a tensor is, without its data; `dtype` in the safetensors spelling (F32, F16, BF16, F64)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ComponentFiles:
+    """One component of a checkpoint on disk; `weight_files` are the shards, all safetensors or all .bin."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    weight_files: tuple[Path, ...]
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every tensor by normalised name, sorted, read from the files' headers."""
+        return {name: info for name, (_, info) in sorted(self._sources.items())}
+
+    def iter_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor in the order of `tensors`, converted to `dtype` if given.
+
+        Unconverted tensors are views of the mapped file, so one converted tensor at a time is in memory.
+        """
+        with _Reader(self.weight_files) as reader:
+            for name, info in self.tensors.items():
+                stored_name = self._sources[name][0]
+                yield name, reader.tensor(stored_name).reshape(info.shape).to(dtype)
+
+    @cached_property
+    def _sources(self) -> dict[str, tuple[str, TensorInfo]]:
+        """Normalised name → stored name and normalised info."""
+        sources: dict[str, tuple[str, TensorInfo]] = {}
+        with _Reader(self.weight_files) as reader:
+            for stored_name, info in reader.infos.items():
+                name = normalised_name(stored_name, self.config)
+                if name is None:
+                    continue
+                if name in sources:
+                    raise CheckpointError(f"{self.folder} holds {name} twice, also as {stored_name}.")
+                if info.dtype not in _DTYPES.values():
+                    raise CheckpointError(
+                        f"{self.folder}: tensor {stored_name} is {info.dtype}, not a float."
+                    )
+                if name != stored_name and info.shape[2:] == (1, 1):
+                    info = TensorInfo(info.dtype, info.shape[:2])
+                sources[name] = (stored_name, info)
+        return sources
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parts of a Stable Diffusion folder that were asked for."""
+
+    folder: Path
+    components: Mapping[str, ComponentFiles]
+    tokenizers: Mapping[str, Path]
+    scheduler_config: Mapping[str, Any]
+
+
+def open_checkpoint(
+    folder: str | Path,
+    components: tuple[str, ...] = ("text_encoder", "vae"),
+    tokenizers: tuple[str, ...] = ("tokenizer",),
+) -> Checkpoint:
+    """Find the named parts of a checkpoint; the defaults are what LAMP takes from Stable Diffusion v1.4.
+
+    Raises CheckpointError for anything that is missing. Tensors are checked later, against a module.
+    """
+    root = _existing_folder(folder)
+    found = {name: find_component(root, name, parent_only=True) for name in components}
+    for name in tokenizers:
+        if not all((root / name / file).is_file() for file in ("vocab.json", "merges.txt")):
+            raise CheckpointError(f"{root} has no {name}/vocab.json and merges.txt. {_LAYOUT_HINT}")
+    scheduler = _read_json(root / "scheduler" / "scheduler_config.json")
+    return Checkpoint(root, found, {name: root / name for name in tokenizers}, scheduler)
+
+
+_LAYOUT_HINT = (
+    "Give the folder of a whole checkpoint in the diffusers layout (the one with model_index.json)."
+)
+
+
+def find_component(folder: str | Path, name: str, *, parent_only: bool = False) -> ComponentFiles:
+    """The component `name` in `folder/name`, or in `folder` itself unless `parent_only`.
+
+    Full precision is preferred to fp16 variants, then safetensors to .bin. Raises CheckpointError.
+    """
+    root = _existing_folder(folder)
+    if (root / name).is_dir():
+        root = root / name
+    elif parent_only or not (root / "config.json").is_file():
+        entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"{root} is not a checkpoint with {name!r}: no {name}/config.json"
+            f"{'' if parent_only else ' or config.json'}; it holds {entries}. {_LAYOUT_HINT}"
+        )
+    config = _read_json(root / "config.json")
+    return ComponentFiles(name, root, config, _find_weights(root, config))
+
+
+def normalised_name(stored_name: str, config: Mapping[str, Any]) -> str | None:
+    """A stored tensor's name in today's module of `config`'s class, None if that has no such tensor."""
+    if config.get("_class_name") == "AutoencoderKL":
+        return _OLD_VAE_ATTENTION.sub(lambda m: m[1] + _VAE_ATTENTION[m[2]], stored_name)
+    if "CLIPTextModel" in config.get("architectures", ()):
+        bare = stored_name.removeprefix("text_model.")
+        return None if bare == "embeddings.position_ids" else bare
+    if "CLIPTextModelWithProjection" in config.get("architectures", ()):
+        return None if stored_name == "text_model.embeddings.position_ids" else stored_name
+    return stored_name
+
+
+_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_VAE_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
+
+
+def check_tensors(files: ComponentFiles, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless `files` hold exactly the tensors `expected`, normalised name → shape."""
+    stored = files.tensors
+    problems = [
+        ("lacks", [f"{n} {list(expected[n])}" for n in sorted(expected.keys() - stored.keys())]),
+        ("has unknown", sorted(stored.keys() - expected.keys())),
+        (
+            "has misshaped",
+            [
+                f"{n} {list(stored[n].shape)}, expected {list(expected[n])}"
+                for n in sorted(expected.keys() & stored.keys())
+                if stored[n].shape != tuple(expected[n])
+            ],
+        ),
+    ]
+    sentences = [
+        f"{verb} {len(names)} tensor{'s' * (len(names) > 1)}: {'; '.join(names[:3])}{' …' * (len(names) > 3)}"
+        for verb, names in problems
+        if names
+    ]
+    if sentences:
+        raise CheckpointError(
+            f"{files.weight_files[0]} does not fit its config.json (or is not a {files.name}): it "
+            f"{', and it '.join(sentences)}."
+        )
+
+
+def load_module(module: Module, files: ComponentFiles, dtype: torch.dtype) -> Module:
+    """Give `module` (built on the meta device) the tensors of `files` in `dtype`; eval mode, no gradients.
+
+    Tensors already in `dtype` stay mapped to the file. Raises CheckpointError if names or shapes differ.
+    """
+    check_tensors(files, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
+    module.load_state_dict(dict(files.iter_tensors(dtype)), assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """transformers' CLIPTextModel of a `text_encoder` folder or of its parent."""
+    from accelerate import init_empty_weights
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    files = find_component(folder, "text_encoder")
+    _expect_class(files, files.config.get("architectures", ["?"])[0], "CLIPTextModel")
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = CLIPTextModel(CLIPTextConfig.from_dict(dict(files.config)))
+    return load_module(model, files, dtype)
+
+
+def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """diffusers' AutoencoderKL of a `vae` folder or of its parent."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL
+
+    files = find_component(folder, "vae")
+    _expect_class(files, files.config.get("_class_name"), "AutoencoderKL")
+    with init_empty_weights(include_buffers=False):
+        vae: nn.Module = AutoencoderKL.from_config(dict(files.config))  # type: ignore[no-untyped-call]
+    return load_module(vae, files, dtype)
+
+
+def _expect_class(files: ComponentFiles, found: str | None, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(f"{files.folder / 'config.json'} describes a {found}, expected {expected}.")
+
+
+class _Reader:
+    """Tensors of a set of weight files by stored name. Headers are read at once, data when asked for."""
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self.infos: dict[str, TensorInfo] = {}
+        self._handles: dict[str, Any] = {}
+        for file in files:
+            handle, infos = _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
+            twice = self.infos.keys() & infos.keys()
+            if twice:
+                raise CheckpointError(f"{file} holds {min(twice)}, which another shard holds too.")
+            self.infos |= infos
+            self._handles |= dict.fromkeys(infos, handle)
+
+    def tensor(self, name: str) -> Tensor:
+        handle = self._handles[name]
+        tensor: Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+        return tensor.contiguous()
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handles.clear()
+
+
+def _open_safetensors(file: Path) -> tuple[Any, dict[str, TensorInfo]]:
+    _refuse_lfs_pointer(file)
+    header = read_weight_file(file)
+    infos = {name: TensorInfo(ref.dtype, ref.shape) for name, ref in header.tensors.items()}
+    return safe_open(file, framework="pt"), infos
+
+
+def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
+    _refuse_lfs_pointer(file)
+    try:
+        # Files written before torch 1.6 are no zip archives, which only costs the memory map.
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except _UNPICKLING_ERRORS as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        why = (
+            f"it wants to run {found[1]}" if found else str(error).strip().partition("\n")[0] or "it is empty"
+        )
+        raise CheckpointError(
+            f"{file} is refused, only pickles of plain tensors are read: {why}. Use a safetensors file."
+        ) from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{file} is not a state dict (a mapping of names to tensors).")
+    infos = {
+        name: TensorInfo(_DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        for name, tensor in state.items()
+    }
+    return dict(state), infos
+
+
+_UNPICKLING_ERRORS = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError,
+    KeyError, IndexError, TypeError, AttributeError,
+)  # fmt: skip
+"""What torch.load raises for code, other formats and damage."""
+
+
+def _find_weights(folder: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The weight files of a component, by the names that diffusers and transformers write."""
+    diffusers = "_class_name" in config
+    safe, pickled = ("diffusion_pytorch_model",) * 2 if diffusers else ("model", "pytorch_model")
+    tried = []
+    for variant in ("", ".fp16"):
+        for stem, suffix in ((safe, ".safetensors"), (pickled, ".bin")):
+            single = folder / f"{stem}{variant}{suffix}"
+            index = folder / f"{stem}{suffix}.index{variant}.json"
+            if single.is_file():
+                return (single,)
+            if index.is_file():
+                return _shards(index)
+            tried.append(single.name)
+    raise CheckpointError(f"{folder} has no weights: none of {', '.join(tried)} (or a sharded index of one).")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files of a sharded checkpoint, all beside their index."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map.")
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} names the file {name!r}, which is not beside it.")
+    return tuple(index.parent / name for name in names)
+
+
+def _existing_folder(folder: str | Path) -> Path:
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        what = "is a file, expected a folder" if path.exists() else "does not exist"
+        raise CheckpointError(f"checkpoint {path} {what}. {_LAYOUT_HINT}")
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
+    _refuse_lfs_pointer(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return content
+
+
+def _refuse_lfs_pointer(file: Path) -> None:
+    with file.open("rb") as f:
+        if f.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise CheckpointError(
+                f"{file} is a git-lfs pointer, not the file itself. Run `git lfs pull` in its repository."
+            )
