@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens to the latents between two UNet calls: noise mixing, guidance, DDIM, AdaIN.
 
-The plain twins of kernels/noise_mix.cu and kernels/latent_step.cu: the CPU path, and the specification of the
+The plain twins of kernels/noise.cu and kernels/latent_step.cu: the CPU path, and the specification of the
 GPU's. Frame 0 is the clean first frame throughout; its prediction is discarded. Source: docs/algorithm.md.
 """
 
-from enum import IntEnum
+from enum import IntFlag
 from typing import Any
 
 import numpy as np
@@ -26,25 +26,24 @@ from lamp_trt.runtime.ddim import DDIMSchedule, step_coefficients
 Array = NDArray[Any]
 
 
-class AdainMode(IntEnum):
-    """Which frames a step matches to which."""
+class StepMode(IntFlag):
+    """What a step does beside guidance and DDIM, in this order. kernels/latent_step.cu reads these bits."""
 
     NONE = 0
-    SECOND_FRAME = 1
-    """Frames 2.. to frame 1, after frame 1's own DDIM step."""
-    FIRST_FRAME = 2
-    """Frames 1.. to frame 0."""
+    FRAME_1_TO_FRAME_0 = 1
+    """AdaIN of frame 1, after its own DDIM step, to frame 0."""
+    REST_TO_FRAME_1 = 2
+    """AdaIN of frames 2.. to frame 1 as the flag above left it."""
+    ALL_TO_FRAME_0 = 4
+    """AdaIN of frames 1.. to frame 0."""
+    FINAL_TO_FRAME_0 = 8
+    """The same once more, after the last step."""
+    STEP_FRAME_0 = 16
+    """Frame 0 is denoised too: SDXL's image, a loop of one frame. A video's frame 0 is given."""
 
 
-STEP_ROW = np.dtype(
-    {
-        "names": ["cx", "ce", "guidance", "next_timestep", "mode"],
-        "formats": ["f4", "f4", "f4", "f4", "i4"],
-        "itemsize": 32,
-    }
-)
-"""One step for the GPU: x' = cx * x + ce * (u + guidance * (c - u)), then AdaIN by `mode`. 32 bytes, so that
-rows are aligned for 16-byte loads."""
+STEP_ROW = np.dtype([("cx", "f4"), ("ce", "f4"), ("guidance", "f4"), ("mode", "u4")])
+"""One step for the GPU: x' = cx * x + ce * (u + guidance * (c - u)), then what the StepMode bits say."""
 
 
 def mix_noise(noise: Array, first_frame_latents: Array, base_noise: Array | None = None) -> Array:
@@ -121,13 +120,21 @@ def ddim_step(
 
 def adain_mode(
     step: int, preset: Preset = "official", adain: Adain = "schedule", adain_switch_step: int | None = None
-) -> AdainMode:
-    """The AdaIN of step `step` (from 0); see config.Adain and config.EARLY_STEPS."""
+) -> StepMode:
+    """The AdaIN of step `step` (from 0); see config.Adain and config.EARLY_STEPS.
+
+    Where all frames are matched to frame 0, the official code matches frame 1 to it, and then the others to
+    the updated frame 1, which is the same up to rounding.
+    """
     one_of("adain", adain, Adain)
     early = step < early_steps(preset, adain_switch_step)
     if adain == "none":
-        return AdainMode.NONE
-    return AdainMode.SECOND_FRAME if adain == "schedule" and early else AdainMode.FIRST_FRAME
+        return StepMode.NONE
+    if adain == "schedule" and early:
+        return StepMode.REST_TO_FRAME_1
+    if preset == "official":
+        return StepMode.FRAME_1_TO_FRAME_0 | StepMode.REST_TO_FRAME_1
+    return StepMode.ALL_TO_FRAME_0
 
 
 def denoise_step(
@@ -152,7 +159,7 @@ def denoise_step(
     mode = adain_mode(step, preset, adain, adain_switch_step)
     out = ddim_step(latents, noise_pred, schedule.alpha_t[step], schedule.alpha_prev[step], guidance_scale)
     out[:, :, 0] = latents[:, :, 0]
-    return _match_frames(out, mode, through_second=preset == "official")
+    return _match_frames(out, mode)
 
 
 def has_final_adain(preset: Preset = "official", adain: Adain = "schedule") -> bool:
@@ -166,7 +173,7 @@ def final_adain(latents: Array, preset: Preset = "official", adain: Adain = "sch
     """What is decoded: latents (1, 4, f, h, w), frames 1.. matched to frame 0 where has_final_adain."""
     if not has_final_adain(preset, adain):
         return latents
-    return _match_frames(latents.copy(), AdainMode.FIRST_FRAME, through_second=False)
+    return _match_frames(latents.copy(), StepMode.FINAL_TO_FRAME_0)
 
 
 def step_table(
@@ -176,36 +183,39 @@ def step_table(
     preset: Preset = "official",
     adain: Adain = "schedule",
     adain_switch_step: int | None = None,
+    step_frame_0: bool = False,
 ) -> NDArray[np.void]:
     """The whole loop as STEP_ROW rows (n,), computed in float64 and stored as float32.
 
-    The final AdaIN is part of the last row: matching to frame 1 and then to frame 0 is matching to frame 0,
-    up to rounding, since AdaIN is affine in each channel. Without guidance the row says 1, for equal halves
-    of noise_pred. next_timestep of the last row is its own timestep. SDXL's loop is the table with adain
-    "none".
+    The final AdaIN is part of the last row's mode. Without guidance the row says 1, for equal halves of
+    noise_pred. SDXL's loop is the table with adain "none" and step_frame_0.
     """
     n = len(schedule)
     rows = np.zeros(n, STEP_ROW)
     ends = zip(schedule.alpha_t, schedule.alpha_prev, strict=True)
     rows["cx"], rows["ce"] = np.array([step_coefficients(t, prev) for t, prev in ends]).T
     rows["guidance"] = max(guidance_scale, 1)
-    rows["next_timestep"] = np.append(schedule.timesteps[1:], schedule.timesteps[-1])
-    rows["mode"] = [adain_mode(i, preset, adain, adain_switch_step) for i in range(n)]
+    modes = [adain_mode(i, preset, adain, adain_switch_step) for i in range(n)]
     if has_final_adain(preset, adain):
-        rows["mode"][-1] = AdainMode.FIRST_FRAME
+        modes[-1] |= StepMode.FINAL_TO_FRAME_0
+    rows["mode"] = [mode | StepMode.STEP_FRAME_0 if step_frame_0 else mode for mode in modes]
     return rows
 
 
-def _match_frames(latents: Array, mode: AdainMode, *, through_second: bool) -> Array:
-    """AdaIN of a step, in place. through_second: the official code matches frame 1 to frame 0, then the
-    others to the updated frame 1, which equals matching all of them to frame 0 up to rounding."""
-    if mode is AdainMode.NONE or latents.shape[2] == 1:
+def _match_frames(latents: Array, mode: StepMode) -> Array:
+    """The AdaIN of `mode`, in place, in the order of its flags."""
+    if latents.shape[2] == 1:
         return latents
-    if mode is AdainMode.FIRST_FRAME:
-        last = 2 if through_second else latents.shape[2]
-        latents[:, :, 1:last] = adain(latents[:, :, 1:last], latents[:, :, :1])
-    if mode is AdainMode.SECOND_FRAME or through_second:
-        latents[:, :, 2:] = adain(latents[:, :, 2:], latents[:, :, 1:2])
+    frame_0, frame_1 = latents[:, :, :1], latents[:, :, 1:2]
+    rest, others = latents[:, :, 2:], latents[:, :, 1:]
+    if StepMode.FRAME_1_TO_FRAME_0 in mode:
+        frame_1[:] = adain(frame_1, frame_0)
+    if StepMode.REST_TO_FRAME_1 in mode:
+        rest[:] = adain(rest, frame_1)
+    if StepMode.ALL_TO_FRAME_0 in mode:
+        others[:] = adain(others, frame_0)
+    if StepMode.FINAL_TO_FRAME_0 in mode:
+        others[:] = adain(others, frame_0)
     return latents
 
 

@@ -9,7 +9,7 @@ from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.ddim import DDIMSchedule, ddim_schedule, step_coefficients
 from lamp_trt.runtime.latents import (
     STEP_ROW,
-    AdainMode,
+    StepMode,
     adain,
     adain_mode,
     ddim_step,
@@ -74,19 +74,25 @@ def test_adain_of_one_pixel_is_refused() -> None:
         adain(normal(1, 4, 1, 1), normal(1, 4, 1, 1))
 
 
+LATE = {
+    "official": StepMode.FRAME_1_TO_FRAME_0 | StepMode.REST_TO_FRAME_1,
+    "paper": StepMode.ALL_TO_FRAME_0,
+}
+
+
 @pytest.mark.parametrize(
     ("preset", "last_early"), [("official", 30), ("paper", 28)], ids=["official", "paper"]
 )
 def test_the_schedule_matches_to_the_second_frame_first(preset: Any, last_early: int) -> None:
-    assert adain_mode(last_early, preset) is AdainMode.SECOND_FRAME
-    assert adain_mode(last_early + 1, preset) is AdainMode.FIRST_FRAME
+    assert adain_mode(last_early, preset) == StepMode.REST_TO_FRAME_1
+    assert adain_mode(last_early + 1, preset) == LATE[preset]
 
 
 def test_the_switch_step_and_the_ablations_choose_the_mode() -> None:
-    assert adain_mode(0, adain_switch_step=0) is AdainMode.FIRST_FRAME
-    assert adain_mode(40, adain_switch_step=41) is AdainMode.SECOND_FRAME
-    assert adain_mode(0, adain="first_frame") is AdainMode.FIRST_FRAME
-    assert {adain_mode(i, adain="none") for i in range(50)} == {AdainMode.NONE}
+    assert adain_mode(0, adain_switch_step=0) == LATE["official"]
+    assert adain_mode(40, adain_switch_step=41) == StepMode.REST_TO_FRAME_1
+    assert adain_mode(0, adain="first_frame") == LATE["official"]
+    assert {adain_mode(i, adain="none") for i in range(50)} == {StepMode.NONE}
 
 
 def official_step(
@@ -161,21 +167,23 @@ def test_the_step_table_reproduces_the_loop(n: int, preset: Any, ablation: Any) 
         )
         x = row["cx"] * by_table + row["ce"] * (pred[:1] + row["guidance"] * (pred[1:] - pred[:1]))
         x[:, :, 0] = by_table[:, :, 0]
-        if row["mode"] == AdainMode.SECOND_FRAME:
+        if row["mode"] & StepMode.FRAME_1_TO_FRAME_0:
+            x[:, :, 1:2] = adain(x[:, :, 1:2], x[:, :, :1])
+        if row["mode"] & StepMode.REST_TO_FRAME_1:
             x[:, :, 2:] = adain(x[:, :, 2:], x[:, :, 1:2])
-        elif row["mode"] == AdainMode.FIRST_FRAME:
-            x[:, :, 1:] = adain(x[:, :, 1:], x[:, :, :1])
+        for flag in (StepMode.ALL_TO_FRAME_0, StepMode.FINAL_TO_FRAME_0):
+            if row["mode"] & flag:
+                x[:, :, 1:] = adain(x[:, :, 1:], x[:, :, :1])
         by_table = x
     want = final_adain(by_steps, preset, ablation)
     np.testing.assert_allclose(by_table, want, rtol=0, atol=n * STEP_TABLE_ATOL * np.abs(want).max())
 
 
 def test_the_step_table_has_the_kernels_layout() -> None:
-    table = step_table(ddim_schedule(3), guidance_scale=0.5, preset="paper", adain="none")
-    assert (STEP_ROW.itemsize, table.dtype) == (32, STEP_ROW)
-    np.testing.assert_array_equal(table["next_timestep"], [334, 1, 1])
+    table = step_table(ddim_schedule(3), guidance_scale=0.5, adain="none", step_frame_0=True)
+    assert (STEP_ROW.itemsize, table.dtype) == (16, STEP_ROW)
     np.testing.assert_array_equal(table["guidance"], 1)
-    np.testing.assert_array_equal(table["mode"], 0)
+    np.testing.assert_array_equal(table["mode"], 16)
 
 
 def test_the_final_adain_belongs_to_the_official_preset_only() -> None:
