@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle as its readers see it: a folder that is whole, or an error that says what is wrong with it."""
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lamp_trt.engine.bundle_paths import ENGINES, JOURNAL, LOCK, MANIFEST, PENDING, inside
+from lamp_trt.engine.digests import DigestCache, FileIdentity, file_identity
+from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.manifest import (
+    Manifest,
+    NetworkEntry,
+    manifest_digest,
+    read_manifest,
+    read_small_file,
+    rebuild_command,
+)
+
+Verify = Literal["stat", "full", "none"]
+
+_COMMIT_WAIT_S = 1.0
+"""How long a reader waits for a commit in progress, which is a few renames."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open bundle. `digest` pins it: sha256 of bundle.json, which holds the digest of every other file."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    identities: dict[str, FileIdentity]
+    """What each file was when it was checked."""
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: Verify = "stat",
+        expect_digest: str | None = None,
+        cache: DigestCache | None = None,
+    ) -> "Bundle":
+        """Open the bundle at `path`, after checking that every file is there with the right size and digest.
+
+        verify: "stat" believes a remembered digest while a file's identity is unchanged (`DigestCache`),
+        "full" reads every byte, "none" looks at sizes only. expect_digest: what `digest` must be.
+        BundleError names the file or field that is wrong; InputError for bad arguments.
+        """
+        if verify not in ("stat", "full", "none"):
+            raise InputError(f"verify is {verify!r}, expected 'stat', 'full' or 'none'")
+        folder = Path(os.path.abspath(path))
+        cache = cache or DigestCache()
+        deadline = time.monotonic() + _COMMIT_WAIT_S
+        while True:
+            manifest, data = _read(folder)
+            _check_expected(folder, manifest_digest(data), expect_digest)
+            trouble: BundleError | None = None
+            try:
+                identities = _check_files(folder, manifest, verify, cache)
+            except BundleError as error:
+                trouble = error
+            if not _is_replaced(folder, data):
+                if trouble:
+                    raise trouble
+                return cls(folder, manifest, manifest_digest(data), identities)
+            if time.monotonic() > deadline:
+                raise BundleError(
+                    f"{folder} is being replaced by another build, or such a build was interrupted. "
+                    f"Wait for it, or finish it: {rebuild_command(folder)}"
+                )
+            time.sleep(0.02)
+
+    def path_of(self, relative: str) -> Path:
+        """The path of a file that the manifest names. BundleError if there is none, or it leads out."""
+        if relative not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} holds no file {relative!r}; known: {_listing(self.manifest.files)}"
+            )
+        return inside(self.path, relative)
+
+    def network(self, name: str) -> NetworkEntry:
+        """The manifest's entry of a network. BundleError, listing the known ones, if there is none."""
+        if name not in self.manifest.networks:
+            known = _listing(self.manifest.networks)
+            raise BundleError(f"{self.path} holds no network {name!r}; known: {known}")
+        return self.manifest.networks[name]
+
+    def graph_path(self, network: str) -> Path:
+        """The ONNX file of a network."""
+        return self.path_of(self.network(network).graph)
+
+    def motion_path(self, name: str | None = None) -> Path:
+        """The file of a motion (None: the default). BundleError, listing the known ones, if there is none."""
+        name = self.manifest.default_motion if name is None else name
+        if name not in self.manifest.motions:
+            raise BundleError(
+                f"{self.path} holds no motion {name!r}; known: {_listing(self.manifest.motions)}. "
+                f"Add one: lamp-trt motion add {self.path} …"
+            )
+        return self.path_of(self.manifest.motions[name].file)
+
+    def tokenizer_folder(self, name: str) -> Path:
+        """The folder of a tokenizer. BundleError, listing the known ones, if there is none."""
+        if name not in self.manifest.tokenizers:
+            known = _listing(self.manifest.tokenizers)
+            raise BundleError(f"{self.path} holds no tokenizer {name!r}; known: {known}")
+        return inside(self.path, str(self.manifest.tokenizers[name]["folder"]))
+
+    @property
+    def engine_folder(self) -> Path:
+        """Where compiled engines go by default; it need not exist, and no manifest names what is in it."""
+        return self.path / ENGINES
+
+    def check_unchanged(self) -> None:
+        """BundleError if a file was touched since `open`. Backends ask after loading."""
+        for relative, identity in self.identities.items():
+            if _status(self.path, relative) != identity:
+                raise BundleError(
+                    f"{relative} in {self.path} changed while the bundle was in use: load it again"
+                )
+
+
+def _read(folder: Path) -> tuple[Manifest, bytes]:
+    try:
+        return read_manifest(folder)
+    except FileNotFoundError:
+        remedy = rebuild_command(folder)
+        if any(os.path.lexists(folder / name) for name in (JOURNAL, LOCK, PENDING)):
+            raise BundleError(
+                f"{folder} is an unfinished bundle: its build is running or was interrupted. "
+                f"Run the build again, finished parts are kept: {remedy}"
+            ) from None
+        state = "has no bundle.json" if folder.is_dir() else "does not exist"
+        raise BundleError(f"{folder} is no bundle: it {state}. Make one: {remedy}") from None
+
+
+def _check_expected(folder: Path, digest: str, expected: str | None) -> None:
+    if expected is None:
+        return
+    if not re.fullmatch("[0-9a-fA-F]{64}", expected):
+        raise InputError(f"expected bundle digest is {expected!r:.100}, which is not 64 hexadecimal digits")
+    if digest != expected.lower():
+        raise BundleError(f"{folder} has digest {digest}, expected {expected.lower()}: it is another bundle")
+
+
+def _check_files(
+    folder: Path, manifest: Manifest, verify: Verify, cache: DigestCache
+) -> dict[str, FileIdentity]:
+    identities = {}
+    for relative, entry in manifest.files.items():
+        identities[relative] = _status(folder, relative)
+        size = identities[relative][0]
+        if size != entry.size:
+            raise _damaged(folder, relative, f"it has {size} bytes, {MANIFEST} says {entry.size}")
+        if verify == "none":
+            continue
+        try:
+            intact = cache.matches(inside(folder, relative), entry.sha256, fresh=verify == "full")
+        except InputError as error:
+            raise BundleError(f"{relative} in {folder}: {error}") from error
+        if not intact:
+            raise _damaged(folder, relative, f"its digest is not the one in {MANIFEST}")
+    return identities
+
+
+def _status(folder: Path, relative: str) -> FileIdentity:
+    try:
+        status = inside(folder, relative).stat()
+    except OSError as error:
+        problem = (
+            "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        )
+        raise BundleError(
+            f"{relative} {problem} in {folder}. Make it again: {rebuild_command(folder)}"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(
+            f"{relative} in {folder} is not a regular file. Remove it: {rebuild_command(folder)}"
+        )
+    return file_identity(status)
+
+
+def _is_replaced(folder: Path, data: bytes) -> bool:
+    """Whether a commit is in progress, or has put another manifest in place of `data`."""
+    try:
+        return os.path.lexists(folder / PENDING) or read_small_file(folder / MANIFEST) != data
+    except FileNotFoundError:
+        return True
+
+
+def _damaged(folder: Path, relative: str, problem: str) -> BundleError:
+    return BundleError(
+        f"{relative} in {folder} is damaged: {problem}. Make it again: {rebuild_command(folder)}"
+    )
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names in a bundle's folder: its own files, and which names from outside are let in."""
+
+import os
+import re
+from pathlib import Path
+
+from lamp_trt.engine.atomic_files import TEMPORARY_SUFFIX
+from lamp_trt.engine.errors import BundleError, InputError
+
+MANIFEST = "bundle.json"
+PENDING = "bundle.json.pending"
+"""The manifest of a commit in progress: it exists while staged files move over the ones that they replace."""
+JOURNAL = "build.journal"
+LOCK = ".lock"
+ENGINES = "engines"
+STAGED_SUFFIX = ".lamp-new"
+
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_MOTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED = (MANIFEST, PENDING, JOURNAL)
+
+
+def check_relative(relative: str) -> str:
+    """`relative` if it can name a deterministic file of a bundle, like "weights/unet.safetensors".
+
+    Segments of letters, digits and ._+- that start with a letter or digit: no absolute path, no "..", no
+    hidden file, none of the bundle's own files and nothing in engines/. BundleError otherwise.
+    """
+    segments = relative.split("/")
+    if not all(_SEGMENT.fullmatch(segment) for segment in segments):
+        raise BundleError(
+            f"{relative!r} cannot name a file of a bundle: expected a relative path of plain names "
+            "(letters, digits and ._+-, none starting with a dot)"
+        )
+    if (
+        relative in _RESERVED
+        or segments[0] == ENGINES
+        or relative.endswith((TEMPORARY_SUFFIX, STAGED_SUFFIX))
+    ):
+        raise BundleError(f"{relative!r} is reserved for the bundle's own use")
+    return relative
+
+
+def inside(root: Path, relative: str) -> Path:
+    """root/relative, after following links. BundleError if that leads out of the bundle."""
+    path = root / check_relative(relative)
+    real_root, real_path = os.path.realpath(root), os.path.realpath(path)
+    if os.path.commonpath([real_root, real_path]) != real_root:
+        raise BundleError(
+            f"{relative} in {root} is a link out of the bundle, to {real_path}. "
+            f"A bundle holds its files itself: copy the file there"
+        )
+    return path
+
+
+def validate_motion_name(name: str) -> str:
+    """`name` if it can name a motion. InputError otherwise."""
+    if not _MOTION_NAME.fullmatch(name) or ".." in name:
+        raise InputError(
+            f"{name[:80]!r} cannot name a motion: expected 1 to 64 letters, digits and ._- "
+            "that start with a letter or digit and hold no '..', like horse_run"
+        )
+    return name
