@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint folders in the diffusers layout: find their components, check them, read them. Always offline.
+"""The tensors of a checkpoint's components: checked, read, converted; and the modules that they fill.
 
-A component is a folder with a config and weights (`unet/`, `vae/`, `text_encoder/`). Its tensors are given
-under the state-dict names of the modules that we export, whatever the age of the files:
+Tensors are given under the state-dict names of the modules that we export, whatever the age of the files:
 - VAE: diffusers' AutoencoderKL of today. The mid-block attention's old names query, key, value, proj_attn
   become to_q, to_k, to_v, to_out.0, and its (c, c, 1, 1) convolutions become (c, c).
 - CLIP text model: transformers 5's CLIPTextModel, which has no `text_model.` prefix
@@ -11,13 +10,11 @@ under the state-dict names of the modules that we export, whatever the age of th
 Only tensors are read: safetensors, or pickles through torch's restricted unpickler.
 """
 
-import json
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +24,7 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.export.checkpoint_files import ComponentFiles, find_component, refuse_lfs_pointer
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -34,7 +32,6 @@ DEFAULT_SCALING_FACTOR = 0.18215
 """What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
 @dataclass(frozen=True)
@@ -45,100 +42,37 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class ComponentFiles:
-    """One component of a checkpoint on disk; `weight_files` are the shards, all safetensors or all .bin."""
-
-    name: str
-    folder: Path
-    config: Mapping[str, Any]
-    weight_files: tuple[Path, ...]
-
-    @cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor by normalised name, sorted, read from the files' headers."""
-        return {name: info for name, (_, info) in sorted(self._sources.items())}
-
-    def iter_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor in the order of `tensors`, converted to `dtype` if given.
-
-        Unconverted tensors are views of the mapped file, so one converted tensor at a time is in memory.
-        """
-        with _Reader(self.weight_files) as reader:
-            for name, info in self.tensors.items():
-                stored_name = self._sources[name][0]
-                yield name, reader.tensor(stored_name).reshape(info.shape).to(dtype)
-
-    @cached_property
-    def _sources(self) -> dict[str, tuple[str, TensorInfo]]:
-        """Normalised name → stored name and normalised info."""
-        sources: dict[str, tuple[str, TensorInfo]] = {}
-        with _Reader(self.weight_files) as reader:
-            for stored_name, info in reader.infos.items():
-                name = normalised_name(stored_name, self.config)
-                if name is None:
-                    continue
-                if name in sources:
-                    raise CheckpointError(f"{self.folder} holds {name} twice, also as {stored_name}.")
-                if info.dtype not in _DTYPES.values():
-                    raise CheckpointError(
-                        f"{self.folder}: tensor {stored_name} is {info.dtype}, not a float."
-                    )
-                if name != stored_name and info.shape[2:] == (1, 1):
-                    info = TensorInfo(info.dtype, info.shape[:2])
-                sources[name] = (stored_name, info)
-        return sources
+def tensor_infos(files: ComponentFiles) -> dict[str, TensorInfo]:
+    """Every tensor by normalised name, sorted, read from the files' headers."""
+    return {name: info for name, (_, info) in _sources(files).items()}
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The parts of a Stable Diffusion folder that were asked for."""
+def iter_tensors(files: ComponentFiles, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor in the order of `tensor_infos`, converted to `dtype` if given.
 
-    folder: Path
-    components: Mapping[str, ComponentFiles]
-    tokenizers: Mapping[str, Path]
-    scheduler_config: Mapping[str, Any]
-
-
-def open_checkpoint(
-    folder: str | Path,
-    components: tuple[str, ...] = ("text_encoder", "vae"),
-    tokenizers: tuple[str, ...] = ("tokenizer",),
-) -> Checkpoint:
-    """Find the named parts of a checkpoint; the defaults are what LAMP takes from Stable Diffusion v1.4.
-
-    Raises CheckpointError for anything that is missing. Tensors are checked later, against a module.
+    Unconverted tensors are views of the mapped file, so one converted tensor at a time is in memory.
     """
-    root = _existing_folder(folder)
-    found = {name: find_component(root, name, parent_only=True) for name in components}
-    for name in tokenizers:
-        if not all((root / name / file).is_file() for file in ("vocab.json", "merges.txt")):
-            raise CheckpointError(f"{root} has no {name}/vocab.json and merges.txt. {_LAYOUT_HINT}")
-    scheduler = _read_json(root / "scheduler" / "scheduler_config.json")
-    return Checkpoint(root, found, {name: root / name for name in tokenizers}, scheduler)
+    with _Reader(files.weight_files) as reader:
+        for name, (stored_name, info) in _sources(files).items():
+            yield name, reader.tensor(stored_name).reshape(info.shape).to(dtype)
 
 
-_LAYOUT_HINT = (
-    "Give the folder of a whole checkpoint in the diffusers layout (the one with model_index.json)."
-)
-
-
-def find_component(folder: str | Path, name: str, *, parent_only: bool = False) -> ComponentFiles:
-    """The component `name` in `folder/name`, or in `folder` itself unless `parent_only`.
-
-    Full precision is preferred to fp16 variants, then safetensors to .bin. Raises CheckpointError.
-    """
-    root = _existing_folder(folder)
-    if (root / name).is_dir():
-        root = root / name
-    elif parent_only or not (root / "config.json").is_file():
-        entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
-        raise CheckpointError(
-            f"{root} is not a checkpoint with {name!r}: no {name}/config.json"
-            f"{'' if parent_only else ' or config.json'}; it holds {entries}. {_LAYOUT_HINT}"
-        )
-    config = _read_json(root / "config.json")
-    return ComponentFiles(name, root, config, _find_weights(root, config))
+def _sources(files: ComponentFiles) -> dict[str, tuple[str, TensorInfo]]:
+    """Normalised name → stored name and normalised info, sorted."""
+    sources: dict[str, tuple[str, TensorInfo]] = {}
+    with _Reader(files.weight_files) as reader:
+        for stored_name, info in reader.infos.items():
+            name = normalised_name(stored_name, files.config)
+            if name is None:
+                continue
+            if name in sources:
+                raise CheckpointError(f"{files.folder} holds {name} twice, also as {stored_name}.")
+            if info.dtype not in _DTYPES.values():
+                raise CheckpointError(f"{files.folder}: tensor {stored_name} is {info.dtype}, not a float.")
+            if name != stored_name and info.shape[2:] == (1, 1):
+                info = TensorInfo(info.dtype, info.shape[:2])
+            sources[name] = (stored_name, info)
+    return dict(sorted(sources.items()))
 
 
 def normalised_name(stored_name: str, config: Mapping[str, Any]) -> str | None:
@@ -159,7 +93,7 @@ _OLD_VAE_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_att
 
 def check_tensors(files: ComponentFiles, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError unless `files` hold exactly the tensors `expected`, normalised name → shape."""
-    stored = files.tensors
+    stored = tensor_infos(files)
     problems = [
         ("lacks", [f"{n} {list(expected[n])}" for n in sorted(expected.keys() - stored.keys())]),
         ("has unknown", sorted(stored.keys() - expected.keys())),
@@ -190,7 +124,7 @@ def load_module(module: Module, files: ComponentFiles, dtype: torch.dtype) -> Mo
     Tensors already in `dtype` stay mapped to the file. Raises CheckpointError if names or shapes differ.
     """
     check_tensors(files, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
-    module.load_state_dict(dict(files.iter_tensors(dtype)), assign=True)
+    module.load_state_dict(dict(iter_tensors(files, dtype)), assign=True)
     return module.requires_grad_(False).eval()
 
 
@@ -250,14 +184,14 @@ class _Reader:
 
 
 def _open_safetensors(file: Path) -> tuple[Any, dict[str, TensorInfo]]:
-    _refuse_lfs_pointer(file)
+    refuse_lfs_pointer(file)
     header = read_weight_file(file)
     infos = {name: TensorInfo(ref.dtype, ref.shape) for name, ref in header.tensors.items()}
     return safe_open(file, framework="pt"), infos
 
 
 def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
-    _refuse_lfs_pointer(file)
+    refuse_lfs_pointer(file)
     try:
         # Files written before torch 1.6 are no zip archives, which only costs the memory map.
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -285,61 +219,3 @@ _UNPICKLING_ERRORS = (
     KeyError, IndexError, TypeError, AttributeError,
 )  # fmt: skip
 """What torch.load raises for code, other formats and damage."""
-
-
-def _find_weights(folder: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
-    """The weight files of a component, by the names that diffusers and transformers write."""
-    diffusers = "_class_name" in config
-    safe, pickled = ("diffusion_pytorch_model",) * 2 if diffusers else ("model", "pytorch_model")
-    tried = []
-    for variant in ("", ".fp16"):
-        for stem, suffix in ((safe, ".safetensors"), (pickled, ".bin")):
-            single = folder / f"{stem}{variant}{suffix}"
-            index = folder / f"{stem}{suffix}.index{variant}.json"
-            if single.is_file():
-                return (single,)
-            if index.is_file():
-                return _shards(index)
-            tried.append(single.name)
-    raise CheckpointError(f"{folder} has no weights: none of {', '.join(tried)} (or a sharded index of one).")
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    """The files of a sharded checkpoint, all beside their index."""
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map.")
-    names = sorted(set(map(str, weight_map.values())))
-    for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names the file {name!r}, which is not beside it.")
-    return tuple(index.parent / name for name in names)
-
-
-def _existing_folder(folder: str | Path) -> Path:
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        what = "is a file, expected a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"checkpoint {path} {what}. {_LAYOUT_HINT}")
-    return path
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
-    _refuse_lfs_pointer(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object.")
-    return content
-
-
-def _refuse_lfs_pointer(file: Path) -> None:
-    with file.open("rb") as f:
-        if f.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise CheckpointError(
-                f"{file} is a git-lfs pointer, not the file itself. Run `git lfs pull` in its repository."
-            )

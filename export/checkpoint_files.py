@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint folders in the diffusers layout: find their components. Loads neither torch nor a weight.
+
+A component is a folder with a config and weights (`unet/`, `vae/`, `text_encoder/`). Always offline.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamp_trt.engine.errors import CheckpointError
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec"
+
+
+@dataclass(frozen=True)
+class ComponentFiles:
+    """One component of a checkpoint on disk; `weight_files` are the shards, all safetensors or all .bin."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    weight_files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parts of a Stable Diffusion folder that were asked for."""
+
+    folder: Path
+    components: Mapping[str, ComponentFiles]
+    tokenizers: Mapping[str, Path]
+    scheduler_config: Mapping[str, Any]
+
+
+def open_checkpoint(
+    folder: str | Path,
+    components: tuple[str, ...] = ("text_encoder", "vae"),
+    tokenizers: tuple[str, ...] = ("tokenizer",),
+) -> Checkpoint:
+    """Find the named parts of a checkpoint; the defaults are what LAMP takes from Stable Diffusion v1.4.
+
+    Raises CheckpointError for anything that is missing. Tensors are checked later, against a module.
+    """
+    root = _existing_folder(folder)
+    found = {name: find_component(root, name, parent_only=True) for name in components}
+    for name in tokenizers:
+        if not all((root / name / file).is_file() for file in ("vocab.json", "merges.txt")):
+            raise CheckpointError(f"{root} has no {name}/vocab.json and merges.txt. {_LAYOUT_HINT}")
+    scheduler = read_json(root / "scheduler" / "scheduler_config.json")
+    return Checkpoint(root, found, {name: root / name for name in tokenizers}, scheduler)
+
+
+_LAYOUT_HINT = (
+    "Give the folder of a whole checkpoint in the diffusers layout (the one with model_index.json)."
+)
+
+
+def find_component(folder: str | Path, name: str, *, parent_only: bool = False) -> ComponentFiles:
+    """The component `name` in `folder/name`, or in `folder` itself unless `parent_only`.
+
+    Full precision is preferred to fp16 variants, then safetensors to .bin. Raises CheckpointError.
+    """
+    root = _existing_folder(folder)
+    if (root / name).is_dir():
+        root = root / name
+    elif parent_only or not (root / "config.json").is_file():
+        entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"{root} is not a checkpoint with {name!r}: no {name}/config.json"
+            f"{'' if parent_only else ' or config.json'}; it holds {entries}. {_LAYOUT_HINT}"
+        )
+    config = read_json(root / "config.json")
+    return ComponentFiles(name, root, config, _find_weights(root, config))
+
+
+def _find_weights(folder: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The weight files of a component, by the names that diffusers and transformers write."""
+    diffusers = "_class_name" in config
+    safe, pickled = ("diffusion_pytorch_model",) * 2 if diffusers else ("model", "pytorch_model")
+    tried = []
+    for variant in ("", ".fp16"):
+        for stem, suffix in ((safe, ".safetensors"), (pickled, ".bin")):
+            single = folder / f"{stem}{variant}{suffix}"
+            index = folder / f"{stem}{suffix}.index{variant}.json"
+            if single.is_file():
+                return (single,)
+            if index.is_file():
+                return _shards(index)
+            tried.append(single.name)
+    raise CheckpointError(f"{folder} has no weights: none of {', '.join(tried)} (or a sharded index of one).")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files of a sharded checkpoint, all beside their index."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map.")
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise CheckpointError(f"{index} names the file {name!r}, which is not beside it.")
+    return tuple(index.parent / name for name in names)
+
+
+def _existing_folder(folder: str | Path) -> Path:
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        what = "is a file, expected a folder" if path.exists() else "does not exist"
+        raise CheckpointError(f"checkpoint {path} {what}. {_LAYOUT_HINT}")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
+    refuse_lfs_pointer(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return content
+
+
+def refuse_lfs_pointer(file: Path) -> None:
+    with file.open("rb") as f:
+        if f.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise CheckpointError(
+                f"{file} is a git-lfs pointer, not the file itself. Run `git lfs pull` in its repository."
+            )
