@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generated video, and how it becomes a file: H.264 in mp4, animated GIF or WebP, or a folder of PNGs.
+
+Every format is written under a temporary name beside its destination and renamed at the end, and the same
+frames give the same bytes: one encoder thread, no dates, no version strings.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamp_trt.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+FPS = 8
+"""The official script's frame rate."""
+
+Frames = NDArray[np.uint8]
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Video:
+    """What a pipeline returns.
+
+    frames: uint8 RGB (f, h, w, 3). first_frame: uint8 RGB, the image the video starts from, at its own size.
+    latents: float32 (1, 4, f, h // 8, w // 8), as they were decoded. timings: seconds by stage.
+    settings: what it takes to generate the video again; JSON values.
+    """
+
+    frames: Frames
+    first_frame: Frames
+    latents: NDArray[np.float32]
+    timings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        f, h, w, _ = self.frames.shape
+        return f"Video({f} frames, {w}x{h})"
+
+    def save(self, path: PathLike, fps: float = FPS) -> Path:
+        """Writes the frames by `save_frames`, and the settings beside them as JSON (`sidecar_path`)."""
+        destination = save_frames(self.frames, path, fps)
+        text = json.dumps({**self.settings, "fps": fps}, indent=2, ensure_ascii=False)
+        with _written(sidecar_path(destination)) as partial:
+            partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
+        return destination
+
+
+def sidecar_path(destination: PathLike) -> Path:
+    """Where the settings of a video are: clip.mp4.json for clip.mp4, clip.json for the folder clip."""
+    path = Path(destination)
+    return path.with_name(f"{path.name}.json")
+
+
+def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
+    """Writes uint8 RGB (f, h, w, 3) as .mp4, .gif or .webp, or as frame_000.png... in a folder (no suffix).
+
+    An existing file, or folder of such PNGs, is replaced. GIF keeps 256 colours and a clock of 1/100 s, on
+    which 8 fps alternates between 120 and 130 ms. Raises InputError as `check_destination` does, or if
+    writing fails.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
+        raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (f, h, w, 3).")
+    if not (isinstance(fps, int | float) and math.isfinite(fps) and 0 < fps <= 100):
+        raise InputError(f"fps is {fps!r}; expected a number above 0, at most 100.")
+    destination = check_destination(path, *frames.shape[1:3])
+    with _written(destination) as partial:
+        encode = _ENCODERS.get(destination.suffix.lower())
+        if encode is None:
+            _write_pngs(frames, partial)
+        else:
+            encode(frames, partial, Fraction(fps).limit_denominator(1001))
+    return destination
+
+
+def check_destination(path: PathLike, height: int, width: int) -> Path:
+    """The path, if a video of this size can be saved there; InputError otherwise. Asked before a video is
+    made, it spares a wait for one that can't be kept."""
+    destination = Path(path)
+    suffix = destination.suffix.lower()
+    if suffix not in ("", *_ENCODERS) and not destination.is_dir():
+        raise InputError(
+            f"the output {str(path)!r} ends in {destination.suffix!r}; choose {', '.join(_ENCODERS)}, "
+            "or a name without a dot for a folder of PNGs."
+        )
+    if suffix == ".mp4" and (height % 2 or width % 2):
+        raise InputError(
+            f"H.264 needs an even width and height, the video is {width}x{height}; "
+            "save it as .gif, .webp or a folder of PNGs."
+        )
+    if not destination.parent.is_dir():
+        raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
+    if not os.access(destination.parent, os.W_OK | os.X_OK):
+        raise InputError(f"the folder {str(destination.parent)!r} cannot be written to; choose another.")
+    if destination.is_dir():
+        foreign = [entry.name for entry in destination.iterdir() if not entry.match("frame_*.png")]
+        if foreign or suffix in _ENCODERS:
+            held = f"holds {foreign[0]!r}" if foreign else "is a folder"
+            raise InputError(f"the output {str(path)!r} {held} and would be replaced; choose another name.")
+    return destination
+
+
+@contextmanager
+def _written(destination: Path) -> Iterator[Path]:
+    """A temporary name beside `destination`, renamed to it at the end; on any error or interrupt it is
+    removed."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
+            partial = Path(scratch, destination.name)
+            yield partial
+            if destination.is_dir():
+                destination.rename(Path(scratch, "replaced"))
+            partial.rename(destination)
+    except OSError as error:
+        raise InputError(f"{str(destination)!r} cannot be written: {error.strerror or error}.") from error
+
+
+def _write_pngs(frames: Frames, folder: Path) -> None:
+    import cv2
+
+    folder.mkdir()
+    for index, frame in enumerate(frames):
+        name = folder / f"frame_{index:03}.png"
+        if not cv2.imwrite(str(name), np.ascontiguousarray(frame[..., ::-1])):
+            raise OSError(f"OpenCV could not write {name.name}")
+
+
+def _write_mp4(frames: Frames, path: Path, fps: Fraction) -> None:
+    """H.264 4:2:0, index in front: what every browser plays. Colours are BT.709 and say so."""
+    import av
+
+    bt709, limited = 1, 1
+    with av.open(
+        path, "w", format="mp4", options={"movflags": "+faststart", "fflags": "+bitexact"}
+    ) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        codec = stream.codec_context
+        codec.thread_count = 1
+        codec.colorspace = codec.color_primaries = codec.color_trc = bt709
+        codec.color_range = limited
+        for frame in _av_frames(frames, fps):
+            yuv = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            container.mux(stream.encode(yuv))
+        container.mux(stream.encode())
+
+
+def _write_webp(frames: Frames, path: Path, fps: Fraction) -> None:
+    import av
+
+    with av.open(path, "w", format="webp", options={"loop": "0", "fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libwebp_anim", rate=fps, options={"quality": "90"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "bgra"
+        stream.codec_context.thread_count = 1
+        for frame in _av_frames(frames, fps):
+            container.mux(stream.encode(frame.reformat(format="bgra")))
+        container.mux(stream.encode())
+
+
+def _write_gif(frames: Frames, path: Path, fps: Fraction) -> None:
+    """One palette of 256 colours from all frames, then error diffusion: no flicker between palettes."""
+    import av
+
+    height, width = frames.shape[1:3]
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / fps)
+    split, palettegen, paletteuse, sink = map(graph.add, ("split", "palettegen", "paletteuse", "buffersink"))
+    source.link_to(split)
+    split.link_to(palettegen, 0, 0)
+    split.link_to(paletteuse, 1, 0)
+    palettegen.link_to(paletteuse, 0, 1)
+    paletteuse.link_to(sink)
+    graph.configure()
+    for frame in _av_frames(frames, fps):
+        source.push(frame)
+    source.push(None)
+    with av.open(path, "w", format="gif", options={"loop": "0", "fflags": "+bitexact"}) as container:
+        stream = container.add_stream("gif", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = height, width, "pal8"
+        stream.codec_context.thread_count = 1
+        for _ in frames:
+            container.mux(stream.encode(sink.pull()))
+        container.mux(stream.encode())
+
+
+def _av_frames(frames: Frames, fps: Fraction) -> Iterator["VideoFrame"]:
+    import av
+
+    for index, frame in enumerate(frames):
+        av_frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        av_frame.pts, av_frame.time_base = index, 1 / fps
+        yield av_frame
+
+
+_ENCODERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}
