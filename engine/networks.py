@@ -7,16 +7,18 @@ shapes, backends build profiles from them and the runtime allocates by them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 FLOAT = "float"
 """The network's own precision (float16 or float32); any other dtype is a NumPy name."""
 
-PRECISIONS = {"fp16": "float16", "fp32": "float32"}
+Precision = Literal["fp16", "fp32"]
+PRECISIONS: dict[Precision, str] = {"fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output with symbolic axes, e.g. ("batch", 4, "frames", "latent_height", "latent_width")."""
+    """One input or output with symbolic axes, like ("batch", 4, "num_frames", "latent_height", …)."""
 
     name: str
     axes: tuple[str | int, ...]
@@ -42,7 +44,7 @@ class NetworkSpec:
     outputs: tuple[TensorSpec, ...]
 
     def resolve(
-        self, axis_sizes: Mapping[str, int], precision: str
+        self, axis_sizes: Mapping[str, int], precision: Precision
     ) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:
         """Inputs and outputs with sizes for axis names and `precision` ("fp16", "fp32") for FLOAT."""
 
@@ -55,7 +57,7 @@ class NetworkSpec:
 
 _IMAGE = (3, "height", "width")
 _LATENT = (4, "latent_height", "latent_width")
-_VIDEO_LATENTS = ("batch", 4, "frames", "latent_height", "latent_width")
+_VIDEO_LATENTS = ("batch", 4, "num_frames", "latent_height", "latent_width")
 
 NETWORKS: dict[str, NetworkSpec] = {
     spec.name: spec

@@ -12,6 +12,9 @@ from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
 
+DEFAULT_SCALING_FACTOR = 0.18215
+"""What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
+
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
@@ -73,13 +76,15 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
             f"{'' if parent_only else ' or config.json'}; it holds {entries}. {_LAYOUT_HINT}"
         )
     config = read_json(root / "config.json")
-    return ComponentFiles(name, root, config, _find_weights(root, config))
+    return ComponentFiles(name, root, config, _find_weights(root, name))
 
 
-def _find_weights(folder: Path, config: Mapping[str, Any]) -> tuple[Path, ...]:
-    """The weight files of a component, by the names that diffusers and transformers write."""
-    diffusers = "_class_name" in config
-    safe, pickled = ("diffusion_pytorch_model",) * 2 if diffusers else ("model", "pytorch_model")
+def _find_weights(folder: Path, name: str) -> tuple[Path, ...]:
+    """The weight files of a component, by the names that transformers (text encoders) and diffusers write."""
+    if name.startswith("text_encoder"):
+        safe, pickled = "model", "pytorch_model"
+    else:
+        safe = pickled = "diffusion_pytorch_model"
     tried = []
     for variant in ("", ".fp16"):
         for stem, suffix in ((safe, ".safetensors"), (pickled, ".bin")):

@@ -14,6 +14,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,8 +29,6 @@ from lamp_trt.export.checkpoint_files import ComponentFiles, find_component, ref
 
 Module = TypeVar("Module", bound=nn.Module)
 
-DEFAULT_SCALING_FACTOR = 0.18215
-"""What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
@@ -130,31 +129,47 @@ def load_module(module: Module, files: ComponentFiles, dtype: torch.dtype) -> Mo
 
 def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """transformers' CLIPTextModel of a `text_encoder` folder or of its parent."""
-    from accelerate import init_empty_weights
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     files = find_component(folder, "text_encoder")
-    _expect_class(files, files.config.get("architectures", ["?"])[0], "CLIPTextModel")
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = CLIPTextModel(CLIPTextConfig.from_dict(dict(files.config)))
+    with empty_weights():
+        model = text_encoder_from_config(files.config)
     return load_module(model, files, dtype)
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """diffusers' AutoencoderKL of a `vae` folder or of its parent."""
-    from accelerate import init_empty_weights
-    from diffusers import AutoencoderKL
-
     files = find_component(folder, "vae")
-    _expect_class(files, files.config.get("_class_name"), "AutoencoderKL")
-    with init_empty_weights(include_buffers=False):
-        vae: nn.Module = AutoencoderKL.from_config(dict(files.config))  # type: ignore[no-untyped-call]
+    with empty_weights():
+        vae = vae_from_config(files.config)
     return load_module(vae, files, dtype)
 
 
-def _expect_class(files: ComponentFiles, found: str | None, expected: str) -> None:
+def empty_weights() -> AbstractContextManager[None]:
+    """Modules built under this context have their parameters on the meta device, and real buffers."""
+    from accelerate import init_empty_weights
+
+    context: AbstractContextManager[None] = init_empty_weights(include_buffers=False)
+    return context
+
+
+def text_encoder_from_config(config: Mapping[str, Any]) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    _expect_class("text_encoder", (config.get("architectures") or ["?"])[0], "CLIPTextModel")
+    model: nn.Module = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+    return model
+
+
+def vae_from_config(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers import AutoencoderKL
+
+    _expect_class("vae", config.get("_class_name"), "AutoencoderKL")
+    vae: nn.Module = AutoencoderKL.from_config(dict(config))  # type: ignore[no-untyped-call]
+    return vae
+
+
+def _expect_class(component: str, found: str | None, expected: str) -> None:
     if found != expected:
-        raise CheckpointError(f"{files.folder / 'config.json'} describes a {found}, expected {expected}.")
+        raise CheckpointError(f"{component}/config.json describes a {found}, expected {expected}.")
 
 
 class _Reader:

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.export.checkpoints import find_component, load_module
+from lamp_trt.export.checkpoint_files import find_component
+from lamp_trt.export.checkpoints import load_module
 
 logger = logging.getLogger("lamp_trt")
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks on ONNX Runtime's CPU provider."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lamp_trt.engine.backend import Array
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.networks import IOTensor
+from lamp_trt.engine.ort_graph import relocate_initializers, use_multi_head_attention
+from lamp_trt.engine.weights import read_weight_file
+
+
+class OnnxRuntimeEngine:
+    """One network of a bundle in an ONNX Runtime session on the CPU.
+
+    A session's weights cannot be exchanged, so `set_motion` builds a new one: its weights are mapped from the
+    bundle, the switch takes the time of a session's optimization.
+    """
+
+    def __init__(
+        self, bundle: Bundle, network: str, *, motion: str | None = None, num_threads: int | None = None
+    ) -> None:
+        record = bundle.manifest.networks[network]
+        self.inputs: tuple[IOTensor, ...] = record.inputs
+        self.outputs: tuple[IOTensor, ...] = record.outputs
+        self._bundle, self._network, self._num_threads = bundle, network, num_threads
+        self._motion = motion
+        self._session = self._new_session(motion)
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        for tensor in self.inputs:
+            array = arrays[tensor.name]
+            if (array.shape, array.dtype.name) != (tensor.shape, tensor.dtype):
+                raise EngineError(
+                    f"{self._network}: input {tensor.name} is {array.dtype} {list(array.shape)}, "
+                    f"this bundle's engine takes {tensor.dtype} {list(tensor.shape)}."
+                )
+        names = [tensor.name for tensor in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(arrays)), strict=True))
+
+    def set_motion(self, motion: str) -> None:
+        if motion != self._motion:
+            self._session = self._new_session(motion)
+            self._motion = motion
+
+    def _new_session(self, motion: str | None) -> Any:
+        import onnx
+        import onnxruntime
+
+        model = onnx.load(self._bundle.graph_path(self._network), load_external_data=False)
+        use_multi_head_attention(model)
+        if motion is not None:
+            pack = read_weight_file(self._bundle.motion_path(motion))
+            file = pack.path.relative_to(self._bundle.path).as_posix()
+            relocate_initializers(model, file, pack.tensors)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(self._bundle.path.resolve())
+        )
+        if self._num_threads is not None:
+            options.intra_op_num_threads = self._num_threads
+        try:
+            return onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions share no other base
+            raise EngineError(
+                f"ONNX Runtime cannot load {self._network} of {self._bundle.path}: {error}"
+            ) from error

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `lamp-trt build` does: weights, motions, graphs, tokenizer, and last the manifest.
+
+Building into an existing bundle adds to it: what the given checkpoints do not concern is kept. torch is
+loaded only when something has to be made.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lamp_trt.engine.atomic_files import NewFile
+from lamp_trt.engine.bundle_writer import BundleWriter
+from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.errors import BundleError
+from lamp_trt.engine.manifest import Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.networks import NETWORKS, is_motion_tensor
+from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.export.bundle_files import (
+    GRAPH_KEY,
+    BuildReport,
+    FileMaker,
+    graph_path,
+    motion_path,
+    weights_path,
+)
+from lamp_trt.export.motions import UNET, entry_of, make_motion
+from lamp_trt.export.recipe import (
+    BuildOptions,
+    Recipe,
+    motion_graph_key,
+    recipe_from_options,
+    tokenizer_files,
+)
+
+
+def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = None) -> BuildReport:
+    """Make or complete the bundle `out`. Raises CheckpointError, InputError or BundleError.
+
+    Finished files survive an error, Ctrl-C or a crash: the next build from the same inputs takes them over.
+    """
+    start = time.monotonic()
+    cache = cache or DigestCache()
+    recipe = recipe_from_options(options, cache)
+    report = BuildReport(out)
+    with BundleWriter(out, cache=cache) as writer:
+        kept = _kept(writer.manifest, recipe, out)
+        maker = FileMaker(writer, report)
+        for component in recipe.components:
+            _make_weights(maker, recipe, component)
+        made_motions = {
+            name: make_motion(maker, name, source, recipe.precision)
+            for name, source in recipe.motions.items()
+        }
+        motions = {**(kept.motions if kept else {}), **made_motions}
+        default_motion = next(iter(made_motions), kept.default_motion if kept else None)
+        for network in recipe.networks:
+            _make_graph(maker, recipe, network, default_motion)
+        for name, folder in recipe.tokenizers.items():
+            _copy_tokenizer(maker, name, folder, cache)
+        report.digest = writer.commit(_manifest(maker, recipe, kept, motions, default_motion))
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _make_weights(maker: FileMaker, recipe: Recipe, component: str) -> None:
+    """weights/<component>.safetensors; of the UNet, only what all motions share."""
+    source = recipe.components[component]
+
+    def write(file: NewFile) -> None:
+        from lamp_trt.export.convert import write_component
+        from lamp_trt.export.networks import check_component
+
+        check_component(source.files)
+        write_component(
+            file,
+            source.files,
+            recipe.precision,
+            wanted=lambda tensor: component != "unet" or not is_motion_tensor(tensor),
+        )
+
+    maker.make(weights_path(component), recipe.weights_key(component), write)
+
+
+def _make_graph(maker: FileMaker, recipe: Recipe, network: str, default_motion: str | None) -> None:
+    """<network>.onnx, pointing at weights in the bundle; the LAMP UNet's also at the default motion's."""
+    component = NETWORKS[network].component
+    graph_key = key = recipe.graph_key(network)
+    weight_files = [weights_path(component)]
+    if network == UNET:
+        assert default_motion is not None
+        weight_files.append(motion_path(default_motion))
+        key = motion_graph_key(graph_key, entry_of(maker.writer, weight_files[-1]).key)
+
+    def write(file: NewFile) -> None:
+        from lamp_trt.export.convert import DTYPES
+        from lamp_trt.export.networks import empty_network
+        from lamp_trt.export.onnx_export import Location, export_graph
+
+        config = recipe.components[component].files.config
+        locations = {
+            name: Location(path, ref)
+            for path in weight_files
+            for name, ref in read_weight_file(maker.writer.path_of(path)).tensors.items()
+        }
+        module = empty_network(network, component, config, DTYPES[recipe.precision])
+        file.write(export_graph(module, *recipe.io(network), locations, metadata={GRAPH_KEY: graph_key}))
+
+    maker.make(graph_path(network), key, write)
+
+
+def _copy_tokenizer(maker: FileMaker, name: str, folder: Path, cache: DigestCache) -> None:
+    for file_name, source in tokenizer_files(folder).items():
+
+        def write(file: NewFile, source: Path = source) -> None:
+            with source.open("rb") as original:
+                shutil.copyfileobj(original, file)
+
+        maker.make(f"{name}/{file_name}", cache.digest(source), write)
+
+
+def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | None:
+    """The bundle in place, if what this build leaves of it goes together with what it makes.
+
+    Raises BundleError for a network of another size or precision, and for motions over other shared weights.
+    """
+    if manifest is None:
+        return None
+    for name in manifest.networks.keys() - set(recipe.networks):
+        entry = manifest.networks[name]
+        sizes = {**manifest.sizes, **recipe.sizes}
+        if (entry.inputs, entry.outputs) != NETWORKS[name].resolve(sizes, entry.precision):
+            raise BundleError(
+                f"{out} holds {name} for {_size(manifest.sizes)}, this build is for {_size(sizes)}. "
+                f"Give the checkpoint of {name} too, or choose another --out."
+            )
+    other_motions = sorted(manifest.motions.keys() - recipe.motions.keys())
+    base = manifest.files.get(weights_path("unet"))
+    replaces_base = base and "unet" in recipe.components and base.key != recipe.weights_key("unet")
+    if other_motions and replaces_base:
+        raise BundleError(
+            f"{out} also holds the motions {', '.join(other_motions)}, over shared weights that this build "
+            "would replace. Give their checkpoints too (--motion NAME=DIR, in the order of the first build), "
+            "add motions with `lamp-trt motion add`, or choose another --out."
+        )
+    return manifest
+
+
+def _manifest(
+    maker: FileMaker,
+    recipe: Recipe,
+    kept: Manifest | None,
+    motions: Mapping[str, MotionEntry],
+    default_motion: str | None,
+) -> Manifest:
+    made = {
+        name: NetworkEntry(graph_path(name), NETWORKS[name].component, recipe.precision, *recipe.io(name))
+        for name in recipe.networks
+    }
+    networks = {**(kept.networks if kept else {}), **made}
+    return Manifest(
+        networks=networks,
+        sizes={**(kept.sizes if kept else {}), **recipe.sizes},
+        scheduler=dict(recipe.scheduler) or (kept.scheduler if kept else {}),
+        scaling_factors={**(kept.scaling_factors if kept else {}), **recipe.scaling_factors},
+        tokenizers={
+            **(kept.tokenizers if kept else {}),
+            **{name: {"folder": name} for name in recipe.tokenizers},
+        },
+        motions=dict(motions),
+        default_motion=default_motion,
+        files={**(kept.files if kept else {}), **maker.writer.files},
+    )
+
+
+def _size(sizes: Mapping[str, int]) -> str:
+    return f"{sizes['width']}x{sizes['height']} and {sizes['num_frames']} frames"

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoint tensors → the bundle's weight files: one precision, one tensor in memory at a time."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.networks import Precision, is_motion_tensor
+from lamp_trt.engine.weights import WeightFile, write_weight_file
+from lamp_trt.export.checkpoint_files import ComponentFiles
+from lamp_trt.export.checkpoints import iter_tensors, tensor_infos
+
+DTYPES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
+STORED_DTYPES: dict[Precision, str] = {"fp16": "F16", "fp32": "F32"}
+
+
+def write_component(
+    f: BinaryIO,
+    files: ComponentFiles,
+    precision: Precision,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Write the tensors of `files` whose names are `wanted` as one safetensors file in `precision`.
+
+    Raises CheckpointError for a value that is not finite, or is not any more in fp16.
+    """
+    tensors = {
+        name: (STORED_DTYPES[precision], info.shape)
+        for name, info in tensor_infos(files).items()
+        if wanted(name)
+    }
+    data = ((name, tensor_bytes(tensor)) for name, tensor in converted(files, precision) if wanted(name))
+    with tqdm(data, files.name, len(tensors), leave=False, unit=" tensors", disable=None) as progress:
+        write_weight_file(f, tensors, progress, metadata)
+
+
+def converted(files: ComponentFiles, precision: Precision) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of `files` in `precision`, by normalised name, checked to be finite."""
+    for name, tensor in iter_tensors(files, DTYPES[precision]):
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"tensor {name} of {files.folder} has values that are not finite in {precision}: "
+                "the checkpoint is damaged, or needs --precision fp32."
+            )
+        yield name, tensor
+
+
+def shares_base(files: ComponentFiles, base: WeightFile, precision: Precision) -> bool:
+    """Whether every tensor that LAMP does not train equals, in `precision`, the one in `base`."""
+    arrays = base.arrays()
+    shared: Iterable[tuple[str, Tensor]] = (
+        item for item in converted(files, precision) if not is_motion_tensor(item[0])
+    )
+    return all(tensor_bytes(tensor) == arrays[name].data.cast("B") for name, tensor in shared)
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, row-major."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The motions of a bundle: one file of 360 tensors each, over one set of shared weights.
+
+LAMP trains 360 of the UNet's 1062 tensors and leaves the others as Stable Diffusion has them. A checkpoint in
+which the others differ too is kept whole, as a "full" motion that shares nothing.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from lamp_trt.engine.atomic_files import NewFile
+from lamp_trt.engine.bundle_paths import validate_motion_name
+from lamp_trt.engine.bundle_writer import BundleWriter
+from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.manifest import FileEntry, Manifest, MotionEntry
+from lamp_trt.engine.networks import Precision, is_motion_tensor
+from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.export.bundle_files import (
+    GRAPH_KEY,
+    BuildReport,
+    FileMaker,
+    graph_path,
+    log,
+    motion_path,
+    weights_path,
+)
+from lamp_trt.export.checkpoint_files import find_component
+from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, source_of
+
+UNET = "lamp_unet"
+_KIND = "lamp_trt_kind"
+
+
+def make_motion(maker: FileMaker, name: str, source: Source, precision: Precision) -> MotionEntry:
+    """Make or confirm the file of motion `name`; the bundle's shared UNet weights must be there."""
+    path = motion_path(validate_motion_name(name))
+    base = weights_path("unet")
+    key = motion_key(source, precision, entry_of(maker.writer, base).key)
+
+    def write(file: NewFile) -> None:
+        from lamp_trt.export.convert import shares_base, write_component
+        from lamp_trt.export.networks import check_component
+
+        check_component(source.files)
+        full = not shares_base(source.files, read_weight_file(maker.writer.path_of(base)), precision)
+        write_component(
+            file,
+            source.files,
+            precision,
+            wanted=(lambda tensor: True) if full else is_motion_tensor,
+            metadata={_KIND: "full" if full else "motion"},
+        )
+
+    maker.make(path, key, write)
+    full = read_weight_file(maker.writer.path_of(path)).metadata[_KIND] == "full"
+    if full:
+        log.warning(
+            "motion %s differs from the shared weights outside the motion tensors too: it is kept whole, and "
+            "switching to it loads the whole UNet",
+            name,
+        )
+        maker.report.full_motions.append(name)
+    return MotionEntry(path, "full" if full else "motion", source.digest)
+
+
+def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None = None) -> BuildReport:
+    """Add the LAMP checkpoint in `folder` to a bundle as motion `name`. Nothing else changes.
+
+    Raises InputError if another checkpoint has that name, CheckpointError if it has another architecture.
+    """
+    start = time.monotonic()
+    cache = cache or DigestCache()
+    source = source_of(find_component(folder, "unet"), cache)
+    report = BuildReport(bundle)
+    with BundleWriter(bundle, cache=cache) as writer:
+        manifest = _manifest_with_unet(writer)
+        known = manifest.motions.get(name)
+        if known and known.origin != source.digest:
+            raise InputError(
+                f"{bundle} holds another checkpoint as motion {name!r}. "
+                f"Choose another name, or first run: lamp-trt motion remove {bundle} {name}"
+            )
+        motion = make_motion(FileMaker(writer, report), name, source, manifest.networks[UNET].precision)
+        report.digest = writer.commit(
+            dataclasses.replace(
+                manifest,
+                motions={**manifest.motions, name: motion},
+                files={**manifest.files, **writer.files},
+            )
+        )
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def remove_motion(bundle: Path, name: str, default: str | None = None) -> str:
+    """Take motion `name` out of a bundle and return the bundle's new digest.
+
+    default: the motion that lamp_unet.onnx shows from now on; it must be named if `name` is the default.
+    Raises InputError for an unknown name, or if the default would be lost.
+    """
+    with BundleWriter(bundle) as writer:
+        manifest = _manifest_with_unet(writer)
+        for motion in (name, default):
+            if motion is not None and motion not in manifest.motions:
+                known = ", ".join(sorted(manifest.motions))
+                raise InputError(f"{bundle} holds no motion {motion!r}; known: {known}.")
+        if default is None:
+            default = manifest.default_motion
+        if default == name:
+            others = ", ".join(sorted(manifest.motions.keys() - {name})) or "none: add one first"
+            raise InputError(
+                f"{name!r} is the default motion of {bundle}, the one that lamp_unet.onnx points at. "
+                f"Name another with --default ({others})."
+            )
+        assert default is not None
+        removed = manifest.motions[name].file
+        files = {path: entry for path, entry in manifest.files.items() if path != removed}
+        if default != manifest.default_motion:
+            point_graph_at_motion(writer, default)
+            files |= writer.files
+        motions = {key: motion for key, motion in manifest.motions.items() if key != name}
+        return writer.commit(
+            dataclasses.replace(manifest, motions=motions, default_motion=default, files=files)
+        )
+
+
+def point_graph_at_motion(writer: BundleWriter, motion: str) -> None:
+    """Rewrite lamp_unet.onnx so that its motion tensors are those of `motion`."""
+    import onnx
+
+    from lamp_trt.engine.ort_graph import relocate_initializers
+
+    model = onnx.load(writer.path_of(graph_path(UNET)), load_external_data=False)
+    for path in (weights_path("unet"), motion_path(motion)):
+        relocate_initializers(model, path, read_weight_file(writer.path_of(path)).tensors)
+    base_key = next(p.value for p in model.metadata_props if p.key == GRAPH_KEY)
+    key = motion_graph_key(base_key, entry_of(writer, motion_path(motion)).key)
+    with writer.create(graph_path(UNET), key) as file:
+        file.write(model.SerializeToString(deterministic=True))
+
+
+def entry_of(writer: BundleWriter, path: str) -> FileEntry:
+    """The entry of a file that this writer made or confirmed, or that the bundle in place has."""
+    if path in writer.files:
+        return writer.files[path]
+    assert writer.manifest is not None
+    return writer.manifest.files[path]
+
+
+def _manifest_with_unet(writer: BundleWriter) -> Manifest:
+    if writer.manifest is None or UNET not in writer.manifest.networks:
+        raise BundleError(
+            f"{writer.path} holds no LAMP UNet that a motion could belong to. "
+            f"Build it first: lamp-trt build --motion NAME=DIR --out {writer.path}"
+        )
+    return writer.manifest

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch module → ONNX graph whose weights stay where they are: in the bundle's safetensors files.
+
+Graphs are exported without weights in memory and every initializer that is a parameter becomes a reference
+(file, offset, length) under its checkpoint name. Parameters are opaque while the graph is optimized: the
+optimizer merges equal ones and drops zero ones, and what is attached afterwards would land elsewhere.
+"""
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.networks import IOTensor
+from lamp_trt.engine.weights import TensorRef
+
+OPSET = 23
+_DTYPES = {
+    "F64": ir.DataType.DOUBLE,
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+    "I64": ir.DataType.INT64,
+}
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a graph finds one tensor: a file relative to the graph's folder, and its place in it."""
+
+    file: str
+    ref: TensorRef
+
+
+def export_graph(
+    network: nn.Module,
+    inputs: tuple[IOTensor, ...],
+    outputs: tuple[IOTensor, ...],
+    locations: Mapping[str, Location],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    weights_prefix: str = "model.",
+) -> bytes:
+    """Export `network` at the static shapes of `inputs` and point its parameters at `locations`.
+
+    network          a wrapper of export/networks.py; the values of its parameters are not read
+    locations        one entry for each parameter of the network, by name without `weights_prefix`
+    metadata         goes into the model's metadata_props
+    returns          a serialized ModelProto (opset 23); equal inputs give equal bytes
+    Raises CheckpointError if a parameter has no location, or one of another dtype or element count.
+    """
+    arguments = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in inputs)
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            input_names=[t.name for t in inputs],
+            output_names=[t.name for t in outputs],
+        )
+    assert program is not None
+    model = program.model
+    parameters = {name for name, _ in network.named_parameters()}
+    with _opaque(model, parameters), _quiet_exporter():
+        from onnxscript import optimizer
+
+        optimizer.optimize_ir(model)
+    _attach(model, parameters, weights_prefix, locations)
+    _strip(model)
+    model.metadata_props.update(metadata or {})
+    _check_io(model, inputs, outputs)
+    serialized: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return serialized
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says of itself: opaque parameters make it warn once for each."""
+    loggers = [logging.getLogger(n) for n in ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _opaque(model: ir.Model, parameters: set[str]) -> Iterator[None]:
+    """Hide the values of `parameters` from the optimizer for the duration of the block."""
+    hidden = {n: v for n, v in model.graph.initializers.items() if n in parameters}
+    values = {name: value.const_value for name, value in hidden.items()}
+    for value in hidden.values():
+        value.const_value = None
+    yield
+    lost = [name for name in hidden if name not in model.graph.initializers]
+    if lost:
+        raise RuntimeError(f"the ONNX optimizer removed {len(lost)} parameters, first {lost[0]}")
+    for name, value in hidden.items():
+        value.const_value = values[name]
+
+
+def _attach(model: ir.Model, parameters: set[str], prefix: str, locations: Mapping[str, Location]) -> None:
+    for name in [n for n in model.graph.initializers if n in parameters]:
+        key = name.removeprefix(prefix)
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        dtype, shape = value.const_value.dtype, value.const_value.shape
+        if key not in locations:
+            raise CheckpointError(f"the weights hold no tensor {key}, which the network needs.")
+        file, ref = locations[key].file, locations[key].ref
+        stored = _DTYPES.get(ref.dtype)
+        if stored != dtype or ref.length != math.prod(shape.numpy()) * dtype.itemsize:
+            raise CheckpointError(
+                f"tensor {key} is {ref.dtype} {list(ref.shape)} in {file}, "
+                f"the network needs {dtype.name} {list(shape.numpy())}."
+            )
+        value.const_value = ir.ExternalTensor(
+            file, ref.offset, ref.length, dtype, shape=ir.Shape(shape.numpy()), name=key
+        )
+        value.name = key
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop what only says how the graph came to be (nine tenths of its size)."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name, model.producer_version = "lamp-trt", None
+    for value in (*model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _check_io(model: ir.Model, inputs: tuple[IOTensor, ...], outputs: tuple[IOTensor, ...]) -> None:
+    for wanted, values in ((inputs, model.graph.inputs), (outputs, model.graph.outputs)):
+        for tensor, value in zip(wanted, values, strict=True):
+            found = (value.name, tuple(value.shape or ()), value.dtype and value.dtype.numpy().name)
+            assert found == (tensor.name, tensor.shape, tensor.dtype), (found, tensor)

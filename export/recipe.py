@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle will consist of and the key of each file, found without loading torch or a single weight.
+
+A key is a digest of everything that a file is made from. A build makes only the files whose keys the bundle
+does not hold yet, so that repeating one costs as much as this module: the digests of unchanged checkpoints
+are remembered.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lamp_trt
+from lamp_trt.engine.bundle_paths import validate_motion_name
+from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.errors import CheckpointError, InputError
+from lamp_trt.engine.networks import NETWORKS, PRECISIONS, IOTensor, Precision
+from lamp_trt.export.checkpoint_files import (
+    DEFAULT_SCALING_FACTOR,
+    ComponentFiles,
+    find_component,
+    open_checkpoint,
+)
+
+CONVERTER_VERSION = 1
+"""Raise it when equal checkpoints would give other weight files, so that bundles are made again."""
+EXPORTER_VERSION = 1
+"""Raise it when equal inputs would give other graphs."""
+
+_EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+
+GUIDANCE_BATCH = 2
+DECODE_BATCH = 1
+"""Frames decoded at once. The official script slices too: same result, a sixteenth of the memory."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What `lamp-trt build` was asked for. Raises InputError for sizes that no network takes."""
+
+    sd: Path | None = None
+    motions: Mapping[str, Path] | None = None
+    precision: Precision = "fp32"
+    height: int = 320
+    width: int = 512
+    num_frames: int = 16
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.")
+        if self.num_frames < 1:
+            raise InputError(f"frames is {self.num_frames}; a video has at least 1 (LAMP was trained on 16).")
+        for name in ("height", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be a positive number of pixels.")
+        unknown = [name for name in self.only if name not in NETWORKS]
+        if unknown:
+            raise InputError(f"there is no network {unknown[0]!r}; --only takes {', '.join(NETWORKS)}.")
+        for name in self.motions or {}:
+            validate_motion_name(name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One component of a checkpoint; `digest` covers its config and every byte of its weights."""
+
+    files: ComponentFiles
+    digest: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of a bundle that this build makes or confirms."""
+
+    precision: Precision
+    networks: tuple[str, ...]
+    components: Mapping[str, Source]
+    motions: Mapping[str, Source]
+    tokenizers: Mapping[str, Path]
+    scheduler: Mapping[str, Any]
+    scaling_factors: Mapping[str, float]
+    sizes: Mapping[str, int]
+
+    def io(self, network: str) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:
+        return NETWORKS[network].resolve(self.sizes, self.precision)
+
+    def weights_key(self, component: str) -> str:
+        return digest_of(CONVERTER_VERSION, component, self.precision, self.components[component].digest)
+
+    def graph_key(self, network: str) -> str:
+        """Of a graph without the motion that it points at: the LAMP UNet's becomes `motion_graph_key`."""
+        inputs, outputs = self.io(network)
+        component = NETWORKS[network].component
+        return digest_of(
+            [EXPORTER_VERSION, lamp_trt.__version__, *_exporter_versions()],
+            network,
+            [[t.name, t.shape, t.dtype] for t in (*inputs, *outputs)],
+            dict(self.components[component].files.config),
+            self.weights_key(component),
+        )
+
+
+def digest_of(*inputs: object) -> str:
+    """A key: sha256 over the canonical JSON of what a file is made from."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def motion_key(motion: Source, precision: Precision, base_key: str) -> str:
+    """`base_key`: of the shared weights that the motion is compared with."""
+    return digest_of(CONVERTER_VERSION, "motion", precision, motion.digest, base_key)
+
+
+def motion_graph_key(base_key: str, motion_key: str) -> str:
+    return digest_of(base_key, motion_key)
+
+
+def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None) -> Recipe:
+    """Find and check the checkpoints that the wanted networks need; only those must be given.
+
+    Raises CheckpointError or InputError naming the folder, the field, and what would fit.
+    """
+    cache = cache or DigestCache()
+    given = _networks_of_given_checkpoints(options)
+    networks = tuple(name for name in NETWORKS if name in (options.only or given))
+    for name in networks:
+        if name not in given:
+            needed = "--motion NAME=DIR" if name == "lamp_unet" else "--sd DIR"
+            raise InputError(f"network {name} needs a checkpoint: give {needed}.")
+    if not networks:
+        raise InputError(
+            "nothing to build: give --sd DIR (Stable Diffusion v1.4), --motion NAME=DIR, or both."
+        )
+    components = {
+        component: _component_source(component, options, cache)
+        for component in dict.fromkeys(NETWORKS[name].component for name in networks)
+    }
+    motions = {
+        name: source_of(find_component(folder, "unet"), cache)
+        for name, folder in (options.motions or {}).items()
+        if "lamp_unet" in networks
+    }
+    tokenizers: dict[str, Path] = {}
+    scheduler: dict[str, Any] = {}
+    if "text_encoder" in networks:
+        assert options.sd is not None
+        checkpoint = open_checkpoint(options.sd, components=("text_encoder",))
+        tokenizers, scheduler = dict(checkpoint.tokenizers), dict(checkpoint.scheduler_config)
+    scaling = {}
+    if "vae" in components:
+        config = components["vae"].files.config
+        scaling["vae"] = float(config.get("scaling_factor") or DEFAULT_SCALING_FACTOR)
+    return Recipe(
+        options.precision,
+        networks,
+        components,
+        motions,
+        tokenizers,
+        scheduler,
+        scaling,
+        _sizes(options, components),
+    )
+
+
+def source_of(files: ComponentFiles, cache: DigestCache) -> Source:
+    digests = [cache.digest(path) for path in files.weight_files]
+    return Source(files, digest_of(dict(files.config), digests))
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files of a tokenizer folder that a bundle takes along."""
+    return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def _networks_of_given_checkpoints(options: BuildOptions) -> set[str]:
+    given: set[str] = set()
+    if options.sd is not None:
+        given |= {"text_encoder", "vae_encoder", "vae_decoder"}
+    if options.motions:
+        given |= {"lamp_unet"}
+    return given
+
+
+def _component_source(component: str, options: BuildOptions, cache: DigestCache) -> Source:
+    if component == "unet":
+        assert options.motions
+        return source_of(find_component(next(iter(options.motions.values())), "unet"), cache)
+    assert options.sd is not None
+    return source_of(open_checkpoint(options.sd, (component,)).components[component], cache)
+
+
+def _sizes(options: BuildOptions, components: Mapping[str, Source]) -> dict[str, int]:
+    sizes = {
+        "height": options.height,
+        "width": options.width,
+        "num_frames": options.num_frames,
+        "batch": GUIDANCE_BATCH,
+        "decode_batch": DECODE_BATCH,
+        "tokens": 77,
+    }
+    factor = 8
+    if "vae" in components:
+        factor = 2 ** (len(components["vae"].files.config.get("block_out_channels", [0] * 4)) - 1)
+    for name in ("height", "width"):
+        if sizes[name] % factor:
+            low = sizes[name] // factor * factor
+            raise InputError(
+                f"{name} is {sizes[name]}; the VAE takes multiples of {factor}: "
+                f"try {low or factor} or {low + factor}."
+            )
+        sizes[f"latent_{name}"] = sizes[name] // factor
+    widths = {}
+    if "unet" in components:
+        config = components["unet"].files.config
+        widths["the LAMP UNet's cross_attention_dim"] = config.get("cross_attention_dim", 1280)
+    if "text_encoder" in components:
+        config = components["text_encoder"].files.config
+        widths["the text encoder's hidden_size"] = config.get("hidden_size", 512)
+        sizes["tokens"] = config.get("max_position_embeddings", 77)
+    if len(set(widths.values())) > 1:
+        raise CheckpointError(
+            "the checkpoints do not belong together: "
+            + ", ".join(f"{name} is {value}" for name, value in widths.items())
+            + ". LAMP is trained on Stable Diffusion v1.4 (768)."
+        )
+    if widths:
+        sizes["text_width"] = next(iter(widths.values()))
+    return sizes
+
+
+def _exporter_versions() -> list[str]:
+    return [f"{name} {version(name)}" for name in _EXPORTERS]
