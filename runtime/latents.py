@@ -73,6 +73,23 @@ def with_first_frame(latents: Array, first_frame_latents: Array) -> Array:
     return out
 
 
+def posterior_sample(mean: Array, logvar: Array, noise: Array, scaling_factor: float) -> Array:
+    """First-frame latents (1, 4, 1, h, w) float32, a sample of the VAE encoder's posterior:
+
+        (mean + exp(clamp(logvar, -30, 20) / 2) * noise) * scaling_factor
+
+    mean, logvar, noise (1, 4, h, w). The twin of kernels/noise.cu posterior_sample. Raises InputError if
+    shapes do not fit.
+    """
+    if mean.ndim != 4:
+        raise InputError(f"latent_mean has shape {mean.shape}; expected (1, 4, height // 8, width // 8).")
+    _expect_shape("latent_logvar", logvar, mean.shape)
+    _expect_shape("posterior_noise", noise, mean.shape)
+    deviation = np.exp(np.clip(logvar.astype(np.float32), -30, 20) / 2)
+    sample = mean.astype(np.float32) + deviation * noise.astype(np.float32)
+    return (sample * np.float32(scaling_factor))[:, :, None]
+
+
 def adain(content: Array, style: Array, eps: float = ADAIN_EPS) -> Array:
     """`content` with the mean and deviation of `style` (AdaIN, Huang & Belongie 2017, eq. 8).
 
@@ -91,7 +108,7 @@ def adain(content: Array, style: Array, eps: float = ADAIN_EPS) -> Array:
 
 
 def guided(noise_pred: Array, guidance_scale: float) -> Array:
-    """Classifier-free guidance u + guidance_scale * (c - u) of noise_pred (2, ...) = [u, c], float32 (1, ...).
+    """Classifier-free guidance: u + guidance_scale * (c - u) of noise_pred (2, ...) = [u, c], (1, ...).
 
     guidance_scale <= 1 is no guidance: c alone, and a batch of 1 is accepted. Raises InputError for another
     batch.

@@ -1,1 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels: their sources, what each takes, and the fatbin built with the package.
+
+Nothing here needs a driver: `device` alone looks for one, when something is launched.
+"""
+
+import ctypes
+import hashlib
+import re
+from importlib import resources
+from typing import Any
+
+TRANSLATION_UNIT = "lamp_kernels.cu"
+"""Includes all others."""
+
+_POINTER, _INT, _FLOAT, _DOUBLE, _UINT64 = (
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_float,
+    ctypes.c_double,
+    ctypes.c_uint64,
+)
+_DTYPES = ("f16", "f32")
+_VARIANTS = ("f16", "f16_any", "f32", "f32_any")
+"""`_any`: for sizes whose vectors are not aligned."""
+
+SIGNATURES: dict[str, tuple[type[Any], ...]] = {
+    **{f"lamp_latent_step_{v}": (_POINTER,) * 8 + (_INT,) * 3 + (_FLOAT,) for v in _VARIANTS},
+    **{
+        f"lamp_begin_loop_{v}": (_POINTER,) * 9 + (_INT, _UINT64, _INT, _INT, _FLOAT) + (_INT,) * 5
+        for v in _VARIANTS
+    },
+    **{f"lamp_posterior_sample_{d}": (_POINTER,) * 4 + (_UINT64, _INT, _FLOAT, _INT) for d in _DTYPES},
+    **{f"lamp_first_frame_{v}": (_POINTER,) * 4 + (_INT, _INT) for v in ("f16_f16", "f32_f16", "f32_f32")},
+    **{f"lamp_decoder_input_{d}": (_POINTER, _POINTER, _FLOAT, _INT) for d in _DTYPES},
+    **{f"lamp_hist_count_{v}": (_POINTER,) * 4 + (_INT,) for v in _VARIANTS},
+    **{f"lamp_hist_count_{v}": (_POINTER, _POINTER, _INT) for v in ("u8", "u8_any")},
+    "lamp_hist_lut": (_POINTER, _POINTER, _INT, _DOUBLE),
+    **{f"lamp_hist_apply_{v}": (_POINTER, _POINTER, _INT) for v in ("u8", "u8_any")},
+}
+"""Parameter types in order. Launchers convert with these: a bare Python float would travel as eight bytes."""
+
+
+def sources() -> dict[str, str]:
+    """Kernel sources and headers by file name."""
+    files = resources.files(__name__).iterdir()
+    return {f.name: f.read_text() for f in files if f.name.endswith((".cu", ".cuh"))}
+
+
+def single_source() -> str:
+    """The translation unit with its includes put in place: one text for NVRTC, and for the cache's key."""
+    files = sources()
+    seen: set[str] = set()
+
+    def expand(name: str) -> str:
+        seen.add(name)
+        return re.sub(
+            r'^#include "(.+)"$',
+            lambda line: "" if line[1] in seen else expand(line[1]),
+            files[name].replace("#pragma once", ""),
+            flags=re.MULTILINE,
+        )
+
+    return expand(TRANSLATION_UNIT)
+
+
+def source_digest() -> str:
+    """Identifies the sources, in the name of the fatbin made from them. CMakeLists.txt computes the same."""
+    digests = [hashlib.sha256(text.encode()).hexdigest() for _, text in sorted(sources().items())]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+
+def fatbins() -> dict[str, bytes]:
+    """Fatbins in the package by file name. Only `fatbin_name()` is made from the sources beside it."""
+    files = resources.files(__name__).iterdir()
+    return {f.name: f.read_bytes() for f in files if f.name.endswith(".fatbin")}
+
+
+def fatbin_name() -> str:
+    """File name of the fatbin that belongs to the sources as they are."""
+    return f"lamp_kernels-{source_digest()}.fatbin"

@@ -20,9 +20,9 @@ __device__ __forceinline__ void report_nan(bool nan, LampProgress* progress) {
   if (__syncthreads_or(nan) && threadIdx.x == 0 && progress != nullptr) progress->decoder_nan = 1u;
 }
 
-template <typename T>
-__device__ __forceinline__ void first_frame(const T* decoded, unsigned char* pixels, T* image, LampProgress* progress,
-                                            int height, int width) {
+template <typename In, typename Out>
+__device__ __forceinline__ void first_frame(const In* decoded, unsigned char* pixels, Out* image,
+                                            LampProgress* progress, int height, int width) {
   const int at = blockIdx.x * blockDim.x + threadIdx.x, area = height * width;
   const int row = at / width, column = at % width;
   bool nan = false;
@@ -42,7 +42,8 @@ __device__ __forceinline__ void first_frame(const T* decoded, unsigned char* pix
         sum += value;
       }
     }
-    image[static_cast<long long>(channel) * area + at] = from_float<T>(static_cast<float>(sum >> 2) / 127.5f - 1.f);
+    const Out scaled = from_float<Out>(static_cast<float>(sum >> 2) / 127.5f);   // fp16: two roundings, as officially
+    image[static_cast<long long>(channel) * area + at] = from_float<Out>(to_float(scaled) - 1.f);
   }
   report_nan(nan, progress);
 }
@@ -58,14 +59,19 @@ __device__ __forceinline__ void decoder_input(const float* latents, T* out, floa
 
 }  // namespace lamp
 
-#define LAMP_FIRST_FRAME(NAME, T)                                                                                      \
+#define LAMP_FIRST_FRAME(NAME, IN, OUT)                                                                                \
   extern "C" __global__ void __launch_bounds__(256) lamp_first_frame_##NAME(                                           \
-      const T* decoded, unsigned char* pixels, T* image, LampProgress* progress, int height, int width) {              \
-    lamp::first_frame<T>(decoded, pixels, image, progress, height, width);                                             \
-  }                                                                                                                    \
+      const IN* decoded, unsigned char* pixels, OUT* image, LampProgress* progress, int height, int width) {           \
+    lamp::first_frame(decoded, pixels, image, progress, height, width);                                                \
+  }
+LAMP_FIRST_FRAME(f16_f16, __half, __half)
+LAMP_FIRST_FRAME(f32_f16, float, __half)
+LAMP_FIRST_FRAME(f32_f32, float, float)
+
+#define LAMP_DECODER_INPUT(NAME, T)                                                                                    \
   extern "C" __global__ void __launch_bounds__(256) lamp_decoder_input_##NAME(                                         \
       const float* latents, T* out, float scaling_factor, int hw) {                                                    \
     lamp::decoder_input<T>(latents, out, scaling_factor, hw);                                                          \
   }
-LAMP_FIRST_FRAME(f16, __half)
-LAMP_FIRST_FRAME(f32, float)
+LAMP_DECODER_INPUT(f16, __half)
+LAMP_DECODER_INPUT(f32, float)

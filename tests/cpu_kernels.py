@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels on the CPU: compiles them against tests/emu and launches them on NumPy arrays."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lamp_trt.runtime.kernels import SIGNATURES
+from lamp_trt.runtime.kernels.arrays import DeviceArray
+
+EMULATOR = Path(__file__).parent / "emu"
+KERNELS = Path(os.environ.get("LAMP_TRT_KERNELS", Path(__file__).parents[1] / "runtime" / "kernels"))
+"""LAMP_TRT_KERNELS: another copy of the .cu files (mutate_kernels.py)."""
+
+GUARD = 64
+"""Bytes on either side of an array that no kernel may touch, and the alignment of the array."""
+
+
+def cuda_include() -> Path | None:
+    """The folder with cuda_fp16.h, or None."""
+    nvcc = shutil.which("nvcc")
+    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    roots += [str(Path(nvcc).resolve().parents[1])] if nvcc else []
+    folders = [Path(root, "include") for root in roots if root]
+    return next((folder for folder in folders if (folder / "cuda_fp16.h").is_file()), None)
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+@functools.cache
+def library(*, fused_multiply_add: bool = False) -> ctypes.CDLL:
+    """The kernels as a shared library, cached by content. fused_multiply_add: contracted, as nvcc does."""
+    include, cxx = cuda_include(), compiler()
+    if include is None or cxx is None:
+        pytest.skip("the kernels run on the CPU where g++ and the CUDA headers (cuda_fp16.h) are installed")
+    contraction = ["-mfma", "-ffp-contract=fast"] if fused_multiply_add else ["-ffp-contract=off"]
+    command = [cxx, "-std=c++20", "-O2", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", *contraction]
+    digest = hashlib.sha256(repr(command).encode())
+    for path in [*sorted(EMULATOR.iterdir()), *sorted(KERNELS.glob("*.cu*"))]:
+        digest.update(path.read_bytes())
+    out = Path(tempfile.gettempdir(), f"lamp-kernels-{os.getuid()}-{digest.hexdigest()[:16]}.so")
+    if not out.exists():
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            built = Path(folder, "kernels.so")
+            paths = ["-isystem", str(include), "-I", str(KERNELS), "-o", str(built)]
+            subprocess.run([*command, *paths, str(EMULATOR / "kernels_emu.cpp")], check=True)
+            built.rename(out)
+    return ctypes.CDLL(str(out))
+
+
+class CpuLauncher:
+    """What operations.py launches with. `seed` draws the order in which blocks and threads run."""
+
+    def __init__(self, seed: int = 0, *, fused_multiply_add: bool = False) -> None:
+        self.seed = seed
+        self.library = library(fused_multiply_add=fused_multiply_add)
+        self.launched: list[str] = []
+
+    def __call__(
+        self, kernel: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[float]
+    ) -> None:
+        values = [t(a) for t, a in zip(SIGNATURES[kernel], arguments, strict=True)]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        error = ctypes.create_string_buffer(300)
+        failed = getattr(self.library, f"emu_{kernel}")(
+            (ctypes.c_uint * 3)(*grid),
+            (ctypes.c_uint * 3)(threads, 1, 1),
+            pointers,
+            ctypes.c_uint(self.seed),
+            error,
+            ctypes.c_size_t(len(error)),
+        )
+        self.seed += 1
+        self.launched.append(kernel)
+        if failed:
+            raise RuntimeError(f"{kernel}: {error.value.decode()}")
+
+
+class Memory:
+    """Arrays between guard bytes, in place of device memory. Fresh arrays hold 0xff bytes (NaN)."""
+
+    def __init__(self) -> None:
+        self._blocks: list[np.ndarray] = []
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        block = np.full(size + 3 * GUARD, 0xA5, np.uint8)
+        start = GUARD + -block.ctypes.data % GUARD
+        block[start : start + size] = 0xFF
+        self._blocks.append(block)
+        array = block[start : start + size].view(dtype).reshape(shape)
+        self._blocks.append(np.r_[start, start + size])
+        return array
+
+    def array(self, values: Any, dtype: Any = None) -> np.ndarray:
+        values = np.asarray(values, dtype)
+        out = self.empty(values.shape, values.dtype)
+        out[...] = values
+        return out
+
+    def check(self) -> None:
+        """Fails if a guard byte was written."""
+        for block, (start, stop) in zip(self._blocks[::2], self._blocks[1::2], strict=True):
+            assert (block[:start] == 0xA5).all(), "a kernel wrote before an array"
+            assert (block[stop:] == 0xA5).all(), "a kernel wrote beyond an array"
+
+
+def device(array: np.ndarray) -> DeviceArray:
+    assert array.flags.c_contiguous
+    return DeviceArray(array.ctypes.data, array.shape, array.dtype, owner=array)
