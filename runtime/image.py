@@ -43,15 +43,16 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     if not Path(path).is_file():
         raise InputError(f"the image {os.fspath(path)!r} does not exist or is not a file.")
     cv2 = _cv2()
+    refusal = InputError(
+        f"the image {os.fspath(path)!r} cannot be read: it is damaged, of a format unknown to OpenCV, "
+        f"or has more than {MAX_PIXELS / 1e6:.0f} million pixels. PNG and JPEG work."
+    )
     try:
         bgr = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise InputError(f"the image {os.fspath(path)!r} cannot be read: {error.err}.") from error
+        raise refusal from error
     if bgr is None or bgr.shape[0] * bgr.shape[1] > MAX_PIXELS:
-        raise InputError(
-            f"the image {os.fspath(path)!r} cannot be read: it is damaged, of a format that OpenCV does not "
-            f"know, or has more than {MAX_PIXELS / 1e6:.0f} million pixels. PNG and JPEG work."
-        )
+        raise refusal
     return np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)
 
 

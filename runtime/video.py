@@ -52,8 +52,8 @@ class Video:
 
     def save(self, path: PathLike, fps: float = FPS) -> Path:
         """Writes the frames by `save_frames`, and the settings beside them as JSON (`sidecar_path`)."""
-        destination = save_frames(self.frames, path, fps)
         text = json.dumps({**self.settings, "fps": fps}, indent=2, ensure_ascii=False)
+        destination = save_frames(self.frames, path, fps)
         with _written(sidecar_path(destination)) as partial:
             partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
         return destination
@@ -178,7 +178,7 @@ def _write_gif(frames: Frames, path: Path, fps: Fraction) -> None:
 
     height, width = frames.shape[1:3]
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=1 / fps)
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / fps)
     split, palettegen, paletteuse, sink = map(graph.add, ("split", "palettegen", "paletteuse", "buffersink"))
     source.link_to(split)
     split.link_to(palettegen, 0, 0)
@@ -187,14 +187,14 @@ def _write_gif(frames: Frames, path: Path, fps: Fraction) -> None:
     paletteuse.link_to(sink)
     graph.configure()
     for frame in _av_frames(frames, fps):
-        source.push(frame)
-    source.push(None)
+        graph.vpush(frame)
+    graph.vpush(None)
     with av.open(path, "w", format="gif", options={"loop": "0", "fflags": "+bitexact"}) as container:
         stream = container.add_stream("gif", rate=fps)
         stream.height, stream.width, stream.pix_fmt = height, width, "pal8"
         stream.codec_context.thread_count = 1
         for _ in frames:
-            container.mux(stream.encode(sink.pull()))
+            container.mux(stream.encode(graph.vpull()))
         container.mux(stream.encode())
 
 

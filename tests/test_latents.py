@@ -98,7 +98,7 @@ def test_the_switch_step_and_the_ablations_choose_the_mode() -> None:
 def official_step(
     latents: np.ndarray, noise_pred: np.ndarray, step: int, schedule: DDIMSchedule, guidance: float
 ) -> np.ndarray:
-    """The official step in float64, written frame by frame with its snapshot, as docs/algorithm.md states it."""
+    """The official step in float64, frame by frame with its snapshot, as docs/algorithm.md states it."""
     x, pred = latents[0].astype(np.float64), noise_pred.astype(np.float64)
     e = pred[0] + guidance * (pred[1] - pred[0])
     a, b = float(schedule.alpha_t[step]), float(schedule.alpha_prev[step])
