@@ -2,7 +2,7 @@
 """A generated video, and how it becomes a file: H.264 in mp4, animated GIF or WebP, or a folder of PNGs.
 
 Every format is written under a temporary name beside its destination and renamed at the end, and the same
-frames give the same bytes: one encoder thread, no dates, no version strings.
+frames give the same bytes: one encoder thread, no dates.
 """
 
 import json
@@ -121,7 +121,7 @@ def _written(destination: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
             partial = Path(scratch, destination.name)
             yield partial
-            if destination.is_dir():
+            if partial.is_dir() and destination.is_dir():
                 destination.rename(Path(scratch, "replaced"))
             partial.rename(destination)
     except OSError as error:

@@ -156,6 +156,14 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "clip" / "thesis.txt").read_text() == "dear"
 
 
+def test_a_folder_in_the_sidecars_place_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "clip.gif.json").mkdir()
+    (tmp_path / "clip.gif.json" / "thesis.txt").write_text("dear")
+    with pytest.raises(InputError, match="cannot be written"):
+        make_video().save(tmp_path / "clip.gif")
+    assert (tmp_path / "clip.gif.json" / "thesis.txt").read_text() == "dear"
+
+
 @pytest.mark.parametrize(
     ("name", "height", "width", "message"),
     [
