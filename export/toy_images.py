@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic pictures that the toy checkpoints are trained on: soft backgrounds with flat ellipses on them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKGROUND = ((2, 0.45), (5, 0.3), (12, 0.12), (24, 0.06))
+"""Waves per 64 pixels and amplitude of each octave of the background."""
+NUM_ELLIPSES = 6
+SATURATION = 1.0
+"""Deviation of colours from grey relative to the deviation of greys."""
+
+
+def draw_images(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """(count, 3, height, width) float32 in [-1, 1]."""
+    images = torch.zeros(count, 3, height, width)
+    for waves, amplitude in BACKGROUND:
+        size = (max(2, waves * height // 64), max(2, waves * width // 64))
+        octave = F.interpolate(_colours(count, size, generator), (height, width), mode="bicubic")
+        images += amplitude * octave
+
+    y, x = torch.arange(height).unsqueeze(1), torch.arange(width)
+    for _ in range(NUM_ELLIPSES):
+        u, v, angle, log_a, log_b, log_edge = torch.rand(6, count, 1, 1, generator=generator)
+        dx, dy, angle = x - u * width, y - v * height, angle * math.pi
+        a, b = torch.exp(0.7 + 2.9 * log_a), torch.exp(0.7 + 2.9 * log_b)  # semi-axes, 2 to 37 pixels
+        along = (dx * angle.cos() + dy * angle.sin()) / a
+        across = (dy * angle.cos() - dx * angle.sin()) / b
+        inside = (1 - (along.square() + across.square() + 1e-6).sqrt()) * torch.minimum(a, b)  # pixels
+        mask = torch.sigmoid(inside * torch.exp(1.7 * log_edge - 0.7)).unsqueeze(1)
+        images = torch.lerp(images, 0.5 * _colours(count, (1, 1), generator), mask)
+    return images.clamp(-1, 1)
+
+
+def _colours(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Greys of deviation 1 with a little colour, (count, 3, *size)."""
+    grey, colour = torch.randn(count, 4, *size, generator=generator).split((1, 3), dim=1)
+    return 0.8 * (grey + SATURATION * colour)
+
+
+def moving_windows(
+    pictures: Tensor,
+    count: int,
+    size: tuple[int, int, int],
+    velocity: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
+    """Videos (count, c, *size), size = (f, h, w), seen through windows that move over random pictures (n, c, H, W).
+
+    What is seen moves by `velocity` (down, right) in pixels a frame, fractions by bicubic interpolation.
+    """
+    num_frames, height, width = size
+    room = torch.tensor(pictures.shape[2:]) - 1.0
+    travel = -torch.tensor(velocity) * (num_frames - 1)  # the window moves against what it sees
+    free = room - torch.tensor([height - 1, width - 1]) - travel.abs()
+    start = torch.rand(count, 2, generator=generator) * free + (-travel).clamp(min=0)
+    chosen = torch.randint(len(pictures), (count,), generator=generator)
+
+    path = start[:, None] + torch.linspace(0, 1, num_frames)[:, None] * travel  # (count, f, 2)
+    y = path[..., 0, None, None] + torch.arange(height)[:, None]
+    x = path[..., 1, None, None] + torch.arange(width)
+    grid = (
+        torch.stack(torch.broadcast_tensors(x / room[1], y / room[0]), dim=-1) * 2 - 1
+    )  # (count, f, h, w, 2)
+    frames = F.grid_sample(
+        pictures[chosen].repeat_interleave(num_frames, 0),
+        grid.flatten(0, 1),
+        mode="bicubic",
+        align_corners=True,
+    )
+    return frames.unflatten(0, (count, num_frames)).transpose(1, 2)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The toy text encoders: random CLIP text models, as varied as trained ones (no norm is the identity)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lamp_trt.export.toy_tokenizer import MODEL_MAX_LENGTH, NUM_TOKENS
+
+TEXT_ENCODER_CONFIG: dict[str, Any] = {
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 32,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 128,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": MODEL_MAX_LENGTH,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 3,
+    "pad_token_id": 1,
+    "torch_dtype": "float32",
+    "transformers_version": "4.22.0.dev0",
+    "vocab_size": NUM_TOKENS,
+}
+"""CLIP ViT-L's text half, tiny. The token ids are wrong in the published file too: the end of the text is found as
+the largest id."""
+
+NORM_VARIATION = 0.1
+
+
+def make_text_encoder() -> nn.Module:
+    """transformers' CLIPTextModel drawn from torch's global generator, no gradients."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    model: nn.Module = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG))
+    vary_vectors(model)
+    return model.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def vary_vectors(module: nn.Module) -> None:
+    """Move every bias and norm weight off its constant start, so that a lost or swapped one shows."""
+    for parameter in module.parameters():
+        if parameter.ndim == 1:
+            parameter += NORM_VARIATION * torch.randn_like(parameter)
+
+
+def encode_prompts(text_encoder: nn.Module, tokenizer_folder: Path, prompts: Sequence[str]) -> Tensor:
+    """Last hidden states (n, 77, width)."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    ids = tokenizer(
+        list(prompts), padding="max_length", max_length=MODEL_MAX_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+    hidden: Tensor = text_encoder(ids).last_hidden_state
+    return hidden
