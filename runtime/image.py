@@ -2,6 +2,7 @@
 """A first frame from a file or an array: decoded, fitted to the video's size, scaled to the VAE encoder's
 input."""
 
+import base64
 import os
 from pathlib import Path
 from types import ModuleType
@@ -80,6 +81,25 @@ def model_input(image: Image, dtype: type[np.floating[Any]] = np.float32) -> NDA
     the official script."""
     x = image.astype(dtype).transpose(2, 0, 1)[None]
     return np.ascontiguousarray(x / dtype(127.5) - dtype(1))
+
+
+def png_base64(image: Image) -> str:
+    """uint8 RGB (h, w, 3) as a PNG file in base64, to be kept in JSON; `image_from_base64` reads it back."""
+    done, png = _cv2().imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    assert done
+    return base64.b64encode(png).decode("ascii")
+
+
+def image_from_base64(text: str) -> Image:
+    """What `png_base64` wrote. Raises InputError for anything else."""
+    try:
+        png = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+        bgr = _cv2().imdecode(png, _cv2().IMREAD_COLOR)
+    except (ValueError, _cv2().error) as error:
+        raise InputError(f"the stored first frame is no PNG in base64: {error}.") from error
+    if bgr is None:
+        raise InputError("the stored first frame is no PNG in base64.")
+    return np.ascontiguousarray(bgr[..., ::-1], dtype=np.uint8)
 
 
 def _inside(h: int, w: int, height: int, width: int) -> tuple[int, int]:

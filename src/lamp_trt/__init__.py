@@ -1,4 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LAMP few-shot video generation, deployed: one engine, many motions, no torch at run time."""
+"""LAMP few-shot video generation, deployed: one engine, many motions, no torch at run time.
+
+import lamp_trt
+
+pipe = lamp_trt.load("bundle")
+video = pipe("a horse runs on the road", motion="horse_run", first_frame="horse.png")
+video.save("horse.mp4")
+"""
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lamp_trt.runtime.pipeline import LampPipeline
 
 __version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def load(
+    bundle: str | PathLike[str],
+    device: str = "auto",
+    backend: str = "auto",
+    motion: str | None = None,
+    num_threads: int | None = None,
+) -> "LampPipeline":
+    """Load a bundle that `lamp-trt build` made.
+
+    bundle       its folder; every file is checked against its digest (remembered while a file is unchanged)
+    device       "auto" or "cpu"
+    backend      "auto" or "onnxruntime"
+    motion       the motion to begin with; None is the bundle's default one. Calls may switch.
+    num_threads  CPU threads of each network; None lets the backend choose
+    Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
+    EngineError if a network cannot be loaded.
+    """
+    from lamp_trt.runtime.pipeline import load_pipeline
+
+    return load_pipeline(bundle, device=device, backend=backend, motion=motion, num_threads=num_threads)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many videos from one pipeline: what is asked for, from a prompts file, a sidecar or the command line."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.image import image_from_base64
+from lamp_trt.runtime.pipeline import LampPipeline
+from lamp_trt.runtime.video import FPS, Video, check_destination
+
+OPTIONS = (
+    "negative_prompt",
+    "fit",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "preset",
+    "adain",
+    "adain_switch_step",
+    "histogram",
+    "mix_noise",
+)
+"""The keyword arguments of LampPipeline.__call__ that a job may set beside those with fields of their own."""
+
+MAX_JOB_FILE_BYTES = 64 << 20
+_SLUG_LENGTH = 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make: arguments of `LampPipeline.__call__`, and where it goes (None: not yet decided)."""
+
+    prompt: str
+    motion: str | None = None
+    first_frame: Path | NDArray[np.uint8] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    fps: float = FPS
+
+
+def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
+    """A job for each line of `path`: a prompt, or in a .jsonl file an object with `prompt` and any of
+    `motion`, `first_frame` (relative to the file), `out`, `fps` and OPTIONS; `defaults` for what it leaves out.
+
+    Raises InputError naming the line.
+    """
+    jobs = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        if path.suffix != ".jsonl":
+            jobs.append(replace(defaults, prompt=line.strip()))
+            continue
+        where = f"{path}, line {number}"
+        fields = _object(line, where)
+        if not isinstance(fields.get("prompt"), str):
+            raise InputError(f"{where}: expected an object with a string `prompt`.")
+        jobs.append(_job(fields, defaults, where, path.parent))
+    if not jobs:
+        raise InputError(f"{path} holds no prompt; expected one a line.")
+    return jobs
+
+
+def job_from_sidecar(path: Path) -> Job:
+    """The job that repeats the video whose settings are in `path` (the .json file beside it).
+
+    The first frame is in the file itself. Raises InputError if it is no sidecar, or if noise was injected.
+    """
+    settings = _object(_text(path), str(path))
+    known = {"prompt", "motion", "fps", "first_frame_png", *OPTIONS}
+    if not isinstance(settings.get("prompt"), str) or "first_frame_png" not in settings:
+        raise InputError(f"{path} is no settings file of a video: it lacks `prompt` or `first_frame_png`.")
+    if settings.get("injected"):
+        raise InputError(
+            f"{path} is of a video that was given its own {', '.join(settings['injected'])}, "
+            "which the file does not hold. Repeat it from Python."
+        )
+    fields = {key: value for key, value in settings.items() if key in known}
+    image = image_from_base64(fields.pop("first_frame_png"))
+    return replace(_job(fields, Job(""), str(path), path.parent), first_frame=image)
+
+
+def with_destinations(jobs: Sequence[Job], out: Path | None, suffix: str) -> list[Job]:
+    """`jobs` with an `out` each: `out` itself for a single one, else a name of its own in the folder `out`.
+
+    suffix: ".mp4", ".gif", ".webp" or "" (a folder of PNGs), for the names made here.
+    """
+    if len(jobs) == 1:
+        return [replace(jobs[0], out=jobs[0].out or out or Path(f"{_slug(jobs[0].prompt)}{suffix}"))]
+    folder = out or Path("videos")
+    if folder.suffix:
+        raise InputError(f"--out is {str(folder)!r}, but there are {len(jobs)} videos: name a folder.")
+    named = []
+    for index, job in enumerate(jobs):
+        parts = [f"{index:03}", *([job.motion] if job.motion else []), _slug(job.prompt)]
+        named.append(replace(job, out=job.out or folder / f"{'-'.join(parts)}{suffix}"))
+    return named
+
+
+def run_jobs(
+    pipeline: LampPipeline, jobs: Sequence[Job], before_save: Callable[[Video], Video] | None = None
+) -> Iterator[tuple[Path, Video]]:
+    """Make and save every video, one motion after the other; yields each when it is saved.
+
+    before_save gets each finished video and returns the one to save (a safety checker may blur it); what it
+    raises ends the run before anything of that video is written. Destinations are checked before any work.
+    """
+    for job in jobs:
+        assert job.out is not None
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        check_destination(job.out, *pipeline.size)
+        if job.motion is not None:
+            pipeline.bundle.motion_path(job.motion)
+    by_motion: dict[str | None, list[Job]] = {}
+    for job in jobs:
+        by_motion.setdefault(job.motion, []).append(job)
+    for group in by_motion.values():
+        for job in group:
+            assert job.out is not None
+            video = pipeline(job.prompt, motion=job.motion, first_frame=job.first_frame, **job.options)
+            if before_save is not None:
+                video = before_save(video)
+            yield video.save(job.out, job.fps), video
+
+
+def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> Job:
+    own = ("prompt", "motion", "first_frame", "out", "fps")
+    unknown = sorted(fields.keys() - {*own, *OPTIONS})
+    if unknown:
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join((*own, *OPTIONS))}.")
+    for name in ("motion", "first_frame", "out"):
+        if not isinstance(fields.get(name, ""), str | None):
+            raise InputError(f"{where}: {name} is {fields[name]!r}; expected a string.")
+    first_frame, out = fields.get("first_frame"), fields.get("out")
+    return replace(
+        defaults,
+        prompt=fields["prompt"],
+        motion=fields.get("motion", defaults.motion),
+        first_frame=folder / first_frame if first_frame else defaults.first_frame,
+        out=Path(out) if out else defaults.out,
+        fps=fields.get("fps", defaults.fps),
+        options={**defaults.options, **{key: fields[key] for key in OPTIONS if key in fields}},
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_JOB_FILE_BYTES:
+            raise InputError(f"{path} is larger than {MAX_JOB_FILE_BYTES >> 20} MiB; split it.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is no JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where} holds no JSON object.")
+    return value
+
+
+def _slug(prompt: str) -> str:
+    """A file name from a prompt: its letters and digits, in lower case."""
+    return re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "video"

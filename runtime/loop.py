@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The denoising loop over an engine that runs on host arrays: the plain one, reference of faster loops."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lamp_trt.engine.backend import Engine
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.ddim import DDIMSchedule
+from lamp_trt.runtime.latents import denoise_step, final_adain
+
+Latents = NDArray[np.float32]
+StepCallback = Callable[[int, int, Latents], Latents]
+"""(step index from 0, timestep, latents after the step's AdaIN) → the latents to go on with."""
+
+
+def denoise_video(
+    unet: Engine,
+    latents: Latents,
+    text_embeddings: NDArray[Any],
+    schedule: DDIMSchedule,
+    config: GenerationConfig,
+    on_step: StepCallback | None = None,
+) -> Latents:
+    """Algorithm 1's loop: from initial latents (1, 4, f, h, w) to those that are decoded, float32.
+
+    text_embeddings  (2, tokens, width): [unconditional, conditional]; with guidance_scale <= 1 the
+                     conditional text is run in both halves
+    Latents stay float32 between steps; the UNet sees them in its own precision. Raises EngineError, naming
+    the step, if the UNet returns values that are not finite.
+    """
+    sample_dtype = np.dtype(unet.inputs[0].dtype)
+    text = text_embeddings if config.guidance_scale > 1 else text_embeddings[[1, 1]]
+    steps = tqdm(enumerate(schedule.timesteps), "denoising", len(schedule), unit=" steps", disable=None)
+    for step, timestep in steps:
+        noise_pred = unet.run(
+            {
+                "sample": np.repeat(latents, 2, axis=0).astype(sample_dtype),
+                "timestep": np.array([timestep], np.float32),
+                "encoder_hidden_states": text,
+            }
+        )["noise_pred"]
+        require_finite(noise_pred, f"the LAMP UNet at step {step} of {len(schedule)} (timestep {timestep})")
+        latents = denoise_step(
+            latents,
+            noise_pred,
+            step,
+            schedule,
+            guidance_scale=config.guidance_scale,
+            preset=config.preset,
+            adain=config.adain,
+            adain_switch_step=config.adain_switch_step,
+        )
+        if on_step is not None:
+            latents = on_step(step, int(timestep), latents)
+    return final_adain(latents, config.preset, config.adain)
+
+
+def require_finite(values: NDArray[Any], where: str) -> None:
+    """Raise EngineError if `values`, the output of `where`, hold NaN or infinity."""
+    if np.isfinite(values).all():
+        return
+    remedy = "the weights, or what it was given, are damaged: try `lamp-trt inspect --verify-files`"
+    if values.dtype == np.float16:
+        remedy = "the range of fp16 was exceeded: build the bundle with --precision fp32"
+    raise EngineError(f"{where} returned values that are not finite, so no video can be made; {remedy}.")

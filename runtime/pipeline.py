@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LampPipeline: a prompt and a first frame in, a video out (Algorithm 1 of the LAMP paper)."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import lamp_trt
+from lamp_trt.engine.backend import Engine
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.runtime import latents as latent_ops
+from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset
+from lamp_trt.runtime.ddim import ddim_schedule
+from lamp_trt.runtime.histogram import match_histograms, uint8_frames
+from lamp_trt.runtime.image import Fit, load_first_frame, model_input, png_base64
+from lamp_trt.runtime.loop import Latents, StepCallback, denoise_video, require_finite
+from lamp_trt.runtime.noise import Purpose, latent_noise
+from lamp_trt.runtime.tokenizer import CLIPTokenizer, load_tokenizer
+from lamp_trt.runtime.video import Video
+
+Array = NDArray[Any]
+Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, Array] | None]
+
+log = logging.getLogger("lamp_trt")
+
+_VIDEO_NETWORKS = ("text_encoder", "vae_encoder", "vae_decoder", "lamp_unet")
+
+
+class LampPipeline:
+    """One bundle, loaded: makes videos. Calls from several threads are served one after another.
+
+    Made by `lamp_trt.load`. `engines` has one entry for each network of the bundle.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engines: Mapping[str, Engine], tokenizer: CLIPTokenizer, motion: str
+    ) -> None:
+        self.bundle = bundle
+        self.motion = motion
+        """The motion that the UNet shows now; a call may switch it."""
+        self._engines, self._tokenizer = engines, tokenizer
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        motions = ", ".join(self.bundle.manifest.motions)
+        return f"LampPipeline({str(self.bundle.path)!r}, motions: {motions})"
+
+    @property
+    def num_frames(self) -> int:
+        return self.bundle.manifest.sizes["num_frames"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the videos in pixels."""
+        sizes = self.bundle.manifest.sizes
+        return sizes["height"], sizes["width"]
+
+    def set_motion(self, motion: str) -> None:
+        """Switch the UNet to a motion of the bundle; BundleError, listing the known, if there is none."""
+        self.bundle.motion_path(motion)
+        with self._lock:
+            self._set_motion(motion)
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        motion: str | None = None,
+        first_frame: str | Path | NDArray[np.uint8] | None = None,
+        fit: Fit = "stretch",
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 12.5,
+        preset: Preset = "official",
+        adain: Adain = "schedule",
+        adain_switch_step: int | None = None,
+        histogram: Histogram | None = None,
+        mix_noise: bool = True,
+        noise: Array | None = None,
+        base_noise: Array | None = None,
+        posterior_noise: Array | None = None,
+        callback_on_step_end: Callback | None = None,
+    ) -> Video:
+        """Make one video.
+
+        prompt             what moves; text beyond the text encoder's 77 tokens is cut, with a warning
+        motion             one of the bundle's motions; None keeps the current one
+        first_frame        an image file, or uint8 RGB (h, w, 3), of any size
+        fit                how an image of another aspect ratio is fitted: "stretch" (official), "crop", "pad"
+        negative_prompt    None is the empty prompt
+        seed               0..2^64-1; the same seed gives the same video on the same machine and backend
+        preset, adain, adain_switch_step, histogram: see runtime/config.py and docs/algorithm.md
+        mix_noise          False for editing: `noise` holds DDIM-inverted latents and is used as given
+        noise              (1, 4, f, h // 8, w // 8), instead of the seed's
+        base_noise         (1, 4, 1, h // 8, w // 8), likewise, for preset "paper"
+        posterior_noise    (1, 4, h // 8, w // 8), likewise; zeros give the posterior's mean
+        callback_on_step_end  called as in diffusers: (pipeline, step, timestep, {"latents": …}) → such a
+                           mapping or None; latents in it replace the current ones
+
+        Raises InputError for arguments, BundleError for an unknown motion, EngineError if a network fails.
+        """
+        config = GenerationConfig(
+            seed=seed,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            preset=preset,
+            adain=adain,
+            adain_switch_step=adain_switch_step,
+            histogram=histogram,
+            mix_noise=mix_noise,
+        )
+        if first_frame is None:
+            raise InputError(
+                "no first frame: this bundle holds no network that makes one. "
+                "Give first_frame, an image file (--first-frame IMAGE)."
+            )
+        if noise is None and not mix_noise:
+            raise InputError("mix_noise=False is for editing and needs `noise`: DDIM-inverted latents.")
+        motion = self.motion if motion is None else motion
+        self.bundle.motion_path(motion)
+        image = load_first_frame(first_frame, *self.size, fit)
+        schedule = ddim_schedule(num_inference_steps, self.bundle.manifest.scheduler)
+        with self._lock:
+            timings: dict[str, float] = {}
+            with _timed(timings, "total"):
+                with _timed(timings, "motion"):
+                    self._set_motion(motion)
+                with _timed(timings, "text"):
+                    text_embeddings = self.encode_prompt(prompt, negative_prompt)
+                with _timed(timings, "first_frame"):
+                    first_frame_latents = self.encode_first_frame(image, seed, posterior_noise)
+                latents = self._initial_latents(config, first_frame_latents, noise, base_noise)
+                with _timed(timings, "denoise"):
+                    latents = denoise_video(
+                        self._engines["lamp_unet"],
+                        latents,
+                        text_embeddings,
+                        schedule,
+                        config,
+                        _on_step(self, callback_on_step_end),
+                    )
+                with _timed(timings, "decode"):
+                    frames = self.decode(latents)
+                with _timed(timings, "histogram"):
+                    frames = match_histograms(frames, config.histogram_mode)
+        settings = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "motion": motion,
+            **_video_settings(config),
+            "first_frame_png": png_base64(image),
+            "injected": sorted(
+                name
+                for name, array in (
+                    ("noise", noise),
+                    ("base_noise", base_noise),
+                    ("posterior_noise", posterior_noise),
+                )
+                if array is not None
+            ),
+            "bundle": self.bundle.digest,
+            "lamp_trt": lamp_trt.__version__,
+        }
+        return Video(frames, image, latents, timings, settings)
+
+    def encode_prompt(self, prompt: str, negative_prompt: str | None = None) -> Array:
+        """Text embeddings (2, tokens, width): [negative or empty prompt, prompt]."""
+        ids = []
+        for text in (negative_prompt or "", prompt):
+            tokenized = self._tokenizer(text)
+            if tokenized.truncated_text:
+                log.warning(
+                    "the prompt is longer than %d tokens; this part of it is cut: %r",
+                    self._tokenizer.max_length,
+                    tokenized.truncated_text,
+                )
+            ids.append(tokenized.input_ids)
+        output = self._engines["text_encoder"].run({"input_ids": np.concatenate(ids)})
+        return self._finite("last_hidden_state", output, "the text encoder")
+
+    def encode_first_frame(
+        self, image: Array, seed: int = 0, posterior_noise: Array | None = None
+    ) -> Latents:
+        """uint8 RGB (height, width, 3) to first-frame latents (1, 4, 1, h, w), float32 and scaled.
+
+        A sample of the VAE's posterior, as in the official script.
+        """
+        encoder = self._engines["vae_encoder"]
+        output = encoder.run({"image": model_input(image, np.dtype(encoder.inputs[0].dtype).type)})
+        mean = self._finite("latent_mean", output, "the VAE encoder")
+        if posterior_noise is None:
+            posterior_noise = latent_noise(seed, Purpose.POSTERIOR, mean.shape)
+        return latent_ops.posterior_sample(
+            mean, output["latent_logvar"], posterior_noise, self._scaling_factor
+        )
+
+    def decode(self, latents: Latents) -> NDArray[np.uint8]:
+        """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
+        decoder = self._engines["vae_decoder"]
+        batch, dtype = decoder.inputs[0].shape[0], np.dtype(decoder.inputs[0].dtype)
+        scaled = (latents[0].swapaxes(0, 1) / np.float32(self._scaling_factor)).astype(dtype)  # (f, 4, h, w)
+        padded = np.concatenate([scaled, np.repeat(scaled[-1:], -len(scaled) % batch, axis=0)])
+        images = []
+        for start in range(0, len(padded), batch):
+            output = decoder.run({"latents": padded[start : start + batch]})
+            images.append(uint8_frames(self._finite("image", output, f"the VAE decoder at frame {start}")))
+        return np.concatenate(images)[: len(scaled)]
+
+    @property
+    def _scaling_factor(self) -> float:
+        return self.bundle.manifest.scaling_factors["vae"]
+
+    def _initial_latents(
+        self,
+        config: GenerationConfig,
+        first_frame_latents: Latents,
+        noise: Array | None,
+        base_noise: Array | None,
+    ) -> Latents:
+        """What enters the first step, see runtime/latents.py."""
+        _, channels, _, height, width = first_frame_latents.shape
+        if noise is None:
+            noise = latent_noise(config.seed, Purpose.VIDEO, (1, channels, self.num_frames, height, width))
+        if noise.shape[2:3] != (self.num_frames,):
+            raise InputError(
+                f"noise has shape {noise.shape}; expected {(1, channels, self.num_frames, height, width)}."
+            )
+        if not config.mix_noise:
+            return latent_ops.with_first_frame(noise, first_frame_latents)
+        if base_noise is None and config.preset == "paper":
+            base_noise = latent_noise(config.seed, Purpose.PAPER_BASE, (1, channels, 1, height, width))
+        return latent_ops.mix_noise(noise, first_frame_latents, base_noise)
+
+    def _set_motion(self, motion: str) -> None:
+        self._engines["lamp_unet"].set_motion(motion)
+        self.motion = motion
+
+    def _finite(self, name: str, output: Mapping[str, Array], where: str) -> Array:
+        require_finite(output[name], where)
+        return output[name]
+
+
+def load_pipeline(
+    bundle: str | PathLike[str],
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    motion: str | None = None,
+    num_threads: int | None = None,
+) -> LampPipeline:
+    """Open a bundle and load its networks; see `lamp_trt.load`."""
+    from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
+
+    if device not in ("auto", "cpu"):
+        raise InputError(f"device is {device!r}; this version runs on 'cpu' ('auto' picks it).")
+    if backend not in ("auto", "onnxruntime"):
+        raise InputError(f"backend is {backend!r}; this version runs on 'onnxruntime' ('auto' picks it).")
+    opened = Bundle.open(bundle)
+    missing = [name for name in _VIDEO_NETWORKS if name not in opened.manifest.networks]
+    if missing:
+        raise BundleError(
+            f"{opened.path} cannot make videos, it lacks {', '.join(missing)}. Build them into it: "
+            f"lamp-trt build --sd DIR --motion NAME=DIR --out {opened.path}"
+        )
+    motion = motion if motion is not None else opened.manifest.default_motion
+    opened.motion_path(motion)
+    assert motion is not None
+    engines = {
+        name: OnnxRuntimeEngine(
+            opened, name, motion=motion if name == "lamp_unet" else None, num_threads=num_threads
+        )
+        for name in _VIDEO_NETWORKS
+    }
+    tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])
+    return LampPipeline(opened, engines, tokenizer, motion)
+
+
+def _video_settings(config: GenerationConfig) -> dict[str, Any]:
+    """The fields of `config` that shape a video from a given first frame."""
+    return {name: value for name, value in asdict(config).items() if not name.startswith("first_frame_")}
+
+
+def _on_step(pipeline: LampPipeline, callback: Callback | None) -> StepCallback | None:
+    """`callback` in the form that the loop calls."""
+    if callback is None:
+        return None
+
+    def on_step(step: int, timestep: int, latents: Latents) -> Latents:
+        changed = callback(pipeline, step, timestep, {"latents": latents})
+        return latents if changed is None else changed.get("latents", latents)
+
+    return on_step
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - start
