@@ -76,14 +76,23 @@ def _sources(files: ComponentFiles) -> dict[str, tuple[str, TensorInfo]]:
 
 def normalised_name(stored_name: str, config: Mapping[str, Any]) -> str | None:
     """A stored tensor's name in today's module of `config`'s class, None if that has no such tensor."""
-    if config.get("_class_name") == "AutoencoderKL":
+    module = class_name(config)
+    if module == "AutoencoderKL":
         return _OLD_VAE_ATTENTION.sub(lambda m: m[1] + _VAE_ATTENTION[m[2]], stored_name)
-    if "CLIPTextModel" in config.get("architectures", ()):
+    if module == "CLIPTextModel":
         bare = stored_name.removeprefix("text_model.")
         return None if bare == "embeddings.position_ids" else bare
-    if "CLIPTextModelWithProjection" in config.get("architectures", ()):
+    if module == "CLIPTextModelWithProjection":
         return None if stored_name == "text_model.embeddings.position_ids" else stored_name
     return stored_name
+
+
+def class_name(config: Mapping[str, Any]) -> str | None:
+    """The class that a config describes, as diffusers or transformers writes it."""
+    match config:
+        case {"_class_name": str(name)} | {"architectures": [str(name), *_]}:
+            return name
+    return None
 
 
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -154,7 +163,7 @@ def empty_weights() -> AbstractContextManager[None]:
 def text_encoder_from_config(config: Mapping[str, Any]) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    _expect_class("text_encoder", (config.get("architectures") or ["?"])[0], "CLIPTextModel")
+    _expect_class("text_encoder", config, "CLIPTextModel")
     model: nn.Module = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
     return model
 
@@ -162,14 +171,15 @@ def text_encoder_from_config(config: Mapping[str, Any]) -> nn.Module:
 def vae_from_config(config: Mapping[str, Any]) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    _expect_class("vae", config.get("_class_name"), "AutoencoderKL")
+    _expect_class("vae", config, "AutoencoderKL")
     vae: nn.Module = AutoencoderKL.from_config(dict(config))  # type: ignore[no-untyped-call]
     return vae
 
 
-def _expect_class(component: str, found: str | None, expected: str) -> None:
+def _expect_class(component: str, config: Mapping[str, Any], expected: str) -> None:
+    found = class_name(config) or "no known class"
     if found != expected:
-        raise CheckpointError(f"{component}/config.json describes a {found}, expected {expected}.")
+        raise CheckpointError(f"{component}/config.json describes {found}, expected {expected}.")
 
 
 class _Reader:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.export.checkpoints import DEFAULT_SCALING_FACTOR
+from lamp_trt.export.checkpoint_files import DEFAULT_SCALING_FACTOR
 
 Preset = Literal["official", "paper"]
 Adain = Literal["none", "first_frame", "schedule"]
@@ -91,11 +91,11 @@ def ddim_tables(
 
 
 def mix_noise(noise: Tensor, base_noise: Tensor | None = None) -> Tensor:
-    """Shared-noise sampling: frames 1.. become 0.2 base + 0.8 own; frame 0 stays. (1, 4, f, h, w) -> the same.
+    """Shared-noise sampling: frames 1.. become 0.2 base + 0.8 own, frame 0 stays; (1, 4, f, h, w).
 
     Official: the base is frame 0's slice of the same draw, which has no other use since frame 0 becomes the
-    clean first frame. Supplement: a draw of its own, `base_noise` (1, 4, 1, h, w). In both the mix has variance
-    0.68 and is not renormalised.
+    clean first frame. Supplement: a draw of its own, `base_noise` (1, 4, 1, h, w). In both the mix has
+    variance 0.68 and is not renormalised.
     """
     base = noise[:, :, :1] if base_noise is None else base_noise
     mixed = NOISE_BASE_WEIGHT * base + (1 - NOISE_BASE_WEIGHT) * noise[:, :, 1:]
@@ -199,8 +199,8 @@ def denoise(
     """From noise to the latents of a video whose frame 0 is the given first frame.
 
     first_frame_latents  (1, 4, 1, h, w), clean and scaled: kept as they are in every step
-    noise                (1, 4, f, h, w), one standard normal draw; with mix_noise=False (editing) the inverted
-                         latents of a video, of which only frame 0 is replaced
+    noise                (1, 4, f, h, w), one standard normal draw; with mix_noise=False (editing) a video's
+                         inverted latents, of which only frame 0 is replaced
     text_embeddings      (2, 77, d): [unconditional, conditional]
     base_noise           (1, 4, 1, h, w), preset "paper" only; None: the otherwise unused frame 0 of `noise`
     adain                "none" (no AdaIN at all), "first_frame" (to frame 0 from the first step), "schedule"

@@ -41,16 +41,14 @@ WEBP_PSNR_DB = 34.0
 GOLDEN_UNET = {"atol": 2e-5, "rel_l2": 5e-6}
 GOLDEN_UNET_STAGE = {"atol": 5e-5, "rel_l2": 5e-6}
 GOLDEN_BLOCK = {"atol": 2e-5, "rel_l2": 3e-6}
-
-GOLDEN_ALPHAS = {"atol": 1e-6, "rel_l2": 1e-6}
-GOLDEN_INITIAL = {"atol": 1e-6, "rel_l2": 1e-6}
 GOLDEN_VAE = {"atol": 5e-5, "rel_l2": 1e-5}
 GOLDEN_LATENTS_FREE = {"atol": 3e-4, "rel_l2": 1e-4}
 GOLDEN_VIDEO = {"atol": 5e-4, "rel_l2": 1e-4}
 GOLDEN_INVERSION = {"atol": 1e-4, "rel_l2": 2e-5}
 
-GOLDEN_FINAL_FP64 = {"atol": 1e-9, "rel_l2": 1e-9}
-"""The whole loop in float64 from equal float32 inputs: the algorithm itself, without fp32's 6e-6 of noise."""
+GOLDEN_FINAL_FP64 = {"atol": 1e-6, "rel_l2": 1e-6}
+"""The whole loop in float64: the algorithm without fp32's noise of 6e-6. Measured 2e-8 and 1.6e-7, the
+rounding of the alphas' roots, which the reference keeps in float32 as the official code does."""
 
 GOLDEN_GIF_EQUAL_SHARE, GOLDEN_GIF_LEVELS = 0.99, 8
-"""Frames after histogram matching, from our own video: truncation and look-up tables amplify 1e-5 to a level."""
+"""Frames after histogram matching, from our own video: truncation and tables amplify 1e-5 to a level."""

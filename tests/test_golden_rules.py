@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of conftest.py: golden tests run or fail where goldens are given, and the summary counts them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = """
+import numpy as np, pytest
+pytestmark = pytest.mark.golden
+
+def test_compares(golden, golden_close):
+    want = golden("numbers")["x"]
+    golden_close(want + {error}, want, atol=1e-3, rel_l2=1e-3)
+    golden_close(want, want, atol=0, rel_l2=0)
+
+{skip}
+def test_other(golden_set):
+    pass
+"""
+
+
+def run(folder: Path, *, golden: bool = True, error: float = 0.0, skip: str = "") -> tuple[int, str]:
+    import numpy as np
+
+    (folder / "sets" / "a").mkdir(parents=True)
+    np.savez(folder / "sets" / "a" / "numbers.npz", x=np.ones(3))
+    shutil.copy(Path(__file__).with_name("conftest.py"), folder)
+    (folder / "test_golden_sample.py").write_text(TESTS.format(error=error, skip=skip))
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = golden\n")
+    environment = {k: v for k, v in os.environ.items() if k != "LAMP_TRT_GOLDEN"}
+    if golden:
+        environment["LAMP_TRT_GOLDEN"] = str(folder / "sets")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", str(folder)],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def test_comparisons_are_counted(tmp_path: Path) -> None:
+    code, output = run(tmp_path)
+    assert code == 0
+    assert "golden: 2 comparisons in 2 tests over the sets: a" in output
+
+
+def test_a_wrong_value_fails(tmp_path: Path) -> None:
+    code, output = run(tmp_path, error=0.01)
+    assert code == 1
+    assert "max abs 1.00e-02 > 1.0e-03" in output
+
+
+@pytest.mark.parametrize(
+    "skip", ["@pytest.mark.skip('later')", "pytest.skip('all', allow_module_level=True)"]
+)
+def test_a_skipped_golden_test_fails(tmp_path: Path, skip: str) -> None:
+    code, output = run(tmp_path, skip=skip)
+    assert code != 0
+    assert "skipped although LAMP_TRT_GOLDEN is set" in output
+
+
+def test_without_goldens_they_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    code, output = run(tmp_path, golden=False)
+    assert code == 0
+    assert "2 skipped" in output
+    assert "LAMP_TRT_GOLDEN is not set" in output
