@@ -47,6 +47,7 @@ __device__ __forceinline__ void for_own_values(const Plane<T>& plane, const Lamp
                                                const float (&cached)[V], F f) {
   const int first = threadIdx.x * V, stride = blockDim.x * V;
   if (first < hw) f(first, cached);
+#pragma unroll 1
   for (int i = first + stride; i < hw; i += stride) {
     float x[V];
     load_stepped<V>(plane, row, i, x);

@@ -14,8 +14,9 @@
 #include <vector_functions.h>
 #include <vector_types.h>
 
-#include <csetjmp>
+#ifndef __x86_64__
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -26,6 +27,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -37,12 +39,6 @@
 #define EMU_TSAN(x) x
 #else
 #define EMU_TSAN(x)
-#endif
-/* The sanitizers know swapcontext; without them _longjmp switches ten times faster, as it makes no system call. */
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define EMU_SANITIZED 1
-#else
-#define EMU_SANITIZED 0
 #endif
 /* The emulator's own bookkeeping is shared by fibers on purpose. */
 #define EMU_QUIET __attribute__((no_sanitize_thread))
@@ -69,6 +65,47 @@ extern "C" char __stop_emu_shared[] __attribute__((weak));
 
 namespace emu {
 
+/* A suspended flow of control. ucontext would do everywhere, but each of its switches is a system call. */
+#ifdef __x86_64__
+using Context = void*;   // its stack pointer; the callee-saved registers lie there
+extern "C" void emu_switch(Context* from, Context to);
+asm(R"(
+  .text
+  .weak emu_switch
+emu_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+inline void make_context(Context& context, char* stack, size_t size, void (*entry)()) {
+  void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + size) & ~uintptr_t{15}) - 1;
+  *--top = reinterpret_cast<void*>(entry);
+  context = top - 6;
+}
+EMU_QUIET inline void switch_context(Context& from, Context& to) { emu_switch(&from, to); }
+#else
+using Context = ucontext_t;
+inline void make_context(Context& context, char* stack, size_t size, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = size;
+  makecontext(&context, entry, 0);
+}
+EMU_QUIET inline void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+#endif
+
 using Error = std::runtime_error;
 enum class At { kRun, kBlock, kWarp, kDone };
 
@@ -80,9 +117,7 @@ struct Fiber {
   unsigned mask = 0, source = 0;              // of the warp collective it waits at
   uint64_t value = 0, result = 0;             // given to and got from what it waits at
   unsigned barriers = 0, warp_syncs = 0;      // passed so far
-  ucontext_t context{};
-  jmp_buf jump{};
-  bool started = false;
+  Context context{};
   std::unique_ptr<char[]> stack;
   EMU_TSAN(void* tsan = nullptr;)
 };
@@ -90,10 +125,9 @@ struct Fiber {
 struct Block {
   dim3 grid, dim;
   uint3 idx{};
-  std::vector<Fiber> fibers;
+  std::span<Fiber> fibers;
   std::function<void()> body;
-  ucontext_t context{};                       // the scheduler's
-  jmp_buf jump{};
+  Context context{};                          // the scheduler's
   std::exception_ptr failure;
   EMU_TSAN(void* tsan_main = nullptr;)
 };
@@ -104,29 +138,18 @@ inline Fiber* running = nullptr;
 EMU_QUIET inline Fiber* self() { return running; }
 EMU_QUIET inline Block* here() { return block; }
 
-__attribute__((noinline)) EMU_QUIET inline void to_scheduler(Fiber* f) {
+EMU_QUIET inline void to_scheduler(Fiber* f) {
   EMU_TSAN(__tsan_switch_to_fiber(block->tsan_main, __tsan_switch_to_fiber_no_sync);)
-#if EMU_SANITIZED
-  swapcontext(&f->context, &block->context);
-#else
-  if (_setjmp(f->jump) == 0) _longjmp(block->jump, 1);
-#endif
+  switch_context(f->context, block->context);
 }
 
-__attribute__((noinline)) EMU_QUIET inline void to_fiber(Fiber* f) {
+EMU_QUIET inline void to_fiber(Fiber* f) {
   running = f;
   EMU_TSAN(__tsan_switch_to_fiber(f->tsan, __tsan_switch_to_fiber_no_sync);)
-#if EMU_SANITIZED
-  swapcontext(&block->context, &f->context);
-#else
-  if (_setjmp(block->jump) != 0) return;
-  if (f->started) _longjmp(f->jump, 1);
-  f->started = true;
-  setcontext(&f->context);
-#endif
+  switch_context(block->context, f->context);
 }
 
-/* A fiber serves one thread index of all blocks, so that contexts are made once per launch. */
+/* A fiber serves one thread after the other, so that contexts are made only once. */
 EMU_QUIET inline void fiber_main() {
   for (;;) {
     EMU_TSAN(__tsan_acquire(&block->context);)
@@ -182,7 +205,7 @@ T shuffle(unsigned mask, T value, unsigned source, const char* op) {
 }
 
 /* Frees the block if every thread that has not exited waits at the same barrier. */
-EMU_QUIET inline bool release_barrier(std::vector<Fiber>& fibers) {
+EMU_QUIET inline bool release_barrier(std::span<Fiber> fibers) {
   const char* op = nullptr;
   uint64_t value = 0;
   for (Fiber& f : fibers) {
@@ -200,7 +223,7 @@ EMU_QUIET inline bool release_barrier(std::vector<Fiber>& fibers) {
 }
 
 /* Frees every set of lanes whose collective is complete. */
-EMU_QUIET inline bool release_warps(std::vector<Fiber>& fibers) {
+EMU_QUIET inline bool release_warps(std::span<Fiber> fibers) {
   bool moved = false;
   for (size_t i = 0; i < fibers.size(); ++i) {
     if (fibers[i].at != At::kWarp) continue;
@@ -240,7 +263,10 @@ inline std::string where(const Fiber& f) {
 }
 
 EMU_QUIET inline void run_block(std::vector<Fiber*>& order, std::mt19937& rng) {
-  for (Fiber* f : order) f->at = At::kRun;
+  for (Fiber* f : order) {
+    f->at = At::kRun;
+    f->barriers = f->warp_syncs = 0;
+  }
   EMU_TSAN(__tsan_release(&block->context);)
   for (;;) {
     std::shuffle(order.begin(), order.end(), rng);
@@ -263,30 +289,34 @@ __attribute__((no_sanitize_address, no_sanitize_thread)) inline void poison_shar
   for (volatile char* p = __start_emu_shared; p < __stop_emu_shared; ++p) *p = static_cast<char>(0xff);
 }
 
-__attribute__((noinline)) inline void make_context(Fiber& f) {
-  f.stack.reset(new char[kStack]);
-  getcontext(&f.context);
-  f.context.uc_stack.ss_sp = f.stack.get();
-  f.context.uc_stack.ss_size = kStack;
-  makecontext(&f.context, fiber_main, 0);
+/* Idle fibers, at least n. They never end; an aborted block's are not used again. */
+inline std::span<Fiber> idle_fibers(unsigned n, bool anew) {
+  static std::vector<Fiber>* fibers = nullptr;
+  if (!fibers || anew) fibers = new std::vector<Fiber>;
+  while (fibers->size() < n) {
+    Fiber& f = fibers->emplace_back();
+    f.flat = static_cast<unsigned>(fibers->size() - 1);
+    f.stack.reset(new char[kStack]);
+    make_context(f.context, f.stack.get(), kStack, fiber_main);
+    EMU_TSAN(f.tsan = __tsan_create_fiber(0);)
+  }
+  return {fibers->data(), n};
 }
 
 inline void launch(dim3 grid, dim3 dim, unsigned seed, std::function<void()> body) {
+  static bool aborted = false;
   Block b;
   b.grid = grid;
   b.dim = dim;
   b.body = std::move(body);
   const unsigned n = dim.x * dim.y * dim.z;
   if (n == 0 || n > 1024) throw Error("a block of " + std::to_string(n) + " threads");
-  b.fibers.resize(n);
+  b.fibers = idle_fibers(n, aborted);
+  aborted = true;
   std::vector<Fiber*> threads;
-  for (unsigned i = 0; i < n; ++i) {
-    Fiber& f = b.fibers[i];
-    f.flat = i;
-    f.tid = {i % dim.x, i / dim.x % dim.y, i / (dim.x * dim.y)};
-    make_context(f);
+  for (Fiber& f : b.fibers) {
+    f.tid = {f.flat % dim.x, f.flat / dim.x % dim.y, f.flat / (dim.x * dim.y)};
     threads.push_back(&f);
-    EMU_TSAN(f.tsan = __tsan_create_fiber(0);)
   }
   EMU_TSAN(b.tsan_main = __tsan_get_current_fiber();)
   block = &b;
@@ -299,7 +329,7 @@ inline void launch(dim3 grid, dim3 dim, unsigned seed, std::function<void()> bod
     poison_shared_memory();
     run_block(threads, rng);
   }
-  EMU_TSAN(for (Fiber& f : b.fibers) __tsan_destroy_fiber(f.tsan);)
+  aborted = false;
 }
 
 template <class... A, size_t... I>

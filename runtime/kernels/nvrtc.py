@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels compiled at run time, where the package has no fatbin for them. NVRTC needs no GPU."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.runtime import kernels
+
+logger = logging.getLogger("lamp_trt")
+
+BUNDLED_HEADERS = (13, 3)
+"""NVRTC carries cuda_fp16.h itself from this version on."""
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/lamp-trt/kernels, ~/.cache by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamp-trt" / "kernels"
+
+
+def cubin(arch: str, cache: Path | None = None) -> bytes:
+    """Machine code of all kernels for `arch`, e.g. "sm_90", from the cache or compiled (a few seconds).
+
+    A cached file is named by the sources, the compiler's version and the architecture. Raises EngineError if
+    NVRTC is not installed, or does not know the architecture.
+    """
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise EngineError(
+            "the CUDA kernels must be compiled, and NVRTC is missing: pip install 'cuda-core[cu13]'."
+        ) from error
+    _, major, minor = nvrtc.nvrtcVersion()
+    source = kernels.single_source()
+    key = hashlib.sha256(f"{arch} {major}.{minor}\n{source}".encode()).hexdigest()[:16]
+    path = (cache or cache_folder()) / f"lamp_kernels-{arch}-{key}.cubin"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        code = _compile(source, arch, (major, minor))
+    try:
+        _write(path, code)
+    except OSError as error:
+        logger.warning(
+            "compiled kernels cannot be cached in %s (%s); every start compiles.", path.parent, error
+        )
+    return code
+
+
+def _compile(source: str, arch: str, version: tuple[int, int]) -> bytes:
+    from cuda.core import Program, ProgramOptions
+
+    logger.info("compiling the CUDA kernels for %s with NVRTC %d.%d.", arch, *version)
+    options = ProgramOptions(name=kernels.TRANSLATION_UNIT, std="c++17", arch=arch)
+    if version >= BUNDLED_HEADERS:
+        options.use_bundled_headers = True
+    else:
+        from cuda.pathfinder import find_nvidia_header_directory
+
+        options.include_path = find_nvidia_header_directory("cudart")
+    try:
+        return bytes(Program(source, "c++", options).compile("cubin").code)
+    except Exception as error:
+        raise EngineError(
+            f"NVRTC {version[0]}.{version[1]} cannot compile the CUDA kernels for {arch}: {error} "
+            "A newer nvidia-cuda-nvrtc may know this GPU."
+        ) from error
+
+
+def _write(path: Path, code: bytes) -> None:
+    """All or nothing: other processes compile the same file at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(code)
+    os.replace(file.name, path)
