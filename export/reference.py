@@ -108,7 +108,9 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
     AdaIN, Huang & Belongie 2017, eq. 8. content (..., h, w), style broadcastable to it; the variance over h*w
     is the unbiased one. Raises InputError for a single pixel, which has no deviation.
     """
-    if content.numel() and content.shape[-2:].numel() < 2:
+    if content.numel() == 0:  # short videos: no frame from the second or third on
+        return content
+    if content.shape[-2:].numel() < 2:
         raise InputError("AdaIN needs at least 2 latent pixels, got 1: use a larger video or adain='none'.")
     mean, std = channel_statistics(content)
     style_mean, style_std = channel_statistics(style)
