@@ -12,6 +12,7 @@ Only tensors are read: safetensors, or pickles through torch's restricted unpick
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -240,7 +241,7 @@ def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
 
 
 _UNPICKLING_ERRORS = (
-    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError,
-    KeyError, IndexError, TypeError, AttributeError,
+    pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError,
+    KeyError, IndexError, TypeError, AttributeError, AssertionError, zipfile.BadZipFile,
 )  # fmt: skip
 """What torch.load raises for code, other formats and damage."""
