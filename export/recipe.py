@@ -34,6 +34,11 @@ EXPORTER_VERSION = 1
 _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 
+ORIGINS = {"text_encoder": "--sd", "vae": "--sd", "unet": "--motion"}
+"""Which checkpoint each component is read from; the UNet's shared weights come from the first motion's."""
+
+_USAGE = {"--sd": "--sd DIR (Stable Diffusion v1.4)", "--motion": "--motion NAME=DIR (LAMP)"}
+
 GUIDANCE_BATCH = 2
 DECODE_BATCH = 1
 """Frames decoded at once. The official script slices too: same result, a sixteenth of the memory."""
@@ -126,45 +131,30 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
     Raises CheckpointError or InputError naming the folder, the field, and what would fit.
     """
     cache = cache or DigestCache()
-    given = _networks_of_given_checkpoints(options)
-    networks = tuple(name for name in NETWORKS if name in (options.only or given))
-    for name in networks:
-        if name not in given:
-            needed = "--motion NAME=DIR" if name == "lamp_unet" else "--sd DIR"
-            raise InputError(f"network {name} needs a checkpoint: give {needed}.")
-    if not networks:
-        raise InputError(
-            "nothing to build: give --sd DIR (Stable Diffusion v1.4), --motion NAME=DIR, or both."
-        )
-    components = {
-        component: _component_source(component, options, cache)
-        for component in dict.fromkeys(NETWORKS[name].component for name in networks)
-    }
-    motions = {
-        name: source_of(find_component(folder, "unet"), cache)
-        for name, folder in (options.motions or {}).items()
-        if "lamp_unet" in networks
-    }
+    networks = _networks(options)
+    components = tuple(dict.fromkeys(NETWORKS[name].component for name in networks))
+    sources: dict[str, Source] = {}
+    motions: dict[str, Source] = {}
     tokenizers: dict[str, Path] = {}
-    scheduler: dict[str, Any] = {}
-    if "text_encoder" in networks:
+    scheduler: Mapping[str, Any] = {}
+    from_sd = tuple(component for component in components if ORIGINS[component] == "--sd")
+    if from_sd:
         assert options.sd is not None
-        checkpoint = open_checkpoint(options.sd, components=("text_encoder",))
-        tokenizers, scheduler = dict(checkpoint.tokenizers), dict(checkpoint.scheduler_config)
+        checkpoint = open_checkpoint(options.sd, from_sd, ("tokenizer",) * ("text_encoder" in from_sd))
+        sources = {name: source_of(checkpoint.components[name], cache) for name in from_sd}
+        tokenizers.update(checkpoint.tokenizers)
+        scheduler = checkpoint.scheduler_config
+    if "unet" in components:
+        assert options.motions
+        motions = {
+            name: source_of(find_component(folder, "unet"), cache) for name, folder in options.motions.items()
+        }
+        sources["unet"] = next(iter(motions.values()))
     scaling = {}
-    if "vae" in components:
-        config = components["vae"].files.config
-        scaling["vae"] = float(config.get("scaling_factor") or DEFAULT_SCALING_FACTOR)
-    return Recipe(
-        options.precision,
-        networks,
-        components,
-        motions,
-        tokenizers,
-        scheduler,
-        scaling,
-        _sizes(options, components),
-    )
+    if "vae" in sources:
+        scaling["vae"] = float(sources["vae"].files.config.get("scaling_factor") or DEFAULT_SCALING_FACTOR)
+    sizes = _sizes(options, sources)
+    return Recipe(options.precision, networks, sources, motions, tokenizers, scheduler, scaling, sizes)
 
 
 def source_of(files: ComponentFiles, cache: DigestCache) -> Source:
@@ -177,21 +167,17 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
 
 
-def _networks_of_given_checkpoints(options: BuildOptions) -> set[str]:
-    given: set[str] = set()
-    if options.sd is not None:
-        given |= {"text_encoder", "vae_encoder", "vae_decoder"}
-    if options.motions:
-        given |= {"lamp_unet"}
-    return given
-
-
-def _component_source(component: str, options: BuildOptions, cache: DigestCache) -> Source:
-    if component == "unet":
-        assert options.motions
-        return source_of(find_component(next(iter(options.motions.values())), "unet"), cache)
-    assert options.sd is not None
-    return source_of(open_checkpoint(options.sd, (component,)).components[component], cache)
+def _networks(options: BuildOptions) -> tuple[str, ...]:
+    """What is to be built: `--only`, or all that the given checkpoints allow."""
+    given = {"--sd": options.sd is not None, "--motion": bool(options.motions)}
+    possible = [name for name, spec in NETWORKS.items() if given[ORIGINS[spec.component]]]
+    for name in options.only:
+        if name not in possible:
+            origin = ORIGINS[NETWORKS[name].component]
+            raise InputError(f"{name} needs a checkpoint that was not given: add {_USAGE[origin]}.")
+    if not possible:
+        raise InputError(f"nothing to build: give {' or '.join(_USAGE.values())}, or all of them.")
+    return tuple(name for name in possible if not options.only or name in options.only)
 
 
 def _sizes(options: BuildOptions, components: Mapping[str, Source]) -> dict[str, int]:

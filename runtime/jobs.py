@@ -48,7 +48,7 @@ class Job:
 
 def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
     """A job for each line of `path`: a prompt, or in a .jsonl file an object with `prompt` and any of
-    `motion`, `first_frame` (relative to the file), `out`, `fps` and OPTIONS; `defaults` for what it leaves out.
+    `motion`, `first_frame` (relative to the file), `out`, `fps` and OPTIONS; `defaults` for the rest.
 
     Raises InputError naming the line.
     """

@@ -289,7 +289,7 @@ def _named_folders(items: Sequence[str]) -> dict[str, Path]:
         name, separator, folder = item.partition("=")
         if not (name and separator and folder):
             raise InputError(
-                f"--motion is {item!r}; expected NAME=DIR, like horse_run=checkpoints/horse_run."
+                f"--motion is {item!r}; expected NAME=DIR, like rain=lamp/rain."
             )
         if name in folders:
             raise InputError(f"--motion names {name!r} twice; give each motion a name of its own.")
