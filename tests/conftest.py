@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -133,3 +133,13 @@ def one_thread() -> Generator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def memory() -> Generator[Any]:
+    """cpu_kernels.Memory: arrays for the kernels on the CPU. Fails if one wrote beside an array."""
+    from cpu_kernels import Memory
+
+    memory = Memory()
+    yield memory
+    memory.check()

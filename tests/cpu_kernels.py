@@ -17,6 +17,9 @@ import pytest
 
 from lamp_trt.runtime.kernels import SIGNATURES
 from lamp_trt.runtime.kernels.arrays import DeviceArray
+from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays
+from lamp_trt.runtime.kernels.launch import PROGRESS
+from lamp_trt.runtime.latents import STEP_ROW
 
 EMULATOR = Path(__file__).parent / "emu"
 KERNELS = Path(os.environ.get("LAMP_TRT_KERNELS", Path(__file__).parents[1] / "runtime" / "kernels"))
@@ -118,6 +121,41 @@ class Memory:
             assert (block[stop:] == 0xA5).all(), "a kernel wrote beyond an array"
 
 
+def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The kernels' Philox4x32-10 of one counter uint32 (4,) and key uint32 (2,)."""
+    out = np.zeros(4, np.uint32)
+    library().emu_philox(*(ctypes.c_void_p(a.ctypes.data) for a in (counter, key, out)))
+    return out
+
+
 def device(array: np.ndarray) -> DeviceArray:
     assert array.flags.c_contiguous
     return DeviceArray(array.ctypes.data, array.shape, array.dtype, owner=array)
+
+
+class Loop:
+    """One denoising loop in `memory`: its arrays by name, `arrays` as the kernels take them."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        shape: Sequence[int],
+        dtype: Any = np.float32,
+        capacity: int = 50,
+        width: int = 1,
+    ) -> None:
+        """shape (b, c, f, h, w) or (b, c, h, w)."""
+        self.sample = memory.empty(shape, dtype)
+        self.noise_pred = memory.empty(shape, dtype)
+        self.latents = memory.empty((2, *shape[1:]), np.float32)
+        self.rows = memory.empty((capacity,), STEP_ROW)
+        self.time_table = memory.empty((capacity, width), np.float32)
+        self.time_row = memory.empty((1, width), np.float32)
+        self.state = memory.empty((1,), LOOP_STATE)
+        self.progress = memory.empty((1,), PROGRESS)
+        self.arrays = LoopArrays(**{name: device(array) for name, array in vars(self).items()})
+
+    def latents_before(self, step: int, num_steps: int) -> np.ndarray:
+        """The latents that this step reads, (1, c, f, h, w); latents_before(n, n) are the last step's."""
+        parity = (num_steps - step) % 2
+        return self.latents[parity : parity + 1]

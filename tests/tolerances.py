@@ -76,3 +76,10 @@ of the predictions' difference, then about 20 roundings of 2^-24."""
 
 KERNEL_LOOP_ATOL = 1e-5
 """50 such steps, each from the last one's latents."""
+
+KERNEL_NOISE_ULP, KERNEL_NOISE_ATOL = 6, 1e-6
+"""The twin evaluates logarithm, sine and cosine in float64, the kernels in float32 (2 ulp at most on a GPU). Near
+a zero of the cosine its absolute error counts: 6.7 times 2^-23."""
+
+KERNEL_POSTERIOR = {"rtol": 2e-6, "atol": 1e-6}
+"""expf is within 2 ulp on a GPU, its result at most exp(10)."""

@@ -28,3 +28,9 @@ EMU_EXPORT(lamp_hist_count_u8_any)
 EMU_EXPORT(lamp_hist_lut)
 EMU_EXPORT(lamp_hist_apply_u8)
 EMU_EXPORT(lamp_hist_apply_u8_any)
+
+/* Philox alone: one counter, one key, four words. */
+extern "C" void emu_philox(const unsigned* counter, const unsigned* key, unsigned* out) {
+  const uint4 bits = lamp::philox4x32({counter[0], counter[1], counter[2], counter[3]}, {key[0], key[1]});
+  out[0] = bits.x, out[1] = bits.y, out[2] = bits.z, out[3] = bits.w;
+}
