@@ -18,7 +18,6 @@ from lamp_trt.engine.manifest import (
     NetworkEntry,
     manifest_digest,
     read_manifest,
-    read_small_file,
     rebuild_command,
 )
 
@@ -59,6 +58,7 @@ class Bundle:
         cache = cache or DigestCache()
         deadline = time.monotonic() + _COMMIT_WAIT_S
         while True:
+            identity = _identity(folder / MANIFEST)  # another one after every commit, if they cancel out too
             manifest, data = _read(folder)
             _check_expected(folder, manifest_digest(data), expect_digest)
             trouble: BundleError | None = None
@@ -66,7 +66,7 @@ class Bundle:
                 identities = _check_files(folder, manifest, verify, cache)
             except BundleError as error:
                 trouble = error
-            if not _is_replaced(folder, data):
+            if _identity(folder / MANIFEST) == identity and not os.path.lexists(folder / PENDING):
                 if trouble:
                     raise trouble
                 return cls(folder, manifest, manifest_digest(data), identities)
@@ -121,7 +121,7 @@ class Bundle:
     def check_unchanged(self) -> None:
         """BundleError if a file was touched since `open`. Backends ask after loading."""
         for relative, identity in self.identities.items():
-            if _status(self.path, relative) != identity:
+            if _identity(inside(self.path, relative)) != identity:
                 raise BundleError(
                     f"{relative} in {self.path} changed while the bundle was in use: load it again"
                 )
@@ -187,12 +187,12 @@ def _status(folder: Path, relative: str) -> FileIdentity:
     return file_identity(status)
 
 
-def _is_replaced(folder: Path, data: bytes) -> bool:
-    """Whether a commit is in progress, or has put another manifest in place of `data`."""
+def _identity(path: Path) -> FileIdentity | None:
+    """None where there is no such file; who needs it says so."""
     try:
-        return os.path.lexists(folder / PENDING) or read_small_file(folder / MANIFEST) != data
-    except FileNotFoundError:
-        return True
+        return file_identity(path.stat())
+    except OSError:
+        return None
 
 
 def _damaged(folder: Path, relative: str, problem: str) -> BundleError:
