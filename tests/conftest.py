@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
+pytest_plugins = ["toy_fixture"]
+
 Arrays = Mapping[str, np.ndarray]
 GOLDEN_ROOT = os.environ.get("LAMP_TRT_GOLDEN")
 

@@ -83,3 +83,14 @@ a zero of the cosine its absolute error counts: 6.7 times 2^-23."""
 
 KERNEL_POSTERIOR = {"rtol": 2e-6, "atol": 1e-6}
 """expf is within 2 ulp on a GPU, its result at most exp(10)."""
+
+# --- exported graphs ----------------------------------------------------------------------------------
+
+EXPORT_ATOL = 2e-5
+"""ONNX Runtime against PyTorch at fp32: kernels that sum in another order. Measured 8e-6 for the VAE decoder."""
+
+EXPORT_UNET_REL_L2 = 5e-6
+"""The same for the LAMP UNet, relative. Measured 1.5e-6 at widths (64, 128, 256, 256)."""
+
+FP16_YARDSTICK = 2.0
+"""Our distance to fp32 is at most twice PyTorch's own at that precision."""
