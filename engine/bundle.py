@@ -66,7 +66,8 @@ class Bundle:
                 identities = _check_files(folder, manifest, verify, cache)
             except BundleError as error:
                 trouble = error
-            if _identity(folder / MANIFEST) == identity and not os.path.lexists(folder / PENDING):
+            # In this order: a commit that ends between the two looks has then changed the second.
+            if not os.path.lexists(folder / PENDING) and _identity(folder / MANIFEST) == identity:
                 if trouble:
                     raise trouble
                 return cls(folder, manifest, manifest_digest(data), identities)
