@@ -29,7 +29,8 @@ def run(folder: Path, *, golden: bool = True, error: float = 0.0, skip: str = ""
 
     (folder / "sets" / "a").mkdir(parents=True)
     np.savez(folder / "sets" / "a" / "numbers.npz", x=np.ones(3))
-    shutil.copy(Path(__file__).with_name("conftest.py"), folder)
+    for name in ("conftest.py", "toy_fixture.py"):
+        shutil.copy(Path(__file__).with_name(name), folder)
     (folder / "test_golden_sample.py").write_text(TESTS.format(error=error, skip=skip))
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = golden\n")
     environment = {k: v for k, v in os.environ.items() if k != "LAMP_TRT_GOLDEN"}

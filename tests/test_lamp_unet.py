@@ -290,3 +290,17 @@ def test_other_block_layouts_and_options_work() -> None:
     centred = random_unet(replace(config, center_input_sample=False))
     torch.testing.assert_close(unet(*args), centred(2 * args[0] - 1, *args[1:]))
     assert distance(make_lean(unet)(*args), unet(*args)) <= LEAN_FP32_REL_L2
+
+
+def test_names_and_shapes_are_the_official_ones_at_full_size(sd14_manifest: dict[str, list[int]]) -> None:
+    with torch.device("meta"):
+        state = LampUNet(LampUNetConfig(cross_attention_dim=768)).state_dict()
+    assert [(name, list(t.shape)) for name, t in state.items()] == list(sd14_manifest.items())
+
+
+def test_360_tensors_of_254_million_parameters_are_the_motion_at_full_size() -> None:
+    with torch.device("meta"):
+        state = LampUNet(LampUNetConfig(cross_attention_dim=768)).state_dict()
+    assert len(state) == 1062
+    motion = [tensor.numel() for name, tensor in state.items() if is_motion_tensor(name)]
+    assert (len(motion), sum(motion)) == (360, 253_935_834)
