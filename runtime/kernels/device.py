@@ -41,7 +41,7 @@ class CudaLauncher:
     def __init__(self, stream: Any) -> None:
         if not driver_present():
             raise EngineError(
-                f"{DRIVER_LIBRARY} does not load: there is no NVIDIA driver. Install one, or use device='cpu'."
+                f"{DRIVER_LIBRARY} does not load, there is no NVIDIA driver; install it or use device='cpu'."
             )
         from cuda.core import Device
 

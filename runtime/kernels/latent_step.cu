@@ -157,7 +157,8 @@ __device__ __forceinline__ void latent_step(const T* noise_pred, float* latents,
       overflow |= !(fabsf(y[j]) <= kLargest<T>);
     }
     store<V>(x_out + own + i, y);
-    for (int b = 0; b < batch; ++b) store<V>(sample + b * size + own + i, y);
+    store<V>(sample + own + i, y);
+    if (batch == 2) store<V>(sample + size + own + i, y);
   });
   if (f == 0 && c == 0 && left > 1) copy_row(time_table, time_row, step + 1, time_words);
 

@@ -104,7 +104,8 @@ __device__ __forceinline__ void begin_loop(const float* noise, const float* base
       }
     }
     store_values<V>(latents + (num_steps & 1) * size, place, i, count, x);
-    for (int b = 0; b < batch; ++b) store_values<V>(sample + b * size, place, i, count, x);
+    store_values<V>(sample, place, i, count, x);
+    if (batch == 2) store_values<V>(sample + size, place, i, count, x);
   }
 
   if (blockIdx.x == 0 && f == 0) {

@@ -39,13 +39,13 @@ def cubin(arch: str, cache: Path | None = None) -> bytes:
     path = (cache or cache_folder()) / f"lamp_kernels-{arch}-{key}.cubin"
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except OSError:  # not there, or not readable
         code = _compile(source, arch, (major, minor))
     try:
         _write(path, code)
     except OSError as error:
         logger.warning(
-            "compiled kernels cannot be cached in %s (%s); every start compiles.", path.parent, error
+            "compiled kernels cannot be kept in %s (%s): every start compiles.", path.parent, error
         )
     return code
 
