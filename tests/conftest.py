@@ -8,6 +8,8 @@ claims to have compared has compared. The terminal summary says how much, and wi
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,6 +127,18 @@ def sd14_manifest() -> dict[str, list[int]]:
         pytest.skip("no spec/manifest_sd14.json beside LAMP_TRT_GOLDEN")
     manifest: dict[str, list[int]] = json.loads(path.read_text())
     return manifest
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[[str], str]:
+    """Run code in a fresh interpreter, as a user's program would, and return what it prints."""
+
+    def run(code: str) -> str:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

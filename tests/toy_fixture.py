@@ -24,8 +24,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_bundle(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy checkpoints as an fp32 bundle of 64x64 pixels and 4 frames, both motions, horse_run the default.
-    Shared: tests that change a bundle copy it."""
+    """An fp32 bundle of the toy checkpoints at TOY_SIZE; horse_run is the default motion.
+
+    Shared by all tests: those that change a bundle copy it first.
+    """
     from lamp_trt.export.build import build_bundle
 
     out = tmp_path_factory.mktemp("bundle") / "toy"
