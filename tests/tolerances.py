@@ -94,3 +94,11 @@ EXPORT_UNET_REL_L2 = 5e-6
 
 FP16_YARDSTICK = 2.0
 """Our distance to fp32 is at most twice PyTorch's own at that precision."""
+
+# --- the whole pipeline -------------------------------------------------------------------------------
+
+PIPELINE_REL_L2 = 1e-4
+"""Final latents on ONNX Runtime against the reference's, free-running: the goldens' limit for such loops."""
+
+CLIP_LEVELS = 8
+"""Frames from such latents: truncation and histogram tables amplify 1e-5 to a level (GOLDEN_GIF_LEVELS)."""
