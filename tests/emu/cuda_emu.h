@@ -3,11 +3,11 @@
    g++ -std=c++20 -fno-strict-aliasing -isystem <cuda>/include.
 
    A block is a set of fibers on one OS thread; blocks run one after another, in an order drawn from `seed`. Fibers
-   switch only at block barriers and warp collectives, again in an order drawn from `seed`, so that a missing barrier
-   gives a wrong result under some seeds; under -fsanitize=thread each fiber counts as a thread of its own, and the
-   missing barrier is reported as a data race. Shared memory starts as 0xff bytes (NaN). A barrier or a collective
-   that not every expected thread reaches is an error, not a hang. Blocks never run side by side: what another block
-   may do in the meantime is tested by their random order alone.                                                      */
+   switch only at block barriers and warp collectives, in an order drawn from `seed` that lets warps drift apart, so
+   that a missing barrier gives a wrong result under some seeds; under -fsanitize=thread each fiber counts as a thread
+   of its own, and the missing barrier is reported as a data race. Shared memory starts as 0xff bytes (NaN). A barrier
+   or a collective that not every expected thread reaches is an error, not a hang. Blocks never run side by side: what
+   another block may do in the meantime is tested by their random order alone.                                        */
 #pragma once
 
 #include <cuda_fp16.h>
@@ -270,15 +270,17 @@ EMU_QUIET inline void run_block(std::vector<Fiber*>& order, std::mt19937& rng) {
   EMU_TSAN(__tsan_release(&block->context);)
   for (;;) {
     std::shuffle(order.begin(), order.end(), rng);
-    size_t done = 0;
+    const uint32_t held = rng() & rng();   // a quarter of the warps, so that they drift apart
+    size_t done = 0, runnable = 0;
     for (Fiber* f : order) {
-      if (f->at == At::kRun) to_fiber(f);
+      if (f->at == At::kRun && !(held >> (f->flat / 32) & 1u)) to_fiber(f);
       done += f->at == At::kDone;
+      runnable += f->at == At::kRun;
     }
     if (block->failure) std::rethrow_exception(block->failure);
     if (done == order.size()) break;
     const bool warps = release_warps(block->fibers);
-    if (!release_barrier(block->fibers) && !warps) divergent();
+    if (!release_barrier(block->fibers) && !warps && !runnable) divergent();
   }
   EMU_TSAN(__tsan_acquire(&block->failure);)
 }
