@@ -110,22 +110,23 @@ def run_jobs(
 ) -> Iterator[tuple[Path, Video]]:
     """Make and save every video, one motion after the other; yields each when it is saved.
 
+    A job without a motion shows the bundle's default one. The folder of several videos is made if need be.
     before_save gets each finished video and returns the one to save (a safety checker may blur it); what it
     raises ends the run before anything of that video is written. Destinations are checked before any work.
     """
+    by_motion: dict[str, list[Job]] = {}
     for job in jobs:
         assert job.out is not None
-        job.out.parent.mkdir(parents=True, exist_ok=True)
+        motion = job.motion or pipeline.bundle.manifest.default_motion
+        pipeline.bundle.motion_path(motion)
+        if len(jobs) > 1 and job.out.parent.parent.is_dir():
+            job.out.parent.mkdir(exist_ok=True)
         check_destination(job.out, *pipeline.size)
-        if job.motion is not None:
-            pipeline.bundle.motion_path(job.motion)
-    by_motion: dict[str | None, list[Job]] = {}
-    for job in jobs:
-        by_motion.setdefault(job.motion, []).append(job)
-    for group in by_motion.values():
+        by_motion.setdefault(str(motion), []).append(job)
+    for motion, group in by_motion.items():
         for job in group:
             assert job.out is not None
-            video = pipeline(job.prompt, motion=job.motion, first_frame=job.first_frame, **job.options)
+            video = pipeline(job.prompt, motion=motion, first_frame=job.first_frame, **job.options)
             if before_save is not None:
                 video = before_save(video)
             yield video.save(job.out, job.fps), video
