@@ -53,12 +53,22 @@ class MotionEntry:
 
 
 @dataclass(frozen=True)
+class FirstFrameEntry:
+    """What the SDXL checkpoint says of its use: scheduler_config.json, and whether a prompt that is not
+    given is all-zero embeddings rather than the empty text's."""
+
+    scheduler: dict[str, Scalar | tuple[Scalar, ...]]
+    force_zeros_for_empty_prompt: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of bundle.json. BundleError, naming the field, if they contradict each other.
 
     sizes: axis sizes (height, width, num_frames, latent_height, latent_width, batch, decode_batch, tokens,
     text_width, …). scheduler: as published. scaling_factors: by VAE, like {"vae": 0.18215}.
-    tokenizers: {name: {"folder": …, …}}. files: every deterministic file by its relative path.
+    tokenizers: {name: {"folder": …, …}}. files: every deterministic file by its relative path. first_frame:
+    None, and then not in the file, for a bundle without SDXL networks.
     """
 
     networks: dict[str, NetworkEntry]
@@ -69,6 +79,7 @@ class Manifest:
     motions: dict[str, MotionEntry] = field(default_factory=dict)
     default_motion: str | None = None
     files: dict[str, FileEntry] = field(default_factory=dict)
+    first_frame: FirstFrameEntry | None = None
 
     def __post_init__(self) -> None:
         for path, entry in self.files.items():
@@ -116,6 +127,8 @@ class Manifest:
     def to_json(self) -> bytes:
         """The bytes of bundle.json: sorted keys, no time, no host, and a digest of the rest of itself."""
         document = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        if self.first_frame is None:
+            del document["first_frame"]
         return _canonical({**document, "content_sha256": hashlib.sha256(_canonical(document)).hexdigest()})
 
     @classmethod
@@ -131,7 +144,7 @@ class Manifest:
                 f"schema_version is {version}, this lamp-trt reads {SCHEMA_VERSION}; made by {origin}"
             )
         content = document.pop("content_sha256", None)
-        manifest: Manifest = decode(cls, document, "")
+        manifest: Manifest = decode(cls, {"first_frame": None, **document}, "")
         if manifest.to_json() != data:
             raise BundleError(
                 f"content_sha256 is {content!r} and does not fit: the file was edited or damaged"

@@ -58,6 +58,9 @@ class NetworkSpec:
 _IMAGE = (3, "height", "width")
 _LATENT = (4, "latent_height", "latent_width")
 _VIDEO_LATENTS = ("batch", 4, "num_frames", "latent_height", "latent_width")
+_FIRST_FRAME_LATENT = (4, "first_frame_latent_height", "first_frame_latent_width")
+_INPUT_IDS = TensorSpec("input_ids", ("batch", "tokens"), "int64")
+_TIMESTEP = TensorSpec("timestep", (1,), "float32")
 
 NETWORKS: dict[str, NetworkSpec] = {
     spec.name: spec
@@ -65,7 +68,7 @@ NETWORKS: dict[str, NetworkSpec] = {
         NetworkSpec(
             "text_encoder",
             "text_encoder",
-            (TensorSpec("input_ids", ("batch", "tokens"), "int64"),),
+            (_INPUT_IDS,),
             (TensorSpec("last_hidden_state", ("batch", "tokens", "text_width")),),
         ),
         NetworkSpec(
@@ -85,13 +88,55 @@ NETWORKS: dict[str, NetworkSpec] = {
             "unet",
             (
                 TensorSpec("sample", _VIDEO_LATENTS),
-                TensorSpec("timestep", (1,), "float32"),
+                _TIMESTEP,
                 TensorSpec("encoder_hidden_states", ("batch", "tokens", "text_width")),
             ),
             (TensorSpec("noise_pred", _VIDEO_LATENTS),),
         ),
+        NetworkSpec(
+            "sdxl_text_encoder",
+            "sdxl_text_encoder",
+            (_INPUT_IDS,),
+            (TensorSpec("penultimate_hidden_state", ("batch", "tokens", "sdxl_text_width")),),
+        ),
+        NetworkSpec(
+            "sdxl_text_encoder_2",
+            "sdxl_text_encoder_2",
+            (_INPUT_IDS,),
+            (
+                TensorSpec("penultimate_hidden_state", ("batch", "tokens", "sdxl_text_2_width")),
+                TensorSpec("text_embeds", ("batch", "sdxl_pooled_width")),
+            ),
+        ),
+        NetworkSpec(
+            "sdxl_unet",
+            "sdxl_unet",
+            (
+                TensorSpec("sample", ("batch", *_FIRST_FRAME_LATENT)),
+                _TIMESTEP,
+                TensorSpec("encoder_hidden_states", ("batch", "tokens", "sdxl_context_width")),
+                TensorSpec("text_embeds", ("batch", "sdxl_pooled_width")),
+                TensorSpec("time_ids", ("batch", 6), "float32"),
+            ),
+            (TensorSpec("noise_pred", ("batch", *_FIRST_FRAME_LATENT)),),
+        ),
+        NetworkSpec(
+            "sdxl_vae_decoder",
+            "sdxl_vae",
+            (TensorSpec("latents", (1, *_FIRST_FRAME_LATENT)),),
+            (TensorSpec("image", (1, 3, "first_frame_height", "first_frame_width")),),
+        ),
     )
 }
+
+FIRST_FRAME_NETWORKS = tuple(name for name in NETWORKS if name.startswith("sdxl_"))
+"""What makes a first frame from text."""
+
+VIDEO_NETWORKS = tuple(name for name in NETWORKS if name not in FIRST_FRAME_NETWORKS)
+"""What makes a video from a first frame."""
+
+COMPONENT_PRECISION: Mapping[str, Precision] = {"sdxl_vae": "fp32"}
+"""Components with one precision in every bundle: SDXL's VAE exceeds the range of fp16."""
 
 MOTION_MODULES = ("conv1d", "conv_gate", "attn1.to_q", "attn_temp")
 """A UNet module whose dotted name ends so is trained by LAMP; the rest is Stable Diffusion's (and equal

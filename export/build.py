@@ -25,10 +25,12 @@ from lamp_trt.export.bundle_files import (
     motion_path,
     weights_path,
 )
+from lamp_trt.export.lent_weights import BORROWER, LENDER, borrow_later, borrows, check_lender_stays
 from lamp_trt.export.motions import UNET, entry_of, make_motion
 from lamp_trt.export.recipe import (
     BuildOptions,
     Recipe,
+    lent_graph_key,
     motion_graph_key,
     recipe_from_options,
     tokenizer_files,
@@ -48,24 +50,38 @@ def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = N
         kept = _kept(writer.manifest, recipe, out)
         maker = FileMaker(writer, report)
         for component in recipe.components:
-            _make_weights(maker, recipe, component)
+            if component != BORROWER:
+                _make_weights(maker, recipe, component)
+        borrowed = BORROWER in recipe.components and borrows(maker, recipe, kept)
+        if BORROWER in recipe.components and not borrowed:
+            _make_weights(maker, recipe, BORROWER)
+        entries = {name: _entry(recipe, name, borrowed) for name in recipe.networks}
         made_motions = {
             name: make_motion(maker, name, source, recipe.precision)
             for name, source in recipe.motions.items()
         }
         motions = {**(kept.motions if kept else {}), **made_motions}
         default_motion = next(iter(made_motions), kept.default_motion if kept else None)
-        for network in recipe.networks:
-            _make_graph(maker, recipe, network, default_motion)
+        for network, entry in entries.items():
+            _make_graph(maker, recipe, network, entry.component, default_motion)
+        entries |= borrow_later(maker, recipe, kept)
         for name, folder in recipe.tokenizers.items():
             _copy_tokenizer(maker, name, folder, cache)
-        report.digest = writer.commit(_manifest(maker, recipe, kept, motions, default_motion))
+        report.digest = writer.commit(_manifest(maker, recipe, kept, entries, motions, default_motion))
     report.seconds = time.monotonic() - start
     return report
 
 
+def _is_stored(component: str, tensor: str) -> bool:
+    """Whether a tensor goes into its component's weight file: of the LAMP UNet, what all motions share; of
+    SDXL's VAE, the decoder."""
+    if component == "sdxl_vae":
+        return tensor.startswith(("decoder.", "post_quant_conv."))
+    return component != "unet" or not is_motion_tensor(tensor)
+
+
 def _make_weights(maker: FileMaker, recipe: Recipe, component: str) -> None:
-    """weights/<component>.safetensors; of the UNet, only what all motions share."""
+    """weights/<component>.safetensors."""
     source = recipe.components[component]
 
     def write(file: NewFile) -> None:
@@ -76,18 +92,28 @@ def _make_weights(maker: FileMaker, recipe: Recipe, component: str) -> None:
         write_component(
             file,
             source.files,
-            recipe.precision,
-            wanted=lambda tensor: component != "unet" or not is_motion_tensor(tensor),
+            recipe.precision_of(component),
+            wanted=lambda tensor: _is_stored(component, tensor),
         )
 
     maker.make(weights_path(component), recipe.weights_key(component), write)
 
 
-def _make_graph(maker: FileMaker, recipe: Recipe, network: str, default_motion: str | None) -> None:
-    """<network>.onnx, pointing at weights in the bundle; the LAMP UNet's also at the default motion's."""
+def _entry(recipe: Recipe, network: str, borrowed: bool) -> NetworkEntry:
+    component = NETWORKS[network].component
+    stored_in = LENDER if borrowed and component == BORROWER else component
+    return NetworkEntry(graph_path(network), stored_in, recipe.precision_of(component), *recipe.io(network))
+
+
+def _make_graph(
+    maker: FileMaker, recipe: Recipe, network: str, stored_in: str, default_motion: str | None
+) -> None:
+    """<network>.onnx, pointing at the weights of component `stored_in`, and of the default motion."""
     component = NETWORKS[network].component
     graph_key = key = recipe.graph_key(network)
-    weight_files = [weights_path(component)]
+    weight_files = [weights_path(stored_in)]
+    if stored_in != component:
+        key = lent_graph_key(graph_key, entry_of(maker.writer, weight_files[0]).sha256)
     if network == UNET:
         assert default_motion is not None
         weight_files.append(motion_path(default_motion))
@@ -104,7 +130,7 @@ def _make_graph(maker: FileMaker, recipe: Recipe, network: str, default_motion: 
             for path in weight_files
             for name, ref in read_weight_file(maker.writer.path_of(path)).tensors.items()
         }
-        module = empty_network(network, component, config, DTYPES[recipe.precision])
+        module = empty_network(network, component, config, DTYPES[recipe.precision_of(component)])
         file.write(export_graph(module, *recipe.io(network), locations, metadata={GRAPH_KEY: graph_key}))
 
     maker.make(graph_path(network), key, write)
@@ -135,6 +161,7 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
                 f"{out} holds {name} for {_size(manifest.sizes)}, this build is for {_size(sizes)}. "
                 f"Give the checkpoint of {name} too, or choose another --out."
             )
+    check_lender_stays(recipe, manifest)
     other_motions = sorted(manifest.motions.keys() - recipe.motions.keys())
     base = manifest.files.get(weights_path("unet"))
     replaces_base = base and "unet" in recipe.components and base.key != recipe.weights_key("unet")
@@ -151,14 +178,14 @@ def _manifest(
     maker: FileMaker,
     recipe: Recipe,
     kept: Manifest | None,
+    entries: Mapping[str, NetworkEntry],
     motions: Mapping[str, MotionEntry],
     default_motion: str | None,
 ) -> Manifest:
-    made = {
-        name: NetworkEntry(graph_path(name), NETWORKS[name].component, recipe.precision, *recipe.io(name))
-        for name in recipe.networks
-    }
-    networks = {**(kept.networks if kept else {}), **made}
+    networks = {**(kept.networks if kept else {}), **entries}
+    files = {**(kept.files if kept else {}), **maker.writer.files}
+    if all(entry.component != BORROWER for entry in networks.values()):
+        files.pop(weights_path(BORROWER), None)
     return Manifest(
         networks=networks,
         sizes={**(kept.sizes if kept else {}), **recipe.sizes},
@@ -170,9 +197,13 @@ def _manifest(
         },
         motions=dict(motions),
         default_motion=default_motion,
-        files={**(kept.files if kept else {}), **maker.writer.files},
+        files=files,
+        first_frame=recipe.first_frame or (kept.first_frame if kept else None),
     )
 
 
 def _size(sizes: Mapping[str, int]) -> str:
-    return f"{sizes['width']}x{sizes['height']} and {sizes['num_frames']} frames"
+    text = f"{sizes['width']}x{sizes['height']} and {sizes['num_frames']} frames"
+    if "first_frame_width" in sizes:
+        text += f" after a first frame of {sizes['first_frame_width']}x{sizes['first_frame_height']}"
+    return text

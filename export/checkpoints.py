@@ -164,7 +164,7 @@ def empty_weights() -> AbstractContextManager[None]:
 def text_encoder_from_config(config: Mapping[str, Any]) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    _expect_class("text_encoder", config, "CLIPTextModel")
+    expect_class("text_encoder", config, "CLIPTextModel")
     model: nn.Module = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
     return model
 
@@ -172,12 +172,13 @@ def text_encoder_from_config(config: Mapping[str, Any]) -> nn.Module:
 def vae_from_config(config: Mapping[str, Any]) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    _expect_class("vae", config, "AutoencoderKL")
+    expect_class("vae", config, "AutoencoderKL")
     vae: nn.Module = AutoencoderKL.from_config(dict(config))  # type: ignore[no-untyped-call]
     return vae
 
 
-def _expect_class(component: str, config: Mapping[str, Any], expected: str) -> None:
+def expect_class(component: str, config: Mapping[str, Any], expected: str) -> None:
+    """Raise CheckpointError unless `config` describes the class `expected`."""
     found = class_name(config) or "no known class"
     if found != expected:
         raise CheckpointError(f"{component}/config.json describes {found}, expected {expected}.")

@@ -60,6 +60,18 @@ def shares_base(files: ComponentFiles, base: WeightFile, precision: Precision) -
     return all(tensor_bytes(tensor) == arrays[name].data.cast("B") for name, tensor in shared)
 
 
+def equals_stored(files: ComponentFiles, stored: WeightFile, precision: Precision) -> bool:
+    """Whether `files`, in `precision`, are tensor for tensor what `stored` holds."""
+    dtype = STORED_DTYPES[precision]
+    wanted = {name: (dtype, info.shape) for name, info in tensor_infos(files).items()}
+    if wanted != {name: (ref.dtype, ref.shape) for name, ref in stored.tensors.items()}:
+        return False
+    arrays = stored.arrays()
+    return all(
+        tensor_bytes(tensor) == arrays[name].data.cast("B") for name, tensor in converted(files, precision)
+    )
+
+
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, row-major."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

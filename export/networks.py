@@ -16,6 +16,7 @@ from lamp_trt.export.checkpoint_files import ComponentFiles
 from lamp_trt.export.checkpoints import (
     check_tensors,
     empty_weights,
+    expect_class,
     text_encoder_from_config,
     vae_from_config,
 )
@@ -57,7 +58,9 @@ class VaeDecoderNetwork(nn.Module):
         self.model = model
 
     def forward(self, latents: Tensor) -> Tensor:
-        image: Tensor = self.model.decoder(self.model.post_quant_conv(latents))  # type: ignore[operator]
+        if self.model.post_quant_conv is not None:
+            latents = self.model.post_quant_conv(latents)  # type: ignore[operator]
+        image: Tensor = self.model.decoder(latents)  # type: ignore[operator]
         return image
 
 
@@ -71,6 +74,101 @@ class LampUnetNetwork(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         noise_pred: Tensor = self.model(sample, timestep, encoder_hidden_states)
         return noise_pred
+
+
+class SdxlTextEncoderNetwork(nn.Module):
+    """SDXL's first text encoder, CLIP ViT-L: ids (b, 77) to the hidden state that enters the last layer.
+
+    That layer and the final norm are left out: SDXL was trained on the state before them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.embeddings = model.embeddings
+        self.model.encoder = nn.Module()
+        self.model.encoder.layers = model.encoder.layers[:-1]  # type: ignore[union-attr, index]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return _run_layers(
+            self.model.encoder.layers,  # type: ignore[union-attr, arg-type]
+            self.model.embeddings(input_ids=input_ids),  # type: ignore[operator]
+        )
+
+
+class SdxlTextEncoder2Network(nn.Module):
+    """SDXL's second text encoder, OpenCLIP ViT-bigG: ids (b, 77) to the hidden state that enters the last
+    layer, and to the projected final state of the end-of-text token, (b, projection_dim)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        text_model: Any = self.model.text_model
+        penultimate = _run_layers(text_model.encoder.layers[:-1], text_model.embeddings(input_ids=input_ids))
+        last = text_model.final_layer_norm(_run_layers(text_model.encoder.layers[-1:], penultimate))
+        end = _end_of_text(input_ids, text_model.config.eos_token_id)
+        pooled: Tensor = self.model.text_projection(last[torch.arange(len(input_ids)), end])  # type: ignore[operator]
+        return penultimate, pooled
+
+
+class SdxlUnetNetwork(nn.Module):
+    """SDXL's UNet: sample (2, 4, h, w) to noise_pred of the same shape.
+
+    encoder_hidden_states (2, 77, width of both text encoders), text_embeds (2, projection_dim), time_ids
+    (2, 6) = [original height, original width, crop top, crop left, target height, target width] in pixels.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        dtype = next(model.parameters()).dtype
+        # Its float32 output is otherwise concatenated with text_embeds: promoted in torch, invalid in ONNX.
+        model.add_time_proj = _CastOutput(model.add_time_proj, dtype)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+    ) -> Tensor:
+        conditions = {"text_embeds": text_embeds, "time_ids": time_ids}
+        noise_pred: Tensor
+        (noise_pred,) = self.model(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=conditions, return_dict=False
+        )
+        return noise_pred
+
+
+class _CastOutput(nn.Module):
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        return out.to(self.dtype)
+
+
+def _run_layers(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
+    """Causal CLIP layers, see `use_causal_attention`."""
+    for layer in layers:
+        hidden = layer(hidden, None, is_causal=True)
+    return hidden
+
+
+def _end_of_text(input_ids: Tensor, eos_token_id: int) -> Tensor:
+    """The place of the end-of-text token in each row of ids, (b,).
+
+    Published configurations have a wrong eos_token_id of 2: CLIP's is the largest id that there is.
+    """
+    ids = input_ids.to(torch.int32)
+    if eos_token_id == 2:
+        return ids.argmax(dim=-1)
+    return (ids == eos_token_id).to(torch.int32).argmax(dim=-1)
 
 
 def use_causal_attention(text_model: nn.Module) -> None:
@@ -97,24 +195,53 @@ WRAPPERS: Mapping[str, type[nn.Module]] = {
     "vae_encoder": VaeEncoderNetwork,
     "vae_decoder": VaeDecoderNetwork,
     "lamp_unet": LampUnetNetwork,
+    "sdxl_text_encoder": SdxlTextEncoderNetwork,
+    "sdxl_text_encoder_2": SdxlTextEncoder2Network,
+    "sdxl_unet": SdxlUnetNetwork,
+    "sdxl_vae_decoder": VaeDecoderNetwork,
 }
 
 
 def module_from_config(component: str, config: Mapping[str, Any]) -> nn.Module:
     """The module whose state dict a component's weights are."""
     match component:
-        case "text_encoder":
+        case "text_encoder" | "sdxl_text_encoder":
             return text_encoder_from_config(config)
-        case "vae":
+        case "vae" | "sdxl_vae":
             return vae_from_config(config)
         case "unet":
             return LampUNet(LampUNetConfig.from_dict(config))
+        case "sdxl_text_encoder_2":
+            return _projecting_text_encoder_from_config(config)
+        case "sdxl_unet":
+            return _sdxl_unet_from_config(config)
     raise ValueError(component)
 
 
+def _projecting_text_encoder_from_config(config: Mapping[str, Any]) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    expect_class("text_encoder_2", config, "CLIPTextModelWithProjection")
+    model: nn.Module = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(dict(config)))
+    return model
+
+
+def _sdxl_unet_from_config(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    expect_class("unet", config, "UNet2DConditionModel")
+    unet: nn.Module = UNet2DConditionModel.from_config(dict(config))  # type: ignore[no-untyped-call]
+    return unet
+
+
 def wrap(network: str, module: nn.Module) -> nn.Module:
-    """`module` (of network's component, with or without weights) as the network that is exported."""
-    if network == "text_encoder":
+    """`module` (of network's component, with or without weights) as the network that is exported.
+
+    It is changed for the purpose, and good for nothing else afterwards.
+    """
+    if network == "sdxl_text_encoder_2":
+        use_causal_attention(module.text_model)  # type: ignore[arg-type]
+    elif network.endswith("text_encoder"):
         use_causal_attention(module)
     elif network == "lamp_unet":
         assert isinstance(module, LampUNet)

@@ -17,14 +17,18 @@ from typing import Any
 import lamp_trt
 from lamp_trt.engine.bundle_paths import validate_motion_name
 from lamp_trt.engine.digests import DigestCache
-from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.engine.networks import NETWORKS, PRECISIONS, IOTensor, Precision
+from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.manifest import FirstFrameEntry
+from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, PRECISIONS, IOTensor, Precision
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,
     find_component,
     open_checkpoint,
 )
+from lamp_trt.export.sdxl_checkpoint import FOLDERS as SDXL_FOLDERS
+from lamp_trt.export.sdxl_checkpoint import check_scheduler, open_sdxl, refuse_other_family
+from lamp_trt.export.sizes import first_frame_sizes, video_sizes
 
 CONVERTER_VERSION = 1
 """Raise it when equal checkpoints would give other weight files, so that bundles are made again."""
@@ -34,26 +38,37 @@ EXPORTER_VERSION = 1
 _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 
-ORIGINS = {"text_encoder": "--sd", "vae": "--sd", "unet": "--motion"}
+ORIGINS = {
+    "text_encoder": "--sd",
+    "vae": "--sd",
+    "unet": "--motion",
+    **dict.fromkeys(SDXL_FOLDERS, "--sdxl"),
+}
 """Which checkpoint each component is read from; the UNet's shared weights come from the first motion's."""
 
-_USAGE = {"--sd": "--sd DIR (Stable Diffusion v1.4)", "--motion": "--motion NAME=DIR (LAMP)"}
-
-GUIDANCE_BATCH = 2
-DECODE_BATCH = 1
-"""Frames decoded at once. The official script slices too: same result, a sixteenth of the memory."""
+_USAGE = {
+    "--sd": "--sd DIR (Stable Diffusion v1.4)",
+    "--motion": "--motion NAME=DIR (LAMP)",
+    "--sdxl": "--sdxl DIR (Stable Diffusion XL)",
+}
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `lamp-trt build` was asked for. Raises InputError for sizes that no network takes."""
+    """What `lamp-trt build` was asked for. Raises InputError for sizes that no network takes.
+
+    first_frame_height, first_frame_width: of SDXL's image, None for twice the video's.
+    """
 
     sd: Path | None = None
     motions: Mapping[str, Path] | None = None
+    sdxl: Path | None = None
     precision: Precision = "fp32"
     height: int = 320
     width: int = 512
     num_frames: int = 16
+    first_frame_height: int | None = None
+    first_frame_width: int | None = None
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,9 +76,12 @@ class BuildOptions:
             raise InputError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.")
         if self.num_frames < 1:
             raise InputError(f"frames is {self.num_frames}; a video has at least 1 (LAMP was trained on 16).")
-        for name in ("height", "width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be a positive number of pixels.")
+        for name in ("height", "width", "first_frame_height", "first_frame_width"):
+            pixels = getattr(self, name)
+            if pixels is not None and pixels < 1:
+                raise InputError(f"{name} is {pixels}; it must be a positive number of pixels.")
+            if name.startswith("first_frame") and pixels is not None and self.sdxl is None:
+                raise InputError(f"{name} is {pixels}, but no SDXL network is built: add {_USAGE['--sdxl']}.")
         unknown = [name for name in self.only if name not in NETWORKS]
         if unknown:
             raise InputError(f"there is no network {unknown[0]!r}; --only takes {', '.join(NETWORKS)}.")
@@ -91,15 +109,22 @@ class Recipe:
     scheduler: Mapping[str, Any]
     scaling_factors: Mapping[str, float]
     sizes: Mapping[str, int]
+    first_frame: FirstFrameEntry | None
+
+    def precision_of(self, component: str) -> Precision:
+        return COMPONENT_PRECISION.get(component, self.precision)
 
     def io(self, network: str) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:
-        return NETWORKS[network].resolve(self.sizes, self.precision)
+        spec = NETWORKS[network]
+        return spec.resolve(self.sizes, self.precision_of(spec.component))
 
     def weights_key(self, component: str) -> str:
-        return digest_of(CONVERTER_VERSION, component, self.precision, self.components[component].digest)
+        source = self.components[component]
+        return digest_of(CONVERTER_VERSION, component, self.precision_of(component), source.digest)
 
     def graph_key(self, network: str) -> str:
-        """Of a graph without the motion that it points at: the LAMP UNet's becomes `motion_graph_key`."""
+        """Of a graph that points at its own component's weights alone. The LAMP UNet's becomes a
+        `motion_graph_key`, the SDXL text encoder's a `lent_graph_key` where it does not."""
         inputs, outputs = self.io(network)
         component = NETWORKS[network].component
         return digest_of(
@@ -125,6 +150,10 @@ def motion_graph_key(base_key: str, motion_key: str) -> str:
     return digest_of(base_key, motion_key)
 
 
+def lent_graph_key(base_key: str, lent_sha256: str) -> str:
+    return digest_of(base_key, "lent", lent_sha256)
+
+
 def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None) -> Recipe:
     """Find and check the checkpoints that the wanted networks need; only those must be given.
 
@@ -137,10 +166,13 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
     motions: dict[str, Source] = {}
     tokenizers: dict[str, Path] = {}
     scheduler: Mapping[str, Any] = {}
+    first_frame: FirstFrameEntry | None = None
     from_sd = tuple(component for component in components if ORIGINS[component] == "--sd")
     if from_sd:
         assert options.sd is not None
+        refuse_other_family(options.sd)
         checkpoint = open_checkpoint(options.sd, from_sd, ("tokenizer",) * ("text_encoder" in from_sd))
+        check_scheduler(options.sd, checkpoint.scheduler_config)
         sources = {name: source_of(checkpoint.components[name], cache) for name in from_sd}
         tokenizers.update(checkpoint.tokenizers)
         scheduler = checkpoint.scheduler_config
@@ -150,11 +182,25 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
             name: source_of(find_component(folder, "unet"), cache) for name, folder in options.motions.items()
         }
         sources["unet"] = next(iter(motions.values()))
-    scaling = {}
-    if "vae" in sources:
-        scaling["vae"] = float(sources["vae"].files.config.get("scaling_factor") or DEFAULT_SCALING_FACTOR)
-    sizes = _sizes(options, sources)
-    return Recipe(options.precision, networks, sources, motions, tokenizers, scheduler, scaling, sizes)
+    from_sdxl = tuple(component for component in components if ORIGINS[component] == "--sdxl")
+    if from_sdxl:
+        assert options.sdxl is not None
+        sdxl = open_sdxl(options.sdxl, from_sdxl)
+        sources |= {name: source_of(files, cache) for name, files in sdxl.components.items()}
+        tokenizers.update(sdxl.tokenizers)
+        first_frame = FirstFrameEntry(dict(sdxl.scheduler_config), sdxl.force_zeros_for_empty_prompt)
+    scaling: dict[str, float] = {
+        name: float(sources[name].files.config.get("scaling_factor") or DEFAULT_SCALING_FACTOR)
+        for name in ("vae", "sdxl_vae")
+        if name in sources
+    }
+    configs = {name: source.files.config for name, source in sources.items()}
+    sizes = video_sizes(configs, options.height, options.width, options.num_frames)
+    if from_sdxl:
+        sizes |= first_frame_sizes(configs, sizes, options.first_frame_height, options.first_frame_width)
+    return Recipe(
+        options.precision, networks, sources, motions, tokenizers, scheduler, scaling, sizes, first_frame
+    )
 
 
 def source_of(files: ComponentFiles, cache: DigestCache) -> Source:
@@ -169,54 +215,19 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 def _networks(options: BuildOptions) -> tuple[str, ...]:
     """What is to be built: `--only`, or all that the given checkpoints allow."""
-    given = {"--sd": options.sd is not None, "--motion": bool(options.motions)}
+    given = {
+        "--sd": options.sd is not None,
+        "--motion": bool(options.motions),
+        "--sdxl": options.sdxl is not None,
+    }
     possible = [name for name, spec in NETWORKS.items() if given[ORIGINS[spec.component]]]
     for name in options.only:
         if name not in possible:
             origin = ORIGINS[NETWORKS[name].component]
             raise InputError(f"{name} needs a checkpoint that was not given: add {_USAGE[origin]}.")
     if not possible:
-        raise InputError(f"nothing to build: give {' or '.join(_USAGE.values())}, or all of them.")
+        raise InputError(f"nothing to build: give {' or '.join(_USAGE.values())}, or several of them.")
     return tuple(name for name in possible if not options.only or name in options.only)
-
-
-def _sizes(options: BuildOptions, components: Mapping[str, Source]) -> dict[str, int]:
-    sizes = {
-        "height": options.height,
-        "width": options.width,
-        "num_frames": options.num_frames,
-        "batch": GUIDANCE_BATCH,
-        "decode_batch": DECODE_BATCH,
-        "tokens": 77,
-    }
-    factor = 8
-    if "vae" in components:
-        factor = 2 ** (len(components["vae"].files.config.get("block_out_channels", [0] * 4)) - 1)
-    for name in ("height", "width"):
-        if sizes[name] % factor:
-            low = sizes[name] // factor * factor
-            raise InputError(
-                f"{name} is {sizes[name]}; the VAE takes multiples of {factor}: "
-                f"try {low or factor} or {low + factor}."
-            )
-        sizes[f"latent_{name}"] = sizes[name] // factor
-    widths = {}
-    if "unet" in components:
-        config = components["unet"].files.config
-        widths["the LAMP UNet's cross_attention_dim"] = config.get("cross_attention_dim", 1280)
-    if "text_encoder" in components:
-        config = components["text_encoder"].files.config
-        widths["the text encoder's hidden_size"] = config.get("hidden_size", 512)
-        sizes["tokens"] = config.get("max_position_embeddings", 77)
-    if len(set(widths.values())) > 1:
-        raise CheckpointError(
-            "the checkpoints do not belong together: "
-            + ", ".join(f"{name} is {value}" for name, value in widths.items())
-            + ". LAMP is trained on Stable Diffusion v1.4 (768)."
-        )
-    if widths:
-        sizes["text_width"] = next(iter(widths.values()))
-    return sizes
 
 
 def _exporter_versions() -> list[str]:
