@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LAMP UNet on a CPU: ONNX Runtime against eager PyTorch (SDPA), official and lean formulation.
+
+    python -m lamp_trt.benchmarks.unet_cpu [--out FILE.json] [--rounds 5]
+
+One step (guidance batch 2, 16 frames, 40x64 latents, fp32) of a UNet with widths (64, 128, 256, 256), 8 heads
+and seeded random weights. Each engine has a process of its own, so that its peak memory is its own; the three
+take turns, one run each a round, so that a busy machine slows all of them.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENGINES = ("onnxruntime", "lean", "official")
+CONFIG = {
+    "_class_name": "UNet3DConditionModel",
+    "block_out_channels": [64, 128, 256, 256],
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+SIZE = {"height": 320, "width": 512, "num_frames": 16}
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A LAMP checkpoint of CONFIG with seeded random weights, every tensor of LAMP's own nonzero."""
+    import torch
+    from safetensors.torch import save_file
+
+    from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
+
+    torch.manual_seed(0)
+    unet = LampUNet(LampUNetConfig.from_dict(CONFIG))
+    state = {
+        name: torch.randn_like(tensor) * 0.02 if not tensor.any() else tensor.detach()
+        for name, tensor in unet.state_dict().items()
+    }
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "config.json").write_text(json.dumps(CONFIG))
+    save_file(state, folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def inputs() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    frames, height, width = SIZE["num_frames"], SIZE["height"] // 8, SIZE["width"] // 8
+    return {
+        "sample": rng.standard_normal((2, 4, frames, height, width)).astype(np.float32),
+        "timestep": np.array([501], np.float32),
+        "encoder_hidden_states": rng.standard_normal((2, 77, 768)).astype(np.float32),
+    }
+
+
+def engine(name: str, folder: Path) -> Callable[[], np.ndarray]:
+    """A function that runs one step of the UNet in `folder`."""
+    arrays = inputs()
+    if name == "onnxruntime":
+        from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
+        from lamp_trt.engine.bundle import Bundle
+
+        session = OnnxRuntimeEngine(Bundle.open(folder / "bundle"), "lamp_unet", motion="random")
+        return lambda: session.run(arrays)["noise_pred"]
+    import torch
+
+    from lamp_trt.export.lamp_unet import load_lamp_unet
+    from lamp_trt.export.lean_unet import make_lean
+
+    unet = load_lamp_unet(folder / "checkpoint")
+    if name == "lean":
+        unet = make_lean(unet)
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            output: np.ndarray = unet(*map(torch.from_numpy, arrays.values())).numpy()
+            return output
+
+    return run
+
+
+def work(name: str, folder: Path) -> None:
+    """Run once for each line on stdin and print the measurements; the first output is kept in a file."""
+    run = engine(name, folder)
+    for number, _ in enumerate(sys.stdin):
+        wall, cpu = time.perf_counter(), time.process_time()
+        output = run()
+        measured = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if number == 0:
+            np.save(folder / f"{name}.npy", output)
+        print(json.dumps({**measured, "peak_bytes": peak_bytes}), flush=True)
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    from lamp_trt.export.build import build_bundle
+    from lamp_trt.export.recipe import BuildOptions
+
+    write_checkpoint(folder / "checkpoint")
+    build_bundle(folder / "bundle", BuildOptions(motions={"random": folder / "checkpoint"}, **SIZE))
+    command = [sys.executable, "-m", "lamp_trt.benchmarks.unet_cpu", "--folder", str(folder), "--worker"]
+    workers = {
+        name: subprocess.Popen(
+            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for name in ENGINES
+    }
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
+    for number in range(rounds + 1):
+        for name, worker in workers.items():
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("run\n")
+            line = worker.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the {name} process ended with code {worker.wait()}")
+            print(f"round {number} {name}: {line.strip()}", file=sys.stderr)
+            runs[name].append(json.loads(line))
+    for worker in workers.values():
+        worker.communicate()
+    return {"engines": {name: summary(measured) for name, measured in runs.items()}, **parity(folder)}
+
+
+def summary(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Medians without the first, cold run; the peak over all."""
+    warm = runs[1:]
+    return {
+        "wall_s": statistics.median(run["wall_s"] for run in warm),
+        "wall_s_min": min(run["wall_s"] for run in warm),
+        "cpu_s": statistics.median(run["cpu_s"] for run in warm),
+        "peak_bytes": max(run["peak_bytes"] for run in runs),
+    }
+
+
+def parity(folder: Path) -> dict[str, float]:
+    outputs = {name: np.load(folder / f"{name}.npy").astype(np.float64) for name in ENGINES}
+    official = outputs["official"]
+    return {
+        f"{name}_rel_l2": float(np.linalg.norm(outputs[name] - official) / np.linalg.norm(official))
+        for name in ("onnxruntime", "lean")
+    }
+
+
+def machine() -> dict[str, Any]:
+    import onnxruntime
+    import torch
+
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": cpu,
+        "cpu_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="where to write the JSON, beside stdout")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work(args.worker, args.folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        result = {"machine": machine(), "config": CONFIG, "size": SIZE, **measure(Path(scratch), args.rounds)}
+    engines = result["engines"]
+    for other in ("official", "lean"):
+        ratio = engines[other]["wall_s"] / engines["onnxruntime"]["wall_s"]
+        result[f"speedup_over_{other}"] = ratio
+        print(f"ONNX Runtime is {ratio:.2f}x as fast as eager PyTorch, {other} formulation")
+    print(f"ONNX Runtime's peak memory: {engines['onnxruntime']['peak_bytes'] / 1e9:.2f} GB")
+    text = json.dumps(result, indent=2)
+    if args.out:
+        args.out.write_text(text + "\n")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
