@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels on the CPU: compiles them against tests/emu and launches them on NumPy arrays."""
+"""The CUDA kernels on NumPy arrays: compiled against tests/emu for the CPU, or on a GPU if there is one."""
 
 import ctypes
 import functools
@@ -24,6 +24,9 @@ from lamp_trt.runtime.latents import STEP_ROW
 EMULATOR = Path(__file__).parent / "emu"
 KERNELS = Path(os.environ.get("LAMP_TRT_KERNELS", Path(__file__).parents[1] / "runtime" / "kernels"))
 """LAMP_TRT_KERNELS: another copy of the .cu files (mutate_kernels.py)."""
+
+ON_GPU = bool(os.environ.get("LAMP_TRT_TEST_GPU"))
+"""Run the same tests on a GPU (benchmarks/proof_kernels.py)."""
 
 GUARD = 64
 """Bytes on either side of an array that no kernel may touch, and the alignment of the array."""
@@ -63,17 +66,31 @@ def library(*, fused_multiply_add: bool = False) -> ctypes.CDLL:
     return ctypes.CDLL(str(out))
 
 
-class CpuLauncher:
-    """What operations.py launches with. `seed` draws the order in which blocks and threads run."""
+class RecordingLauncher:
+    """What the functions of runtime.kernels launch with. `launched`: the kernels so far, in order."""
 
-    def __init__(self, seed: int = 0, *, fused_multiply_add: bool = False) -> None:
-        self.seed = seed
-        self.library = library(fused_multiply_add=fused_multiply_add)
+    def __init__(self) -> None:
         self.launched: list[str] = []
 
     def __call__(
         self, kernel: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[float]
     ) -> None:
+        self.launched.append(kernel)
+        self.run(kernel, grid, threads, arguments)
+
+    def run(self, kernel: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[float]) -> None:
+        raise NotImplementedError
+
+
+class CpuLauncher(RecordingLauncher):
+    """Under the emulator. `seed` draws the order in which blocks and threads run."""
+
+    def __init__(self, seed: int, *, fused_multiply_add: bool) -> None:
+        super().__init__()
+        self.seed = seed
+        self.library = library(fused_multiply_add=fused_multiply_add)
+
+    def run(self, kernel: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[float]) -> None:
         values = [t(a) for t, a in zip(SIGNATURES[kernel], arguments, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         error = ctypes.create_string_buffer(300)
@@ -86,9 +103,41 @@ class CpuLauncher:
             ctypes.c_size_t(len(error)),
         )
         self.seed += 1
-        self.launched.append(kernel)
         if failed:
             raise RuntimeError(f"{kernel}: {error.value.decode()}")
+
+
+class GpuLauncher(RecordingLauncher):
+    """On the GPU, one kernel at a time. It reaches the tests' arrays in pinned host memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from cuda.core import Device
+
+        from lamp_trt.runtime.kernels.device import CudaLauncher
+
+        device = Device()
+        device.set_current()
+        self.stream = device.create_stream()
+        self.launch = CudaLauncher(self.stream)
+
+    def run(self, kernel: str, grid: tuple[int, int, int], threads: int, arguments: Sequence[float]) -> None:
+        self.launch(kernel, grid, threads, arguments)
+        self.stream.sync()
+
+
+def launcher(seed: int = 0, *, fused_multiply_add: bool = False) -> RecordingLauncher:
+    """The emulator with its options, or the GPU where LAMP_TRT_TEST_GPU is set."""
+    return GpuLauncher() if ON_GPU else CpuLauncher(seed, fused_multiply_add=fused_multiply_add)
+
+
+def host_bytes(size: int) -> np.ndarray:
+    """Memory that the launcher's kernels can reach."""
+    if not ON_GPU:
+        return np.empty(size, np.uint8)
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 class Memory:
@@ -100,7 +149,8 @@ class Memory:
     def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
-        block = np.full(size + 3 * GUARD, 0xA5, np.uint8)
+        block = host_bytes(size + 3 * GUARD)
+        block[:] = 0xA5
         start = GUARD + -block.ctypes.data % GUARD
         block[start : start + size] = 0xFF
         self._blocks.append(block)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GoldenClose
-from cpu_kernels import CpuLauncher, Loop, Memory, device
+from cpu_kernels import Loop, Memory, RecordingLauncher, device, launcher
 from test_kernels_frames import Video
 from tolerances import (
     GOLDEN_EXACT,
@@ -39,13 +39,13 @@ SD_SCALING_FACTOR = 0.18215
 
 def begin(
     memory: Memory, golden_set: Path, arrays: Arrays, dtype: Any, adain: Any = "schedule"
-) -> tuple[Loop, DDIMSchedule, CpuLauncher]:
+) -> tuple[Loop, DDIMSchedule, RecordingLauncher]:
     """A loop with the golden's tables, started from the golden's noise or inverted latents."""
     config = json.loads((golden_set / "scheduler" / "scheduler_config.json").read_text())
     n = len(arrays["timesteps"])
     schedule = ddim_schedule(n, config)
     shape = arrays["init_latents"].shape
-    loop, launch = Loop(memory, (2, *shape[1:]), dtype, n), CpuLauncher()
+    loop, launch = Loop(memory, (2, *shape[1:]), dtype, n), launcher()
     loop.rows[:] = step_table(schedule, guidance_scale=float(arrays["guidance"]), adain=adain)
     loop.time_table[:, 0] = schedule.timesteps
     editing = "inv_latent" in arrays
@@ -153,7 +153,7 @@ def test_the_posterior_sample_is_the_official_one(
     mean, logvar, noise = (memory.array(golden("vae")[name]) for name in ("mean", "logvar", "eps"))
     out = memory.empty((*mean.shape[:2], 1, *mean.shape[2:]), np.float32)
     inputs = device(mean), device(logvar), device(out)
-    posterior_sample(CpuLauncher(), *inputs, scaling_factor=SD_SCALING_FACTOR, seed=0, noise=device(noise))
+    posterior_sample(launcher(), *inputs, scaling_factor=SD_SCALING_FACTOR, seed=0, noise=device(noise))
     golden_close(out[:, :, 0], golden("vae")["latents"], **GOLDEN_VAE)
 
 
@@ -170,7 +170,7 @@ def test_the_first_frame_is_reduced_as_the_official_script_does(
     decoded = memory.array((rgb.transpose(2, 0, 1)[None] / 127.5 - 1).astype(np.float32))
     height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
     pixels, image = memory.empty(rgb.shape, np.uint8), memory.empty((1, 3, height, width), dtype)
-    first_frame(CpuLauncher(), device(decoded), device(pixels), device(image))
+    first_frame(launcher(), device(decoded), device(pixels), device(image))
     golden_close(pixels, rgb, **GOLDEN_EXACT)
     want = arrays["model_input_f16" if dtype == np.float16 else "model_input_f32"]
     golden_close(image, want, **GOLDEN_EXACT)
@@ -179,8 +179,8 @@ def test_the_first_frame_is_reduced_as_the_official_script_does(
 def matched(memory: Memory, frames: np.ndarray, mode: Any = "official") -> np.ndarray:
     video = Video(memory, *frames.shape[:3])
     video.frames[:] = frames
-    count_frames(CpuLauncher(), video.arrays)
-    match_histograms(CpuLauncher(), video.arrays, mode)
+    count_frames(launcher(), video.arrays)
+    match_histograms(launcher(), video.arrays, mode)
     return video.frames
 
 

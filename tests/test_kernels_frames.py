@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_kernels import CpuLauncher, Memory, device
+from cpu_kernels import Memory, RecordingLauncher, device, launcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,7 +53,7 @@ def test_the_first_frame_is_the_host_paths(
     x = memory.array(decoded(1, 3, 2 * height, 2 * width, dtype=source))
     pixels = memory.empty((2 * height, 2 * width, 3), np.uint8)
     image, reported = memory.empty((1, 3, height, width), target), progress(memory)
-    launch = CpuLauncher(fused_multiply_add=fused_multiply_add)
+    launch = launcher(fused_multiply_add=fused_multiply_add)
     first_frame(launch, device(x), device(pixels), device(image), device(reported))
     want = uint8_frames(x, rounding="round")[0]
     np.testing.assert_array_equal(pixels, want)
@@ -66,7 +66,7 @@ def test_every_level_survives_to_the_encoders_input(memory: Memory) -> None:
     levels = np.arange(256 * 4).reshape(1, 1, 16, 64) % 256 / np.float32(127.5) - 1
     x = memory.array(np.repeat(levels, 3, axis=1), np.float32)
     pixels, image = memory.empty((16, 64, 3), np.uint8), memory.empty((1, 3, 8, 32), np.float32)
-    first_frame(CpuLauncher(), device(x), device(pixels), device(image))
+    first_frame(launcher(), device(x), device(pixels), device(image))
     np.testing.assert_array_equal(pixels[..., 0], np.arange(1024).reshape(16, 64) % 256)
     np.testing.assert_array_equal(image, model_input(resize_to(pixels, 8, 32)))
 
@@ -77,7 +77,7 @@ def test_the_decoders_input_is_scaled_frame_by_frame(memory: Memory, dtype: Any,
     latents = memory.array(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     frames = latents.swapaxes(1, 2)[0] if len(shape) == 5 else latents
     out = memory.empty(frames.shape, dtype)
-    decoder_input(CpuLauncher(), device(latents), device(out), scaling_factor=0.18215)
+    decoder_input(launcher(), device(latents), device(out), scaling_factor=0.18215)
     np.testing.assert_array_equal(out, (frames / np.float32(0.18215)).astype(dtype))
 
 
@@ -93,7 +93,7 @@ class Video:
 
 
 def check_decoded(
-    memory: Memory, x: np.ndarray, mode: Any, chunk: int, launch: CpuLauncher, want_nan: int = 0
+    memory: Memory, x: np.ndarray, mode: Any, chunk: int, launch: RecordingLauncher, want_nan: int = 0
 ) -> None:
     """Decoded `chunk` frames at a time, as the decoder gives them."""
     f, _, h, w = x.shape
@@ -117,7 +117,7 @@ def check_decoded(
 def test_decoded_frames_are_matched_bit_for_bit(
     memory: Memory, size: tuple[int, int], suffix: str, dtype: Any, mode: str
 ) -> None:
-    launch = CpuLauncher()
+    launch = launcher()
     check_decoded(memory, decoded(5, 3, *size, dtype=dtype), mode, 2, launch)
     assert launch.launched[0] == f"lamp_hist_count_f{np.dtype(dtype).itemsize * 8}{suffix}"
     assert len(launch.launched) == (3 if mode == "none" else 5)
@@ -125,7 +125,7 @@ def test_decoded_frames_are_matched_bit_for_bit(
 
 def test_contracted_arithmetic_does_not_change_a_level(memory: Memory) -> None:
     x = decoded(3, 3, 96, 128)
-    check_decoded(memory, x, "official", 3, CpuLauncher(fused_multiply_add=True))
+    check_decoded(memory, x, "official", 3, launcher(fused_multiply_add=True))
 
 
 @settings(max_examples=40, deadline=None)
@@ -145,7 +145,7 @@ def test_frames_of_any_size_are_matched_bit_for_bit(
     """Few levels make gaps and ties, where the official rounding quirk shows."""
     x = np.round(decoded(f, 3, h, w, seed=seed) * levels) / levels
     memory = Memory()
-    check_decoded(memory, x.astype(dtype), mode, chunk, CpuLauncher(seed))
+    check_decoded(memory, x.astype(dtype), mode, chunk, launcher(seed))
     memory.check()
 
 
@@ -161,7 +161,7 @@ def test_many_frames_are_matched_as_the_official_code_does(
 ) -> None:
     x = np.round(decoded(2, 3, *size, seed=seed) * levels) / levels
     memory = Memory()
-    check_decoded(memory, x.astype(np.float32), "official", 2, CpuLauncher(seed))
+    check_decoded(memory, x.astype(np.float32), "official", 2, launcher(seed))
     memory.check()
 
 
@@ -174,7 +174,7 @@ def test_constant_frames_are_matched_bit_for_bit(memory: Memory, levels: tuple[i
 
 
 def check_bytes(memory: Memory, frames: np.ndarray, mode: Any) -> None:
-    video, launch = Video(memory, *frames.shape[:3]), CpuLauncher()
+    video, launch = Video(memory, *frames.shape[:3]), launcher()
     video.frames[:] = frames
     count_frames(launch, video.arrays)
     match_histograms(launch, video.arrays, mode)
@@ -194,8 +194,8 @@ def test_histograms_do_not_depend_on_the_video_before(memory: Memory) -> None:
     results = []
     video = Video(memory, 3, 16, 16)
     for _ in range(2):
-        count_decoded(CpuLauncher(), video.arrays, device(x))
-        match_histograms(CpuLauncher(), video.arrays)
+        count_decoded(launcher(), video.arrays, device(x))
+        match_histograms(launcher(), video.arrays)
         results.append(video.frames.tobytes())
     assert results[0] == results[1]
 
@@ -204,13 +204,13 @@ def test_histograms_do_not_depend_on_the_video_before(memory: Memory) -> None:
 def test_nan_from_the_decoder_is_reported(memory: Memory, size: tuple[int, int]) -> None:
     x = decoded(2, 3, *size)
     x[1, 2, 4, 3] = np.nan
-    check_decoded(memory, x, "official", 1, CpuLauncher(), want_nan=1)
+    check_decoded(memory, x, "official", 1, launcher(), want_nan=1)
 
     image = memory.array(decoded(1, 3, 4, 4))
     image[0, 1, 3, 2] = np.nan
     pixels, small = memory.empty((4, 4, 3), np.uint8), memory.empty((1, 3, 2, 2), np.float32)
     reported = progress(memory)
-    first_frame(CpuLauncher(), device(image), device(pixels), device(small), device(reported))
+    first_frame(launcher(), device(image), device(pixels), device(small), device(reported))
     assert (reported["decoder_nan"], pixels[3, 2, 1]) == (1, 0)
 
 
@@ -224,16 +224,12 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         HistogramArrays(frames, array((2, 1, 3, 256), "u4"), lut)
     video = HistogramArrays(frames, counts, lut)
     with pytest.raises(InputError, match=r"images is float32 \(1, 3, 8, 9\); expected float16 or float32"):
-        count_decoded(CpuLauncher(), video, array((1, 3, 8, 9), "f4"))
+        count_decoded(launcher(), video, array((1, 3, 8, 9), "f4"))
     with pytest.raises(InputError, match=r"rows 1\.\.2 of an array of shape \(2, 8, 8, 3\)"):
-        count_decoded(CpuLauncher(), video, array((2, 3, 8, 8), "f4"), first=1)
+        count_decoded(launcher(), video, array((2, 3, 8, 8), "f4"), first=1)
     with pytest.raises(InputError, match="histogram is 'best'"):
-        match_histograms(CpuLauncher(), video, "best")  # type: ignore[arg-type]
+        match_histograms(launcher(), video, "best")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"decoded is float32 \(1, 3, 9, 8\); expected"):
-        first_frame(
-            CpuLauncher(), array((1, 3, 9, 8), "f4"), array((8, 8, 3), "u1"), array((1, 3, 4, 4), "f4")
-        )
+        first_frame(launcher(), array((1, 3, 9, 8), "f4"), array((8, 8, 3), "u1"), array((1, 3, 4, 4), "f4"))
     with pytest.raises(InputError, match=r"latents is float32 \(1, 4, 3, 8, 8\)"):
-        decoder_input(
-            CpuLauncher(), array((1, 4, 3, 8, 8), "f4"), array((2, 4, 8, 8), "f2"), scaling_factor=1
-        )
+        decoder_input(launcher(), array((1, 4, 3, 8, 8), "f4"), array((2, 4, 8, 8), "f2"), scaling_factor=1)

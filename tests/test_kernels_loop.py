@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_kernels import CpuLauncher, Loop, Memory, device
+from cpu_kernels import Loop, Memory, RecordingLauncher, device, launcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import KERNEL_LOOP_ATOL, KERNEL_STEP_ATOL
@@ -72,7 +72,7 @@ def float64_step(
 def start(
     loop: Loop,
     n: int,
-    launch: CpuLauncher,
+    launch: RecordingLauncher,
     *,
     guidance: float = 12.5,
     preset: Any = "official",
@@ -99,7 +99,7 @@ def assert_close(got: np.ndarray, want: np.ndarray, share: float) -> None:
 @pytest.mark.parametrize("ablation", ["none", "first_frame", "schedule"])
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 50])
 def test_a_whole_loop_matches_float64(memory: Memory, n: int, preset: str, ablation: str) -> None:
-    loop, launch = Loop(memory, (2, 4, 4, 8, 6), np.float16), CpuLauncher(seed=n)
+    loop, launch = Loop(memory, (2, 4, 4, 8, 6), np.float16), launcher(seed=n)
     schedule = start(loop, n, launch, preset=preset, ablation=ablation)
     want = loop.latents_before(0, n)[0].astype(np.float64)
     for i in range(n):
@@ -115,7 +115,7 @@ def test_a_whole_loop_matches_float64(memory: Memory, n: int, preset: str, ablat
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_final_latents_place_does_not_depend_on_the_number_of_steps(memory: Memory, n: int) -> None:
-    loop, launch = Loop(memory, (2, 4, 3, 4, 4)), CpuLauncher()
+    loop, launch = Loop(memory, (2, 4, 3, 4, 4)), launcher()
     start(loop, n, launch)
     loop.noise_pred[:] = normal(*loop.noise_pred.shape)
     for _ in range(n):
@@ -150,7 +150,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 def check_one_step(case: dict[str, Any]) -> None:
     """A step in the middle of a video, from given latents."""
     memory = Memory()
-    loop, launch = Loop(memory, case["shape"], case["dtype"], case["n"]), CpuLauncher(case["seed"])
+    loop, launch = Loop(memory, case["shape"], case["dtype"], case["n"]), launcher(case["seed"])
     options = {key: case[key] for key in ("guidance", "preset", "ablation", "early_steps")}
     n, i, shape = case["n"], case["step"], case["shape"]
     schedule = start(loop, n, launch, **options)
@@ -206,7 +206,7 @@ def test_many_steps_of_many_shapes_match_float64(case: dict[str, Any]) -> None:
     ],
 )
 def test_large_and_odd_frames_match_float64(memory: Memory, shape: Any, kernel: str) -> None:
-    loop, launch = Loop(memory, shape, np.float16, 2), CpuLauncher()
+    loop, launch = Loop(memory, shape, np.float16, 2), launcher()
     schedule = start(loop, 2, launch, early_steps=0)
     before = loop.latents_before(0, 2)[0].copy()
     loop.noise_pred[:] = normal(*shape)
@@ -224,7 +224,7 @@ def test_arrays_off_alignment_take_the_general_kernel(memory: Memory) -> None:
         **{**vars(shifted.arrays), "noise_pred": device(shifted.noise_pred)},
     )
     for loop, loop_arrays, kernel in ((aligned, aligned.arrays, "f32"), (shifted, arrays, "f32_any")):
-        launch = CpuLauncher()
+        launch = launcher()
         start(loop, 2, launch)
         loop.noise_pred[:] = normal(*loop.noise_pred.shape)
         latent_step(launch, loop_arrays)
@@ -234,7 +234,7 @@ def test_arrays_off_alignment_take_the_general_kernel(memory: Memory) -> None:
 
 @pytest.mark.parametrize("step", [0, 31, 49])
 def test_the_numpy_twin_does_the_same_step(memory: Memory, step: int) -> None:
-    loop, launch = Loop(memory, (2, 4, 5, 10, 12)), CpuLauncher()
+    loop, launch = Loop(memory, (2, 4, 5, 10, 12)), launcher()
     schedule = start(loop, 50, launch)
     loop.state["step"] = step
     loop.latents[:] = before = normal(1, 4, 5, 10, 12)
@@ -250,7 +250,7 @@ def test_a_constant_frame_is_matched_as_the_official_code_does(
     memory: Memory, constant: int, step: int
 ) -> None:
     """Without variance, eps decides: the chain of AdaIN steps is not one AdaIN to frame 0."""
-    loop, launch = Loop(memory, (1, 2, 4, 6, 6)), CpuLauncher()
+    loop, launch = Loop(memory, (1, 2, 4, 6, 6)), launcher()
     schedule = start(loop, 50, launch)
     loop.state["step"] = step
     before = normal(1, 2, 4, 6, 6)
@@ -268,7 +268,7 @@ def test_a_constant_frame_is_matched_as_the_official_code_does(
 def test_block_and_thread_order_do_not_change_a_bit(memory: Memory) -> None:
     results = []
     for seed in range(5):
-        loop, launch = Loop(memory, (2, 4, 4, 8, 9), np.float16, 3), CpuLauncher(1000 * seed)
+        loop, launch = Loop(memory, (2, 4, 4, 8, 9), np.float16, 3), launcher(1000 * seed)
         start(loop, 3, launch, early_steps=1)
         for i in range(3):
             loop.noise_pred[:] = normal(*loop.noise_pred.shape, seed=i)
@@ -277,7 +277,7 @@ def test_block_and_thread_order_do_not_change_a_bit(memory: Memory) -> None:
     assert len(set(results)) == 1
 
 
-def run(loop: Loop, n: int, stop: int, launch: CpuLauncher, first_frame: np.ndarray) -> np.ndarray:
+def run(loop: Loop, n: int, stop: int, launch: RecordingLauncher, first_frame: np.ndarray) -> np.ndarray:
     start(loop, n, launch, first_frame=first_frame)
     for i in range(stop):
         loop.noise_pred[:] = normal(*loop.noise_pred.shape, seed=i)
@@ -290,9 +290,9 @@ def test_a_video_does_not_depend_on_the_one_before(memory: Memory, before: int, 
     """Whole, or given up after `aborted` of its steps, once with a NaN and once within a step."""
     first_frame = memory.array(normal(1, 4, 1, 5, 6))
     fresh = Loop(memory, (2, 4, 3, 5, 6), capacity=5)
-    want = run(fresh, n, n, CpuLauncher(), first_frame)
+    want = run(fresh, n, n, launcher(), first_frame)
 
-    loop, launch = Loop(memory, (2, 4, 3, 5, 6), capacity=5), CpuLauncher(9)
+    loop, launch = Loop(memory, (2, 4, 3, 5, 6), capacity=5), launcher(9)
     run(loop, before, aborted, launch, first_frame)
     loop.noise_pred[:] = np.nan
     latent_step(launch, loop.arrays)
@@ -303,7 +303,7 @@ def test_a_video_does_not_depend_on_the_one_before(memory: Memory, before: int, 
 
 
 def test_a_step_too_many_changes_nothing(memory: Memory) -> None:
-    loop, launch = Loop(memory, (2, 4, 3, 4, 4), capacity=2), CpuLauncher()
+    loop, launch = Loop(memory, (2, 4, 3, 4, 4), capacity=2), launcher()
     run(loop, 2, 2, launch, memory.array(normal(1, 4, 1, 4, 4)))
     kept = {name: array.copy() for name, array in vars(loop).items() if isinstance(array, np.ndarray)}
     latent_step(launch, loop.arrays)
@@ -313,7 +313,7 @@ def test_a_step_too_many_changes_nothing(memory: Memory) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_step_that_is_not_finite_is_reported(memory: Memory, bad: float) -> None:
-    loop, launch = Loop(memory, (2, 4, 4, 4, 4)), CpuLauncher()
+    loop, launch = Loop(memory, (2, 4, 4, 4, 4)), launcher()
     start(loop, 5, launch)
     for i in range(5):
         loop.noise_pred[:] = normal(*loop.noise_pred.shape, seed=i)
@@ -328,7 +328,7 @@ def test_the_first_step_that_is_not_finite_is_reported(memory: Memory, bad: floa
 def test_latents_too_large_for_the_unets_input_are_reported(
     memory: Memory, dtype: Any, reported: int
 ) -> None:
-    loop, launch = Loop(memory, (1, 4, 2, 4, 4), dtype), CpuLauncher()
+    loop, launch = Loop(memory, (1, 4, 2, 4, 4), dtype), launcher()
     start(loop, 2, launch, ablation="none")
     loop.latents[0, 2, 1, 3, 3] = 70000
     loop.noise_pred[:] = 0
@@ -337,7 +337,7 @@ def test_latents_too_large_for_the_unets_input_are_reported(
 
 
 def test_progress_may_be_left_out(memory: Memory) -> None:
-    loop, launch = Loop(memory, (2, 4, 3, 4, 4)), CpuLauncher()
+    loop, launch = Loop(memory, (2, 4, 3, 4, 4)), launcher()
     arrays = LoopArrays(**{**vars(loop.arrays), "progress": None})
     start(loop, 2, launch)
     loop.noise_pred[:] = normal(*loop.noise_pred.shape)
@@ -347,7 +347,7 @@ def test_progress_may_be_left_out(memory: Memory) -> None:
 
 def test_a_wide_time_row_is_copied_whole(memory: Memory) -> None:
     """A table of time embeddings: more words than a block has threads."""
-    loop, launch = Loop(memory, (2, 4, 2, 4, 4), capacity=3, width=100), CpuLauncher()
+    loop, launch = Loop(memory, (2, 4, 2, 4, 4), capacity=3, width=100), launcher()
     start(loop, 3, launch)
     loop.noise_pred[:] = 0
     for i in range(3):
@@ -360,7 +360,7 @@ def test_a_batch_of_one_is_the_conditional_prediction_alone(memory: Memory) -> N
     """guidance_scale <= 1: batch 1, or the conditional text in both halves of batch 2."""
     results = []
     for batch in (1, 2):
-        loop, launch = Loop(memory, (batch, 4, 4, 6, 5), np.float16), CpuLauncher()
+        loop, launch = Loop(memory, (batch, 4, 4, 6, 5), np.float16), launcher()
         schedule = start(loop, 2, launch, guidance=1.0)
         before = loop.latents_before(0, 2)[0].copy()
         loop.noise_pred[:] = normal(1, *loop.noise_pred.shape[1:])
@@ -372,7 +372,7 @@ def test_a_batch_of_one_is_the_conditional_prediction_alone(memory: Memory) -> N
 
 @pytest.mark.parametrize("size", [(80, 128), (128, 128), (9, 11)])
 def test_sdxls_loop_steps_its_only_frame_without_adain(memory: Memory, size: tuple[int, int]) -> None:
-    loop, launch = Loop(memory, (2, 4, *size), np.float16, 3), CpuLauncher()
+    loop, launch = Loop(memory, (2, 4, *size), np.float16, 3), launcher()
     schedule = ddim_schedule(3)
     loop.rows[:] = step_table(schedule, guidance_scale=5, adain="none", step_frame_0=True)
     loop.time_table[:, 0] = schedule.timesteps
@@ -389,7 +389,7 @@ def test_sdxls_loop_steps_its_only_frame_without_adain(memory: Memory, size: tup
 
 def test_contracted_arithmetic_stays_within_the_same_limit(memory: Memory) -> None:
     """nvcc fuses multiplications and additions; so does this build."""
-    loop, launch = Loop(memory, (2, 4, 4, 8, 6)), CpuLauncher(fused_multiply_add=True)
+    loop, launch = Loop(memory, (2, 4, 4, 8, 6)), launcher(fused_multiply_add=True)
     schedule = start(loop, 40, launch)
     want = loop.latents_before(0, 40)[0].astype(np.float64)
     for i in range(40):
@@ -417,12 +417,12 @@ def test_arrays_that_do_not_fit_are_refused(memory: Memory) -> None:
     with pytest.raises(InputError, match="time_row is float32"):
         replaced("time_row", (1, 2), np.float32)
     with pytest.raises(InputError, match="num_steps is 51"):
-        begin_loop(CpuLauncher(), loop.arrays, 51, seed=0, purpose=Purpose.VIDEO)
+        begin_loop(launcher(), loop.arrays, 51, seed=0, purpose=Purpose.VIDEO)
     with pytest.raises(InputError, match="seed is -1"):
-        begin_loop(CpuLauncher(), loop.arrays, 2, seed=-1, purpose=Purpose.VIDEO)
+        begin_loop(launcher(), loop.arrays, 2, seed=-1, purpose=Purpose.VIDEO)
     with pytest.raises(InputError, match=r"first_frame is float32 \(1, 4, 3, 4, 4\); expected"):
         begin_loop(
-            CpuLauncher(),
+            launcher(),
             loop.arrays,
             2,
             seed=0,

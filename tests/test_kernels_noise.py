@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpu_kernels import CpuLauncher, Loop, Memory, device, philox
+from cpu_kernels import Loop, Memory, device, launcher, philox
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import KERNEL_NOISE_ATOL, KERNEL_NOISE_ULP, KERNEL_POSTERIOR
@@ -64,7 +64,7 @@ def test_philox_gives_the_twins_bits(counter: list[int], key: list[int]) -> None
 @pytest.mark.parametrize("seed", [0, 1, 0x0123456789ABCDEF, MAX_SEED])
 def test_drawn_noise_is_the_twins(memory: Memory, shape: Any, purpose: Purpose, seed: int) -> None:
     loop = Loop(memory, shape)
-    begin_loop(CpuLauncher(seed % 97), loop.arrays, 4, seed=seed, purpose=purpose)
+    begin_loop(launcher(seed % 97), loop.arrays, 4, seed=seed, purpose=purpose)
     assert_same_numbers(loop.latents[:1], latent_noise(seed, purpose, (1, *shape[1:])))
     np.testing.assert_array_equal(loop.sample, np.broadcast_to(loop.latents[:1], shape))
 
@@ -83,7 +83,7 @@ def test_drawn_noise_of_any_shape_is_the_twins(shape: Any, seed: int, purpose: P
 
 def draw(memory: Memory, purpose: Purpose, frames: int, seed: int = 5) -> np.ndarray:
     loop = Loop(memory, (1, 4, frames, 8, 8))
-    begin_loop(CpuLauncher(), loop.arrays, 2, seed=seed, purpose=purpose)
+    begin_loop(launcher(), loop.arrays, 2, seed=seed, purpose=purpose)
     return loop.latents[0]
 
 
@@ -123,7 +123,7 @@ def test_a_videos_start_is_the_twins(memory: Memory, shape: Any, dtype: Any, num
     loop.latents[1 - num_steps % 2] = 7
     first = memory.array(normal(1, shape[1], 1, *shape[3:]))
     begin_loop(
-        CpuLauncher(),
+        launcher(),
         loop.arrays,
         num_steps,
         seed=3,
@@ -153,7 +153,7 @@ def test_given_noise_is_mixed_as_the_twin_does(memory: Memory, shape: Any, base:
     one_frame = (1, shape[1], 1, *shape[3:])
     first, given_base = memory.array(normal(*one_frame, seed=1)), memory.array(normal(*one_frame, seed=2))
     begin_loop(
-        CpuLauncher(),
+        launcher(),
         loop.arrays,
         2,
         seed=11,
@@ -175,7 +175,7 @@ def test_inverted_latents_are_used_as_they_are(memory: Memory) -> None:
     inverted[0, 0, 0] = np.inf  # frame 0 is replaced, and nothing is mixed from it
     first = memory.array(normal(1, 4, 1, 6, 6, seed=1))
     begin_loop(
-        CpuLauncher(),
+        launcher(),
         loop.arrays,
         2,
         seed=0,
@@ -197,7 +197,7 @@ def test_the_posterior_sample_is_the_twins(
     noise = memory.array(normal(1, 4, *size, seed=2))
     out = memory.empty((1, 4, 1, *size), np.float32)
     posterior_sample(
-        CpuLauncher(),
+        launcher(),
         device(mean),
         device(logvar),
         device(out),
@@ -216,4 +216,4 @@ def test_a_posterior_of_another_shape_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"out is float32 \(1, 4, 5, 7\); expected float32 \(1, 4, 1, 5, 7\)"
     ):
-        posterior_sample(CpuLauncher(), mean, mean, out, scaling_factor=1, seed=0)
+        posterior_sample(launcher(), mean, mean, out, scaling_factor=1, seed=0)

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a proof on a GPU consists of."""
+
+from collections.abc import Callable
+
+Check = tuple[str, Callable[[], str]]
+"""What is claimed, and a function that returns the figures it saw, or raises if the claim does not hold."""
+
+
+class Unavailable(Exception):
+    """A check cannot be made on this machine; the message says what is missing."""
