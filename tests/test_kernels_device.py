@@ -5,6 +5,8 @@ import ctypes
 import logging
 import subprocess
 import sys
+from importlib.metadata import PathDistribution
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,19 +62,32 @@ def test_streams_come_from_cuda_core_torch_or_a_handle(monkeypatch: pytest.Monke
 
 
 def test_a_fatbin_of_other_sources_is_not_loaded(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found: dict[str, bytes] = {}
+    found: dict[str, Path] = {}
     monkeypatch.setattr(kernels, "fatbins", lambda: found)
     assert device.current_fatbin() is None
     assert caplog.text == ""
-    found["lamp_kernels-0123456789abcdef.fatbin"] = b"stale"
+    found["lamp_kernels-0123456789abcdef.fatbin"] = tmp_path / "stale"
     with caplog.at_level(logging.WARNING, "lamp_trt"):
         assert device.current_fatbin() is None
     assert "lamp_kernels-0123456789abcdef.fatbin" in caplog.text
     assert "reinstall" in caplog.text
-    found[kernels.fatbin_name()] = b"fresh"
+    (tmp_path / "fresh").write_bytes(b"fresh")
+    found[kernels.fatbin_name()] = tmp_path / "fresh"
     assert device.current_fatbin() == b"fresh"
+
+
+def test_fatbins_are_found_beside_an_editable_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "lamp_trt" / "runtime" / "kernels"
+    installed.mkdir(parents=True)
+    (installed / "lamp_kernels-0.fatbin").write_bytes(b"")
+    monkeypatch.setattr(
+        "importlib.metadata.distribution", lambda _: PathDistribution(tmp_path / "x.dist-info")
+    )
+    assert kernels.fatbins()["lamp_kernels-0.fatbin"] == installed / "lamp_kernels-0.fatbin"
 
 
 def test_the_digest_follows_every_source(monkeypatch: pytest.MonkeyPatch) -> None:

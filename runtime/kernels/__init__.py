@@ -4,10 +4,12 @@
 Nothing here needs a driver: `device` alone looks for one, when something is launched.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import re
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 TRANSLATION_UNIT = "lamp_kernels.cu"
@@ -70,10 +72,17 @@ def source_digest() -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
-def fatbins() -> dict[str, bytes]:
-    """Fatbins in the package by file name. Only `fatbin_name()` is made from the sources beside it."""
-    files = resources.files(__name__).iterdir()
-    return {f.name: f.read_bytes() for f in files if f.name.endswith(".fatbin")}
+def fatbins() -> dict[str, Path]:
+    """Fatbins of the installed package by file name. Only `fatbin_name()` is made from the present sources.
+
+    They lie beside this module, but for an editable install, which leaves the module in the source tree.
+    """
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    folders = [Path(__file__).parent]
+    with contextlib.suppress(PackageNotFoundError):
+        folders.append(Path(str(distribution("lamp-trt").locate_file("lamp_trt/runtime/kernels"))))
+    return {path.name: path for folder in folders for path in folder.glob("*.fatbin")}
 
 
 def fatbin_name() -> str:

@@ -102,7 +102,7 @@ def current_fatbin() -> bytes | None:
             "ahead of time. NVRTC compiles them now.",
             ", ".join(sorted(fatbins)),
         )
-    return fatbin
+    return None if fatbin is None else fatbin.read_bytes()
 
 
 def check_parameters(kernel: str, sizes: Sequence[int]) -> None:
