@@ -5,6 +5,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -45,13 +46,22 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
+def fma_flags() -> list[str]:
+    """What makes the compiler use the processor's fused multiply-add. Skips where there is none."""
+    if platform.machine() != "x86_64":
+        return []
+    if " fma " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no fused multiply-add")
+    return ["-mfma"]
+
+
 @functools.cache
 def library(*, fused_multiply_add: bool = False) -> ctypes.CDLL:
     """The kernels as a shared library, cached by content. fused_multiply_add: contracted, as nvcc does."""
     include, cxx = cuda_include(), compiler()
     if include is None or cxx is None:
         pytest.skip("the kernels run on the CPU where g++ and the CUDA headers (cuda_fp16.h) are installed")
-    contraction = ["-mfma", "-ffp-contract=fast"] if fused_multiply_add else ["-ffp-contract=off"]
+    contraction = [*fma_flags(), "-ffp-contract=fast"] if fused_multiply_add else ["-ffp-contract=off"]
     command = [cxx, "-std=c++20", "-O2", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", *contraction]
     digest = hashlib.sha256(repr(command).encode())
     for path in [*sorted(EMULATOR.iterdir()), *sorted(KERNELS.glob("*.cu*"))]:
