@@ -83,11 +83,16 @@ def model_input(image: Image, dtype: type[np.floating[Any]] = np.float32) -> NDA
     return np.ascontiguousarray(x / dtype(127.5) - dtype(1))
 
 
-def png_base64(image: Image) -> str:
-    """uint8 RGB (h, w, 3) as a PNG file in base64, to be kept in JSON; `image_from_base64` reads it back."""
+def encode_png(image: Image) -> bytes:
+    """uint8 RGB (h, w, 3) as the bytes of a PNG file."""
     done, png = _cv2().imencode(".png", np.ascontiguousarray(image[..., ::-1]))
     assert done
-    return base64.b64encode(png).decode("ascii")
+    return bytes(png)
+
+
+def png_base64(image: Image) -> str:
+    """uint8 RGB (h, w, 3) as a PNG file in base64, to be kept in JSON; `image_from_base64` reads it back."""
+    return base64.b64encode(encode_png(image)).decode("ascii")
 
 
 def image_from_base64(text: str) -> Image:

@@ -16,9 +16,15 @@ from lamp_trt.runtime.image import image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
 from lamp_trt.runtime.video import FPS, Video, check_destination
 
+FIRST_FRAME_OPTIONS = (
+    "first_frame_prompt",
+    "first_frame_num_inference_steps",
+    "first_frame_guidance_scale",
+)
 OPTIONS = (
     "negative_prompt",
     "fit",
+    *FIRST_FRAME_OPTIONS,
     "seed",
     "num_inference_steps",
     "guidance_scale",
@@ -44,6 +50,8 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     out: Path | None = None
     fps: float = FPS
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that tell how the given first frame was made, to be kept in the sidecar."""
 
 
 def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
@@ -72,10 +80,11 @@ def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
 def job_from_sidecar(path: Path) -> Job:
     """The job that repeats the video whose settings are in `path` (the .json file beside it).
 
-    The first frame is in the file itself. Raises InputError if it is no sidecar, or if noise was injected.
+    The first frame is in the file itself, also one that SDXL made. Raises InputError if it is no sidecar, or
+    if noise was injected.
     """
     settings = _object(_text(path), str(path))
-    known = {"prompt", "motion", "fps", "first_frame_png", *OPTIONS}
+    known = {"prompt", "motion", "fps", "first_frame_png", *OPTIONS} - {*FIRST_FRAME_OPTIONS}
     if not isinstance(settings.get("prompt"), str) or "first_frame_png" not in settings:
         raise InputError(f"{path} is no settings file of a video: it lacks `prompt` or `first_frame_png`.")
     if settings.get("injected"):
@@ -85,7 +94,14 @@ def job_from_sidecar(path: Path) -> Job:
         )
     fields = {key: value for key, value in settings.items() if key in known}
     image = image_from_base64(fields.pop("first_frame_png"))
-    return replace(_job(fields, Job(""), str(path), path.parent), first_frame=image)
+    origin = {name: settings[name] for name in FIRST_FRAME_OPTIONS if name in settings}
+    return replace(_job(fields, Job(""), str(path), path.parent), first_frame=image, origin=origin)
+
+
+def first_frame_path(video: Path) -> Path:
+    """Where a saved video's first frame goes: clip.first_frame.png beside clip.mp4 or the folder clip."""
+    stem = video.name if video.is_dir() else video.stem
+    return video.with_name(f"{stem}.first_frame.png")
 
 
 def with_destinations(jobs: Sequence[Job], out: Path | None, suffix: str) -> list[Job]:
@@ -94,13 +110,13 @@ def with_destinations(jobs: Sequence[Job], out: Path | None, suffix: str) -> lis
     suffix: ".mp4", ".gif", ".webp" or "" (a folder of PNGs), for the names made here.
     """
     if len(jobs) == 1:
-        return [replace(jobs[0], out=jobs[0].out or out or Path(f"{_slug(jobs[0].prompt)}{suffix}"))]
+        return [replace(jobs[0], out=jobs[0].out or out or Path(f"{slug(jobs[0].prompt)}{suffix}"))]
     folder = out or Path("videos")
     if folder.suffix:
         raise InputError(f"--out is {str(folder)!r}, but there are {len(jobs)} videos: name a folder.")
     named = []
     for index, job in enumerate(jobs):
-        parts = [f"{index:03}", *([job.motion] if job.motion else []), _slug(job.prompt)]
+        parts = [f"{index:03}", *([job.motion] if job.motion else []), slug(job.prompt)]
         named.append(replace(job, out=job.out or folder / f"{'-'.join(parts)}{suffix}"))
     return named
 
@@ -117,6 +133,8 @@ def run_jobs(
     by_motion: dict[str, list[Job]] = {}
     for job in jobs:
         assert job.out is not None
+        if job.first_frame is None:
+            pipeline.require_first_frame_networks()
         motion = job.motion or pipeline.bundle.manifest.default_motion
         pipeline.bundle.motion_path(motion)
         if len(jobs) > 1 and job.out.parent.parent.is_dir():
@@ -127,6 +145,7 @@ def run_jobs(
         for job in group:
             assert job.out is not None
             video = pipeline(job.prompt, motion=motion, first_frame=job.first_frame, **job.options)
+            video = replace(video, settings={**video.settings, **job.origin})
             if before_save is not None:
                 video = before_save(video)
             yield video.save(job.out, job.fps), video
@@ -171,6 +190,6 @@ def _object(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _slug(prompt: str) -> str:
+def slug(prompt: str) -> str:
     """A file name from a prompt: its letters and digits, in lower case."""
     return re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "video"

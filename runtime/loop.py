@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The denoising loop over an engine that runs on host arrays: the plain one, reference of faster loops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from lamp_trt.engine.backend import Engine
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.runtime.config import GenerationConfig
 from lamp_trt.runtime.ddim import DDIMSchedule
-from lamp_trt.runtime.latents import denoise_step, final_adain
+from lamp_trt.runtime.latents import ddim_step, denoise_step, final_adain
 
 Latents = NDArray[np.float32]
 StepCallback = Callable[[int, int, Latents], Latents]
@@ -61,6 +61,40 @@ def denoise_video(
     return final_adain(latents, config.preset, config.adain)
 
 
+def denoise_image(
+    unet: Engine,
+    latents: Latents,
+    conditions: Mapping[str, NDArray[Any]],
+    schedule: DDIMSchedule,
+    guidance_scale: float,
+    on_step: StepCallback | None = None,
+) -> Latents:
+    """SDXL's loop: from noise (1, 4, h, w) to the latents of an image, float32.
+
+    conditions  encoder_hidden_states, text_embeds and time_ids, each [unconditional, conditional]; with
+                guidance_scale <= 1 the conditional ones are run in both halves
+    Raises EngineError as `denoise_video` does.
+    """
+    sample_dtype = np.dtype(unet.inputs[0].dtype)
+    if guidance_scale <= 1:
+        conditions = {name: array[[1, 1]] for name, array in conditions.items()}
+    steps = tqdm(enumerate(schedule.timesteps), "first frame", len(schedule), unit=" steps", disable=None)
+    for step, timestep in steps:
+        noise_pred = unet.run(
+            {
+                "sample": np.repeat(latents, 2, axis=0).astype(sample_dtype),
+                "timestep": np.array([timestep], np.float32),
+                **conditions,
+            }
+        )["noise_pred"]
+        require_finite(noise_pred, f"SDXL's UNet at step {step} of {len(schedule)} (timestep {timestep})")
+        ends = schedule.alpha_t[step], schedule.alpha_prev[step]
+        latents = ddim_step(latents, noise_pred, *ends, guidance_scale)
+        if on_step is not None:
+            latents = on_step(step, int(timestep), latents)
+    return latents
+
+
 def require_finite(values: NDArray[Any], where: str) -> None:
     """Raise EngineError if `values`, the output of `where`, hold NaN or infinity."""
     if np.isfinite(values).all():
@@ -68,4 +102,6 @@ def require_finite(values: NDArray[Any], where: str) -> None:
     remedy = "the weights, or what it was given, are damaged: try `lamp-trt inspect --verify-files`"
     if values.dtype == np.float16:
         remedy = "the range of fp16 was exceeded: build the bundle with --precision fp32"
-    raise EngineError(f"{where} returned values that are not finite, so no video can be made; {remedy}.")
+    raise EngineError(
+        f"{where} returned values that are not finite, so nothing can be made of them; {remedy}."
+    )

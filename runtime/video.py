@@ -54,7 +54,7 @@ class Video:
         """Writes the frames by `save_frames`, and the settings beside them as JSON (`sidecar_path`)."""
         text = json.dumps({**self.settings, "fps": fps}, indent=2, ensure_ascii=False)
         destination = save_frames(self.frames, path, fps)
-        with _written(sidecar_path(destination)) as partial:
+        with written(sidecar_path(destination)) as partial:
             partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
         return destination
 
@@ -77,7 +77,7 @@ def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
     if not (isinstance(fps, int | float) and math.isfinite(fps) and 0 < fps <= 100):
         raise InputError(f"fps is {fps!r}; expected a number above 0, at most 100.")
     destination = check_destination(path, *frames.shape[1:3])
-    with _written(destination) as partial:
+    with written(destination) as partial:
         encode = _ENCODERS.get(destination.suffix.lower())
         if encode is None:
             _write_pngs(frames, partial)
@@ -114,7 +114,7 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
 
 
 @contextmanager
-def _written(destination: Path) -> Iterator[Path]:
+def written(destination: Path) -> Iterator[Path]:
     """A temporary name beside `destination`, renamed to it at the end; on any error or interrupt it is
     removed."""
     try:

@@ -72,19 +72,24 @@ def build(args: argparse.Namespace) -> None:
     options = BuildOptions(
         sd=args.sd,
         motions=_named_folders(args.motion),
+        sdxl=args.sdxl,
         precision=args.precision,
         height=args.height,
         width=args.width,
         num_frames=args.frames,
+        first_frame_height=args.first_frame_height,
+        first_frame_width=args.first_frame_width,
         only=tuple(args.only),
     )
     _print_report(build_bundle(args.out, options), args.json)
 
 
 def generate(args: argparse.Namespace) -> None:
+    from lamp_trt.runtime.first_frame import save_png
     from lamp_trt.runtime.jobs import (
         OPTIONS,
         Job,
+        first_frame_path,
         job_from_sidecar,
         jobs_from_prompts_file,
         run_jobs,
@@ -110,7 +115,29 @@ def generate(args: argparse.Namespace) -> None:
         log.info("%s", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in video.timings.items()))
         settings = {name: value for name, value in video.settings.items() if name != "first_frame_png"}
         result = {"path": str(path), "timings": video.timings, "settings": settings}
+        if args.save_first_frame:
+            result["first_frame"] = str(save_png(video.first_frame, first_frame_path(path)))
         print(json.dumps(result) if args.json else path, flush=True)
+
+
+def image(args: argparse.Namespace) -> None:
+    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.runtime.first_frame import check_png, load_first_frame_maker
+    from lamp_trt.runtime.jobs import slug
+
+    out = check_png(args.out or Path(f"{slug(args.prompt)}.png"))
+    make = load_first_frame_maker(Bundle.open(args.bundle), num_threads=args.num_threads)
+    made = make(
+        args.prompt,
+        negative_prompt=args.negative_prompt,
+        seed=args.seed,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+    )
+    path = made.save(out)
+    log.info("%s", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in made.timings.items()))
+    result = {"path": str(path), "timings": made.timings, "settings": made.settings}
+    print(json.dumps(result) if args.json else path)
 
 
 def motion_add(args: argparse.Namespace) -> None:
@@ -194,7 +221,8 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     _add_build(command("build", build, "Turn checkpoints into a bundle, or add to one."))
-    _add_generate(command("generate", generate, "Make videos from prompts and first frames."))
+    _add_generate(command("generate", generate, "Make videos from prompts, and from first frames if given."))
+    _add_image(command("image", image, "Make only the first frame of a video, to try prompts quickly."))
 
     sub = command("inspect", inspect, "Show what a bundle holds.")
     sub.add_argument("bundle", type=Path)
@@ -218,10 +246,20 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
         help="a LAMP checkpoint; repeat it for more motions, the first is the default one",
         metavar="NAME=DIR",
     )
+    sub.add_argument(
+        "--sdxl", type=Path, help="Stable Diffusion XL base, for first frames from text", metavar="DIR"
+    )
     sub.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="fp32 suits CPUs")
     sub.add_argument("--height", type=int, default=320)
     sub.add_argument("--width", type=int, default=512)
     sub.add_argument("--frames", type=int, default=16)
+    for name in ("height", "width"):
+        sub.add_argument(
+            f"--first-frame-{name}",
+            type=int,
+            help=f"of SDXL's image; default: twice --{name}",
+            metavar="PIXELS",
+        )
     sub.add_argument(
         "--only", action="extend", nargs="+", default=[], help=f"of {', '.join(NETWORKS)}", metavar="NETWORK"
     )
@@ -234,9 +272,22 @@ def _add_generate(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--motion", action="append", default=[], help="repeat it for a video of each; none: the default one"
     )
-    sub.add_argument("--first-frame", type=Path, help="any image that OpenCV reads", metavar="IMAGE")
+    sub.add_argument(
+        "--first-frame",
+        type=Path,
+        help="any image that OpenCV reads; default: SDXL makes one, if the bundle has it",
+        metavar="IMAGE",
+    )
     sub.add_argument("--fit", choices=["stretch", "crop", "pad"], default="stretch")
-    sub.add_argument("--negative-prompt")
+    sub.add_argument("--first-frame-prompt", help="for SDXL; default: the prompt", metavar="PROMPT")
+    sub.add_argument(
+        "--first-frame-steps", type=int, default=50, dest="first_frame_num_inference_steps", metavar="STEPS"
+    )
+    sub.add_argument("--first-frame-guidance-scale", type=float, default=5.0, metavar="SCALE")
+    sub.add_argument(
+        "--save-first-frame", action="store_true", help="also as NAME.first_frame.png beside the video"
+    )
+    sub.add_argument("--negative-prompt", help="of the first frame and the video")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--steps", type=int, default=50, dest="num_inference_steps")
     sub.add_argument("--guidance-scale", type=float, default=12.5)
@@ -264,6 +315,17 @@ def _add_generate(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--num-threads", type=int, help="CPU threads; default: the backend's choice")
 
 
+def _add_image(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("prompt")
+    sub.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--out", type=Path, help="a .png file; default: named after the prompt", metavar="IMAGE")
+    sub.add_argument("--negative-prompt")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--steps", type=int, default=50, dest="num_inference_steps")
+    sub.add_argument("--guidance-scale", type=float, default=5.0)
+    sub.add_argument("--num-threads", type=int, help="CPU threads; default: the backend's choice")
+
+
 def _add_motion(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", parents: list) -> None:  # type: ignore[type-arg]
     description = "Add, list or remove the motions of a bundle."
     motion = commands.add_parser("motion", help=description, description=description)
@@ -288,9 +350,7 @@ def _named_folders(items: Sequence[str]) -> dict[str, Path]:
     for item in items:
         name, separator, folder = item.partition("=")
         if not (name and separator and folder):
-            raise InputError(
-                f"--motion is {item!r}; expected NAME=DIR, like rain=lamp/rain."
-            )
+            raise InputError(f"--motion is {item!r}; expected NAME=DIR, like rain=lamp/rain.")
         if name in folders:
             raise InputError(f"--motion names {name!r} twice; give each motion a name of its own.")
         folders[name] = Path(folder)
