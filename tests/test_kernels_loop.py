@@ -95,6 +95,12 @@ def assert_close(got: np.ndarray, want: np.ndarray, share: float) -> None:
     np.testing.assert_allclose(got, want, rtol=0, atol=share * np.abs(want).max())
 
 
+def contrast(latents: np.ndarray) -> float:
+    """By how much AdaIN amplifies a value's rounding: the largest ratio of values to their frame's deviation.
+    Frames of a few pixels may be nearly constant."""
+    return float((np.abs(latents).max(axis=(2, 3)) / latents.std(axis=(2, 3))).max())
+
+
 @pytest.mark.parametrize("preset", ["official", "paper"])
 @pytest.mark.parametrize("ablation", ["none", "first_frame", "schedule"])
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 50])
@@ -162,17 +168,10 @@ def check_one_step(case: dict[str, Any]) -> None:
     latent_step(launch, loop.arrays)
 
     after = loop.latents_before(i + 1, n)
-    want = float64_step(
-        before[0],
-        loop.noise_pred,
-        i,
-        schedule,
-        case["guidance"],
-        case["preset"],
-        case["ablation"],
-        case["early_steps"],
-    )
-    assert_close(after[0], want, KERNEL_STEP_ATOL)
+    inputs = before[0], loop.noise_pred, i, schedule, case["guidance"], case["preset"]
+    want = float64_step(*inputs, case["ablation"], case["early_steps"])
+    unmatched = float64_step(*inputs, "none")
+    assert_close(after[0], want, KERNEL_STEP_ATOL * max(1, contrast(unmatched) / 8))
     np.testing.assert_array_equal(after[:, :, 0], before[:, :, 0])
     for half in loop.sample:
         np.testing.assert_array_equal(half, after[0].astype(case["dtype"]))
