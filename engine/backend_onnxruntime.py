@@ -8,7 +8,6 @@ from lamp_trt.engine.backend import Array
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.ort_graph import relocate_initializers, use_multi_head_attention
 from lamp_trt.engine.weights import read_weight_file
 
 
@@ -48,6 +47,8 @@ class OnnxRuntimeEngine:
     def _new_session(self, motion: str | None) -> Any:
         import onnx
         import onnxruntime
+
+        from lamp_trt.engine.ort_graph import relocate_initializers, use_multi_head_attention
 
         model = onnx.load(self._bundle.graph_path(self._network), load_external_data=False)
         use_multi_head_attention(model)
