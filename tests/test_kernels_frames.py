@@ -123,6 +123,12 @@ def test_decoded_frames_are_matched_bit_for_bit(
     assert len(launch.launched) == (3 if mode == "none" else 5)
 
 
+@pytest.mark.parametrize("size", [(200, 256), (79, 79)])
+def test_frames_that_fill_every_block_are_matched_bit_for_bit(memory: Memory, size: tuple[int, int]) -> None:
+    """More than 24 blocks of 256 threads take at once, as vectors and value by value."""
+    check_decoded(memory, decoded(2, 3, *size, dtype=np.float16), "official", 2, launcher())
+
+
 def test_contracted_arithmetic_does_not_change_a_level(memory: Memory) -> None:
     x = decoded(3, 3, 96, 128)
     check_decoded(memory, x, "official", 3, launcher(fused_multiply_add=True))
