@@ -106,3 +106,12 @@ PIPELINE_REL_L2 = 1e-4
 
 CLIP_LEVELS = 8
 """Frames from such latents: truncation and histogram tables amplify 1e-5 to a level (GOLDEN_GIF_LEVELS)."""
+
+SDXL_UNET_REL_L2 = 5e-6
+"""SDXL's networks, ONNX Runtime against diffusers and transformers."""
+
+SDXL_LOOP_REL_L2 = 1e-4
+"""Every step of SDXL's loop on ONNX Runtime against diffusers', free-running for 50 steps in float32."""
+
+SDXL_IMAGE_LEVELS = 1
+"""The image of those latents: a value near a half rounds to either side."""
