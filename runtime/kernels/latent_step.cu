@@ -177,8 +177,9 @@ __device__ __forceinline__ void latent_step(const T* noise_pred, float* latents,
 
 }  // namespace lamp
 
+/* A grid has tens of blocks, so one per multiprocessor is enough; ptxas spills when it aims for more. */
 #define LAMP_LATENT_STEP(NAME, T, V)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(512) lamp_latent_step_##NAME(                                           \
+  extern "C" __global__ void __launch_bounds__(512, 1) lamp_latent_step_##NAME(                                        \
       const T* noise_pred, float* latents, T* sample, const LampStepRow* rows, LampLoopState* state,                   \
       LampProgress* progress, const unsigned* time_table, unsigned* time_row, int time_words, int hw, int batch,       \
       float eps) {                                                                                                     \
