@@ -36,7 +36,7 @@ class Outcome:
 
 
 def make(claim: str, function: Callable[[], str]) -> Outcome:
-    """Makes one check, on a stream of its own, and prints how it went. A failed one does not stop the others."""
+    """Makes one check, on its own stream, and prints how it went. A failed one does not stop the others."""
     start = time.perf_counter()
     try:
         with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
