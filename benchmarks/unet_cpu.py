@@ -30,7 +30,7 @@ CONFIG = {
     "attention_head_dim": 8,
     "cross_attention_dim": 768,
 }
-SIZE = {"height": 320, "width": 512, "num_frames": 16}
+HEIGHT, WIDTH, NUM_FRAMES = 320, 512, 16
 
 
 def write_checkpoint(folder: Path) -> None:
@@ -53,9 +53,8 @@ def write_checkpoint(folder: Path) -> None:
 
 def inputs() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    frames, height, width = SIZE["num_frames"], SIZE["height"] // 8, SIZE["width"] // 8
     return {
-        "sample": rng.standard_normal((2, 4, frames, height, width)).astype(np.float32),
+        "sample": rng.standard_normal((2, 4, NUM_FRAMES, HEIGHT // 8, WIDTH // 8)).astype(np.float32),
         "timestep": np.array([501], np.float32),
         "encoder_hidden_states": rng.standard_normal((2, 77, 768)).astype(np.float32),
     }
@@ -105,7 +104,10 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     from lamp_trt.export.recipe import BuildOptions
 
     write_checkpoint(folder / "checkpoint")
-    build_bundle(folder / "bundle", BuildOptions(motions={"random": folder / "checkpoint"}, **SIZE))
+    motions = {"random": folder / "checkpoint"}
+    build_bundle(
+        folder / "bundle", BuildOptions(motions=motions, height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES)
+    )
     command = [sys.executable, "-m", "lamp_trt.benchmarks.unet_cpu", "--folder", str(folder), "--worker"]
     workers = {
         name: subprocess.Popen(
@@ -183,7 +185,12 @@ def main() -> None:
         work(args.worker, args.folder)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        result = {"machine": machine(), "config": CONFIG, "size": SIZE, **measure(Path(scratch), args.rounds)}
+        result = {
+            "machine": machine(),
+            "config": CONFIG,
+            "size": [NUM_FRAMES, HEIGHT, WIDTH],
+            **measure(Path(scratch), args.rounds),
+        }
     engines = result["engines"]
     for other in ("official", "lean"):
         ratio = engines[other]["wall_s"] / engines["onnxruntime"]["wall_s"]
