@@ -87,7 +87,8 @@ def posterior_sample(mean: Array, logvar: Array, noise: Array, scaling_factor: f
     _expect_shape("posterior_noise", noise, mean.shape)
     deviation = np.exp(np.clip(logvar.astype(np.float32), -30, 20) / 2)
     sample = mean.astype(np.float32) + deviation * noise.astype(np.float32)
-    return (sample * np.float32(scaling_factor))[:, :, None]
+    scaled: Array = sample * np.float32(scaling_factor)
+    return scaled[:, :, None]
 
 
 def adain(content: Array, style: Array, eps: float = ADAIN_EPS) -> Array:
