@@ -21,7 +21,7 @@ from toy_fixture import TOY_SIZE, toy_options
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.networks import NETWORKS, IOTensor, is_motion_tensor
+from lamp_trt.engine.networks import VIDEO_NETWORKS, IOTensor, is_motion_tensor
 from lamp_trt.engine.ort_graph import use_multi_head_attention
 from lamp_trt.engine.weights import TensorRef, read_weight_file, write_weight_file
 from lamp_trt.export.build import build_bundle
@@ -73,7 +73,7 @@ def rel_l2(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", VIDEO_NETWORKS)
 def test_onnx_runtime_equals_the_pytorch_module_in_fp32(network: str, toy: Path, toy_bundle: Path) -> None:
     bundle = Bundle.open(toy_bundle)
     motion = "horse_run" if network == "lamp_unet" else None
@@ -88,7 +88,7 @@ def test_onnx_runtime_equals_the_pytorch_module_in_fp32(network: str, toy: Path,
             assert rel_l2(actual[tensor.name], value) <= EXPORT_UNET_REL_L2
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", VIDEO_NETWORKS)
 def test_graphs_pass_the_onnx_checker_and_run_in_plain_onnx_runtime(network: str, toy_bundle: Path) -> None:
     bundle = Bundle.open(toy_bundle)
     path = bundle.graph_path(network)
