@@ -187,6 +187,30 @@ def inspect(args: argparse.Namespace) -> None:
     print(json.dumps(summary) if args.json else summary_text(summary, checked))
 
 
+def verify(args: argparse.Namespace) -> None:
+    from lamp_trt.benchmarks.verify import verify_bundle
+    from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
+    from lamp_trt.benchmarks.verify_report import report_text, require_passed
+
+    if args.out and not args.out.parent.is_dir():
+        raise InputError(f"--out is {args.out}, but {args.out.parent} is no folder; create it first.")
+    options = VerifyOptions(
+        Checkpoints(args.sd, _named_folders(args.motion), args.sdxl),
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt,
+        first_frame=args.first_frame,
+        seed=args.seed,
+        num_inference_steps=args.num_inference_steps,
+        num_threads=args.num_threads,
+    )
+    report = verify_bundle(args.bundle, options)
+    as_json = json.dumps(report.to_json(), indent=2, allow_nan=False)
+    if args.out:
+        args.out.write_text(as_json + "\n")
+    print(as_json if args.json else report_text(report))
+    require_passed(report)
+
+
 def toy(args: argparse.Namespace) -> None:
     from lamp_trt.export.toy import write_toy
 
@@ -227,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("inspect", inspect, "Show what a bundle holds.")
     sub.add_argument("bundle", type=Path)
     sub.add_argument("--verify-files", action="store_true", help="read and check every byte")
+
+    _add_verify(command("verify", verify, "Compare a bundle with PyTorch on the same checkpoints."))
 
     sub = command("toy", toy, "Write tiny checkpoints in the published layouts, to try everything with.")
     sub.add_argument("folder", type=Path)
@@ -324,6 +350,34 @@ def _add_image(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=int, default=50, dest="num_inference_steps")
     sub.add_argument("--guidance-scale", type=float, default=5.0)
     sub.add_argument("--num-threads", type=int, help="CPU threads; default: the backend's choice")
+
+
+def _add_verify(sub: argparse.ArgumentParser) -> None:
+    from lamp_trt.benchmarks.verify_options import PROMPT, STEPS
+
+    sub.add_argument("bundle", type=Path)
+    sub.add_argument("--sd", type=Path, help="the folder that --sd of the build named", metavar="DIR")
+    sub.add_argument("--sdxl", type=Path, help="the folder that --sdxl named", metavar="DIR")
+    sub.add_argument(
+        "--motion",
+        action="append",
+        default=[],
+        help="a motion of the bundle and its LAMP checkpoint; repeat it for more",
+        metavar="NAME=DIR",
+    )
+    sub.add_argument("--prompt", default=PROMPT)
+    sub.add_argument("--negative-prompt")
+    sub.add_argument("--first-frame", type=Path, help="default: a synthetic picture", metavar="IMAGE")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS,
+        dest="num_inference_steps",
+        help="of the loops; each step runs every UNet three times, 0 compares networks only",
+    )
+    sub.add_argument("--num-threads", type=int, help="CPU threads of both sides; default: their choice")
+    sub.add_argument("--out", type=Path, help="also write the report as JSON", metavar="FILE")
 
 
 def _add_motion(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", parents: list) -> None:  # type: ignore[type-arg]

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first frame that SDXL makes of a prompt against diffusers': every step, and the image."""
+
+import logging
+
+import torch
+
+from lamp_trt.benchmarks.checks import Check, follows
+from lamp_trt.benchmarks.loop_checks import Traces, loop_checks, step_figures
+from lamp_trt.benchmarks.sdxl_traces import ImageJob, sdxl_reference_trace, sdxl_runtime_trace
+from lamp_trt.benchmarks.verify_options import VerifyOptions
+from lamp_trt.benchmarks.verify_report import Report
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.errors import LampError
+from lamp_trt.runtime.first_frame import FirstFrameMaker, load_first_frame_maker
+from lamp_trt.runtime.noise import Purpose, latent_noise
+
+log = logging.getLogger("lamp_trt")
+
+
+def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -> None:
+    """The image of the prompt; its figures go into the report."""
+    log.info("comparing the first frame from text")
+    before = [check for check in report.checks if check.name.startswith("sdxl")]
+    cause = follows(before) or "every network agrees, so the loop between them differs"
+    try:
+        maker = load_first_frame_maker(bundle, num_threads=options.num_threads)
+        traces = first_frame_traces(maker, options)
+    except LampError as error:
+        report.checks.append(Check("clip", "sdxl image", problem=f"{error} ({cause})"))
+        return
+    steps = report.steps["first frame from text"] = step_figures(traces)
+    report.checks += loop_checks("sdxl ", "", traces, steps, cause)
+
+
+def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces:
+    """One image, made by PyTorch in fp32, by the bundle, and by PyTorch in fp16 if that is its precision."""
+    sizes, folder = maker.bundle.manifest.sizes, options.checkpoints.folder("--sdxl")
+    latent = sizes["first_frame_latent_height"], sizes["first_frame_latent_width"]
+    job = ImageJob(
+        options.prompt,
+        options.negative_prompt,
+        *maker.size,
+        noise=latent_noise(options.seed, Purpose.SDXL_LATENTS, (1, 4, *latent)),
+        num_inference_steps=options.num_inference_steps,
+    )
+    exact = sdxl_reference_trace(folder, job, torch.float32)
+    own = None
+    if maker.bundle.network("sdxl_unet").precision == "fp16":
+        own = sdxl_reference_trace(folder, job, torch.float16, exact.steps)
+    return exact, sdxl_runtime_trace(maker, job, exact.steps), own

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every limit of `lamp-trt verify`, with its reason.
+
+fp32: both sides compute the same sums in another order, so a limit is the largest such noise that was
+measured, with room. The figures named "official" are what the official implementation in fp32 reached against
+itself in float64, or reordered. fp16: no absolute limit is known in advance, since it is the network that
+amplifies the rounding; the yardstick is PyTorch at the same precision.
+"""
+
+from dataclasses import dataclass
+
+YARDSTICK = 2.0
+"""fp16: the distance to PyTorch in fp32 may be twice that of PyTorch in fp16."""
+
+YARDSTICK_DB = 6.02
+"""The same for a clip's PSNR: 20 log10(2)."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """max_abs counts in units of max(1, largest |expected|): CLIP's hidden states reach 30, an image 1."""
+
+    max_abs: float
+    rel_l2: float
+
+
+FP32_NETWORK = Limit(max_abs=5e-5, rel_l2=1e-5)
+"""A network that is not named below. Official VAE: 2.4e-6 and 1.0e-6."""
+
+FP32_NETWORKS = {
+    "lamp_unet": Limit(max_abs=2e-5, rel_l2=5e-6),
+}
+"""Official: 2.2e-6 and 3.6e-7. Measured 1.5e-6 relative at widths (64, 128, 256, 256)."""
+
+FP32_TEACHER_FORCED = Limit(max_abs=2e-4, rel_l2=1e-4)
+"""One step from the reference's latents: a UNet at its limit, amplified by guidance, 5e-6 * 12.5 * sqrt(2).
+Official: 1.2e-5 and 4.9e-6. Measured up to 3.0e-5 relative in the long steps of a toy loop of four."""
+
+FP32_FREE_RUNNING = Limit(max_abs=4e-4, rel_l2=2e-4)
+"""Each side from its own latents: errors of steps add up, and each step forgets some. Official, 10 and 50
+steps: 2.9e-5 and 7.3e-6. Measured up to 3.0e-5 relative."""
+
+FP32_CLIP_LEVELS, FP32_CLIP_EQUAL_SHARE, FP32_CLIP_PSNR_DB = 8, 0.99, 50.0
+"""Frames: truncation turns 1e-5 into a level, and histogram tables a level into several. Official: 4 levels,
+99.93 % equal. The PSNR is that of 1 % of the values off by 8 levels, 50.1 dB."""

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lamp-trt verify`: whether a bundle computes what PyTorch computes from the checkpoints it was made from.
+
+Rung by rung, so that the first failure names the culprit: constants, tokenizers and weights exactly; then on
+equal inputs each network, each step, and the clip.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lamp_trt.benchmarks.bundle_checks import exact_checks
+from lamp_trt.benchmarks.first_frame_checks import verify_first_frame
+from lamp_trt.benchmarks.network_checks import network_checks
+from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
+from lamp_trt.benchmarks.verify_options import VerifyOptions
+from lamp_trt.benchmarks.verify_report import Report
+from lamp_trt.benchmarks.video_checks import verify_videos
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
+
+_LIBRARIES = ("lamp_trt", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
+
+
+def verify_bundle(path: Path, options: VerifyOptions) -> Report:
+    """Compare the bundle at `path` with its checkpoints. What is not given is not compared, and is listed.
+
+    Raises InputError if nothing can be compared, BundleError and CheckpointError as usual. Limits that are
+    passed do not raise: they are in the report's checks.
+    """
+    bundle = Bundle.open(path)
+    checkpoints = options.checkpoints
+    for motion in checkpoints.motions:
+        bundle.motion_path(motion)
+    held = [name for name in NETWORKS if name in bundle.manifest.networks]
+    networks = [name for name in held if checkpoints.given(REFERENCE_NETWORKS[name].checkpoint)]
+    if not networks:
+        needed = {REFERENCE_NETWORKS[name].checkpoint for name in held}
+        raise InputError(f"nothing to compare the bundle with: give {' or '.join(sorted(needed))}.")
+    report = Report(_subject(bundle), _settings(options))
+    report.not_verified = _not_verified(bundle, networks, options)
+    with _torch_threads(options.num_threads):
+        _run(report, bundle, networks, options)
+    report.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return report
+
+
+def _run(report: Report, bundle: Bundle, networks: list[str], options: VerifyOptions) -> None:
+    with _timed(report, "constants, tokenizer, weights"):
+        report.checks += exact_checks(bundle, networks, options)
+    with _timed(report, "networks"):
+        for name in networks:
+            report.checks += network_checks(bundle, name, options, report.checks)
+    if options.num_inference_steps and all(name in networks for name in VIDEO_NETWORKS):
+        with _timed(report, "video"):
+            verify_videos(report, bundle, options)
+    if options.num_inference_steps and all(name in networks for name in FIRST_FRAME_NETWORKS):
+        with _timed(report, "first frame"):
+            verify_first_frame(report, bundle, options)
+
+
+def _not_verified(bundle: Bundle, networks: list[str], options: VerifyOptions) -> list[str]:
+    manifest, checkpoints = bundle.manifest, options.checkpoints
+    missing = [
+        f"{name} (give {REFERENCE_NETWORKS[name].checkpoint})"
+        for name in manifest.networks
+        if name not in networks
+    ]
+    if "lamp_unet" in networks:
+        missing += [
+            f"motion {name} (give --motion {name}=DIR)"
+            for name in manifest.motions
+            if name not in checkpoints.motions
+        ]
+    if not options.num_inference_steps:
+        missing.append("the loop and the clip (--steps 0)")
+    elif not set(VIDEO_NETWORKS) <= set(networks):
+        missing.append("the loop and the clip (they need " + ", ".join(VIDEO_NETWORKS) + ")")
+    return missing
+
+
+def _subject(bundle: Bundle) -> dict[str, Any]:
+    """What is verified, and with which programs; neither paths nor names of hosts and users."""
+    manifest = bundle.manifest
+    return {
+        "bundle": bundle.digest,
+        "sizes": manifest.sizes,
+        "precisions": sorted({network.precision for network in manifest.networks.values()}),
+        "versions": {name: import_module(name).__version__ for name in _LIBRARIES},
+    }
+
+
+def _settings(options: VerifyOptions) -> dict[str, Any]:
+    return {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "first_frame": "synthetic" if options.first_frame is None else options.first_frame.name,
+        "seed": options.seed,
+        "num_inference_steps": options.num_inference_steps,
+        "motions": list(options.checkpoints.motions),
+    }
+
+
+@contextmanager
+def _torch_threads(number: int | None) -> Iterator[None]:
+    """PyTorch with as many CPU threads as ONNX Runtime gets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    yield
+    torch.set_num_threads(before)
+
+
+@contextmanager
+def _timed(report: Report, stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    report.seconds[stage] = time.monotonic() - start

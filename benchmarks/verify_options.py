@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `lamp-trt verify` can be asked for. Loads no torch, so that the command line can."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROMPT = "a horse runs on the road"
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folders that a bundle is compared with; None or missing where it is not to be."""
+
+    sd: Path | None = None
+    motions: Mapping[str, Path] = field(default_factory=dict)
+    sdxl: Path | None = None
+
+    def given(self, option: str) -> bool:
+        return bool({"--sd": self.sd, "--sdxl": self.sdxl, "--motion": self.motions}[option])
+
+    def motions_of(self, option: str) -> list[str]:
+        """What a network is verified with whose checkpoint `option` gives: motions, or "" for none."""
+        return list(self.motions) if option == "--motion" else [""]
+
+    def folder(self, option: str, motion: str = "") -> Path:
+        """Of a checkpoint that is given; of `motion`, for "--motion"."""
+        folder = self.motions[motion] if motion else {"--sd": self.sd, "--sdxl": self.sdxl}[option]
+        assert folder is not None
+        return folder
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What `lamp-trt verify` was asked for.
+
+    first_frame: None for a synthetic picture. num_inference_steps: of the loops, 0 for networks alone.
+    """
+
+    checkpoints: Checkpoints
+    prompt: str = PROMPT
+    negative_prompt: str | None = None
+    first_frame: Path | None = None
+    seed: int = 0
+    num_inference_steps: int = STEPS
+    num_threads: int | None = None

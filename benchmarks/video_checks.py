@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The video of each motion against PyTorch's: what enters the loop, every step, and the frames."""
+
+import logging
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lamp_trt.benchmarks.checks import Check, follows
+from lamp_trt.benchmarks.loop_checks import Traces, loop_checks, step_figures
+from lamp_trt.benchmarks.traces import reference_trace, runtime_trace, video_job
+from lamp_trt.benchmarks.verify_options import VerifyOptions
+from lamp_trt.benchmarks.verify_report import Report
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.errors import LampError
+from lamp_trt.runtime.image import load_first_frame
+from lamp_trt.runtime.pipeline import LampPipeline, load_pipeline
+
+log = logging.getLogger("lamp_trt")
+
+
+def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> None:
+    """Every motion's video, through one pipeline that is switched before each."""
+    motions = list(options.checkpoints.motions)
+    pipeline = load_pipeline(bundle.path, motion=motions[-1], num_threads=options.num_threads)
+    for motion in motions:
+        log.info("comparing the video of %s", motion)
+        before = [c for c in report.checks if c.motion in ("", motion) and not c.name.startswith("sdxl")]
+        cause = follows(before) or "every network agrees, so the loop between them differs"
+        try:
+            traces = video_traces(pipeline, motion, options)
+        except LampError as error:
+            report.checks.append(Check("clip", "video", motion, problem=f"{error} ({cause})"))
+            continue
+        steps = report.steps[motion] = step_figures(traces)
+        report.checks += loop_checks("", motion, traces, steps, cause)
+
+
+def video_traces(pipeline: LampPipeline, motion: str, options: VerifyOptions) -> Traces:
+    """One video, made by PyTorch in fp32, by the bundle, and by PyTorch in fp16 if that is its precision."""
+    picture = synthetic_picture(*pipeline.size) if options.first_frame is None else options.first_frame
+    job = video_job(
+        pipeline,
+        load_first_frame(picture, *pipeline.size),
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
+        seed=options.seed,
+        num_inference_steps=options.num_inference_steps,
+    )
+    exact = reference_trace(options.checkpoints, motion, job, torch.float32)
+    own = None
+    if pipeline.bundle.network("lamp_unet").precision == "fp16":
+        own = reference_trace(options.checkpoints, motion, job, torch.float16, exact.steps)
+    return exact, runtime_trace(pipeline, motion, job, exact.steps), own
+
+
+def synthetic_picture(height: int, width: int) -> NDArray[np.uint8]:
+    """A smooth picture with all levels and a few edges, uint8 RGB (height, width, 3)."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    y, x = y / height, x / width
+    colours = np.stack([np.sin(5 * x + 3 * y), np.cos(7 * x * y), np.sin(9 * y - 2 * x)], axis=-1)
+    disc = (x - 0.6) ** 2 + (y - 0.4) ** 2 < 0.04
+    colours[disc] = colours[disc][:, ::-1] * 0.8
+    return np.rint(127.5 + 120 * colours).astype(np.uint8)
