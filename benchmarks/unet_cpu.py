@@ -11,7 +11,6 @@ take turns, one run each a round, so that a busy machine slows all of them.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -93,7 +92,8 @@ def work(name: str, folder: Path) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         output = run()
         measured = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        status = Path("/proc/self/status").read_text()  # unlike ru_maxrss, not the parent's before exec
+        peak_bytes = 1024 * next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
         if number == 0:
             np.save(folder / f"{name}.npy", output)
         print(json.dumps({**measured, "peak_bytes": peak_bytes}), flush=True)

@@ -29,11 +29,11 @@ def run(folder: Path, *, golden: bool = True, error: float = 0.0, skip: str = ""
 
     (folder / "sets" / "a").mkdir(parents=True)
     np.savez(folder / "sets" / "a" / "numbers.npz", x=np.ones(3))
-    for name in ("conftest.py", "toy_fixture.py"):
-        shutil.copy(Path(__file__).with_name(name), folder)
+    shutil.copy(Path(__file__).with_name("conftest.py"), folder)
     (folder / "test_golden_sample.py").write_text(TESTS.format(error=error, skip=skip))
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = golden\n")
     environment = {k: v for k, v in os.environ.items() if k != "LAMP_TRT_GOLDEN"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent)  # the plugins that conftest.py names
     if golden:
         environment["LAMP_TRT_GOLDEN"] = str(folder / "sets")
     done = subprocess.run(

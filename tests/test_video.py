@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import ctypes
 import json
 import subprocess
 import sys
@@ -95,6 +96,25 @@ def test_the_same_frames_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     frames = moving_frames()
     first = save_frames(frames, tmp_path / name).read_bytes()
     assert save_frames(frames.copy(), tmp_path / name).read_bytes() == first
+
+
+M_PERTURB = -6  # malloc.h: fill what malloc hands out with a byte
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "clip.webp"])
+def test_bytes_do_not_depend_on_what_lay_in_memory(name: str, tmp_path: Path) -> None:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        pytest.skip("needs glibc's mallopt")
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.integers(0, 255, (96, 200, 3)).astype(np.float32), (0, 0), 2)
+    moving = np.stack([texture[:, k : k + 160] for k in range(16)])
+    frames = np.clip(moving + rng.integers(-3, 3, moving.shape), 0, 255).astype(np.uint8)
+    written = set()
+    for fill in (165, 90, 255, 17, 0):
+        libc.mallopt(M_PERTURB, fill)
+        written.add(save_frames(frames, tmp_path / name).read_bytes())
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "clip.webp", "clip"])
