@@ -25,6 +25,7 @@ from lamp_trt.benchmarks.video_checks import verify_videos
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
+from lamp_trt.export.checkpoint_files import find_component
 
 _LIBRARIES = ("lamp_trt", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
 
@@ -44,6 +45,10 @@ def verify_bundle(path: Path, options: VerifyOptions) -> Report:
     if not networks:
         needed = {REFERENCE_NETWORKS[name].checkpoint for name in held}
         raise InputError(f"nothing to compare the bundle with: give {' or '.join(sorted(needed))}.")
+    for name in networks:  # that nothing is missing is known before anything runs
+        entry = REFERENCE_NETWORKS[name]
+        for motion in checkpoints.motions_of(entry.checkpoint):
+            find_component(checkpoints.folder(entry.checkpoint, motion), entry.component)
     report = Report(_subject(bundle), _settings(options))
     report.not_verified = _not_verified(bundle, networks, options)
     with _torch_threads(options.num_threads):

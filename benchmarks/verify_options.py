@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lamp_trt.runtime.config import GenerationConfig
+
 PROMPT = "a horse runs on the road"
 STEPS = 10
 
@@ -35,7 +37,8 @@ class Checkpoints:
 class VerifyOptions:
     """What `lamp-trt verify` was asked for.
 
-    first_frame: None for a synthetic picture. num_inference_steps: of the loops, 0 for networks alone.
+    first_frame: None for a synthetic picture. num_inference_steps: of the loops, 0 for networks alone. Raises
+    InputError for a seed or a number of steps that no loop takes.
     """
 
     checkpoints: Checkpoints
@@ -45,3 +48,7 @@ class VerifyOptions:
     seed: int = 0
     num_inference_steps: int = STEPS
     num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps:
+            GenerationConfig(seed=self.seed, num_inference_steps=self.num_inference_steps)
