@@ -37,38 +37,5 @@ def draw_images(count: int, height: int, width: int, generator: torch.Generator)
 
 def _colours(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Greys of deviation 1 with a little colour, (count, 3, *size)."""
-    grey, colour = torch.randn(count, 4, *size, generator=generator).split((1, 3), dim=1)
-    return 0.8 * (grey + SATURATION * colour)
-
-
-def moving_windows(
-    pictures: Tensor,
-    count: int,
-    size: tuple[int, int, int],
-    velocity: tuple[float, float],
-    generator: torch.Generator,
-) -> Tensor:
-    """Videos (count, c, *size), size = (f, h, w), seen through windows that move over random pictures (n, c, H, W).
-
-    What is seen moves by `velocity` (down, right) in pixels a frame, fractions by bicubic interpolation.
-    """
-    num_frames, height, width = size
-    room = torch.tensor(pictures.shape[2:]) - 1.0
-    travel = -torch.tensor(velocity) * (num_frames - 1)  # the window moves against what it sees
-    free = room - torch.tensor([height - 1, width - 1]) - travel.abs()
-    start = torch.rand(count, 2, generator=generator) * free + (-travel).clamp(min=0)
-    chosen = torch.randint(len(pictures), (count,), generator=generator)
-
-    path = start[:, None] + torch.linspace(0, 1, num_frames)[:, None] * travel  # (count, f, 2)
-    y = path[..., 0, None, None] + torch.arange(height)[:, None]
-    x = path[..., 1, None, None] + torch.arange(width)
-    grid = (
-        torch.stack(torch.broadcast_tensors(x / room[1], y / room[0]), dim=-1) * 2 - 1
-    )  # (count, f, h, w, 2)
-    frames = F.grid_sample(
-        pictures[chosen].repeat_interleave(num_frames, 0),
-        grid.flatten(0, 1),
-        mode="bicubic",
-        align_corners=True,
-    )
-    return frames.unflatten(0, (count, num_frames)).transpose(1, 2)
+    draw = torch.randn(count, 4, *size, generator=generator)
+    return 0.8 * (draw[:, :1] + SATURATION * draw[:, 1:])

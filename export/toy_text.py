@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The toy text encoders: random CLIP text models, as varied as trained ones (no norm is the identity)."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lamp_trt.export.toy_tokenizer import MODEL_MAX_LENGTH, NUM_TOKENS
 
@@ -31,8 +29,8 @@ TEXT_ENCODER_CONFIG: dict[str, Any] = {
     "transformers_version": "4.22.0.dev0",
     "vocab_size": NUM_TOKENS,
 }
-"""CLIP ViT-L's text half, tiny. The token ids are wrong in the published file too: the end of the text is found as
-the largest id."""
+"""CLIP ViT-L's text half, tiny. The token ids are wrong in the published file too: a text's largest
+id ends it."""
 
 NORM_VARIATION = 0.1
 
@@ -51,16 +49,4 @@ def vary_vectors(module: nn.Module) -> None:
     """Move every bias and norm weight off its constant start, so that a lost or swapped one shows."""
     for parameter in module.parameters():
         if parameter.ndim == 1:
-            parameter += NORM_VARIATION * torch.randn_like(parameter)
-
-
-def encode_prompts(text_encoder: nn.Module, tokenizer_folder: Path, prompts: Sequence[str]) -> Tensor:
-    """Last hidden states (n, 77, width)."""
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    ids = tokenizer(
-        list(prompts), padding="max_length", max_length=MODEL_MAX_LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids
-    hidden: Tensor = text_encoder(ids).last_hidden_state
-    return hidden
+            parameter.add_(torch.randn_like(parameter), alpha=NORM_VARIATION)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small CLIP tokenizer for the toy checkpoints: byte-level BPE with end-of-word marks, merges learned from WORDS."""
+"""A small CLIP tokenizer: byte-level BPE with end-of-word marks, its merges learned from WORDS."""
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 NUM_MERGES = 1024
@@ -13,48 +14,51 @@ MODEL_MAX_LENGTH = 77
 WORDS = """
 a the of in on and with at to is by from over under through into near between behind above across around
 horse horses run runs running rain raining rainy heavy car cars road roads street light lights night day
-firework fireworks explode explodes sky skies cloud clouds birds bird fly flies flying helicopter helicopters
-land lands landing waterfall waterfalls water flows flowing river lake sea ocean waves wave beach island
-play plays playing guitar piano violin music musician woman women man men girl boy child children person people
-turn turns turning smile smiles smiling laugh laughing face faces portrait handsome beautiful young old
-dog dogs cat cats lion tiger elephant giraffe zebra monkey panda rabbit fox wolf bear deer eagle owl parrot
-penguin dolphin whale shark turtle butterfly dragon unicorn robot astronaut knight king queen wizard princess
-red orange yellow green blue purple pink brown black white gray golden silver dark bright colorful pastel
-small large big tiny huge giant tall short long wide narrow deep shallow high low fast slow quick quiet loud
-forest mountain mountains desert city village castle bridge tower house garden park field meadow valley hill
-snow snowy winter summer spring autumn morning evening sunset sunrise moonlight sunlight shadow shadows storm
-lightning thunder wind windy fog mist smoke fire flame flames ice stone rock rocks sand grass tree trees leaf
-leaves flower flowers rose tulip sunflower mushroom apple banana cherry lemon strawberry bread cake coffee
-photo photograph photography painting drawing sketch illustration cartoon anime realistic cinematic detailed
-quality resolution style watercolor oil digital concept artistic masterpiece professional studio lens focus
-camera film frame scene view landscape background foreground closeup aerial panoramic wide-angle bokeh blur
-walk walks walking jump jumps jumping dance dances dancing swim swims swimming climb climbing ride rides
-riding drive drives driving sit sits sitting stand stands standing sleep sleeping eat eating drink drinking
-look looks looking hold holds holding open opens opening close closes fall falls falling rise rises rising
-spin spins spinning glow glows glowing shine shines shining burn burns burning bloom blooms blooming melt melts
-train trains plane airplane boat ship bicycle motorcycle truck bus rocket spaceship planet planets star stars
-galaxy universe earth moon sun space future futuristic ancient medieval modern vintage magic magical mysterious
-wooden metal glass crystal marble leather fabric cotton silk paper plastic ceramic bronze copper diamond
-happy sad angry calm peaceful dramatic gentle wild strong soft smooth rough shiny transparent reflective
-wearing jacket dress shirt hat crown glasses shoes boots scarf armor uniform costume helmet sword shield
-kitchen bedroom library museum market restaurant station airport hospital school office factory stadium
-table chair window door mirror lamp clock book books bottle cup plate basket umbrella balloon balloons candle
-north south east west left right front back top bottom center corner edge line circle square triangle pattern
-one two three four five six seven eight nine ten hundred thousand million first second third last many few
-it its this that these those there here where when while then than as not no without very more most some any
-he she they them his her their you your we our who which what how why because although however together alone
-make makes made making take takes taken give gives given come comes coming move moves moving slowly quickly
-video animation motion sequence timelapse background texture abstract geometric symmetrical fractal surreal
-minimalist impressionist photorealistic hyperrealistic ultra sharp intricate elegant atmospheric volumetric
-chocolate elephantine extraordinary neighborhood thunderstorm candlelight wilderness architecture celebration
-! ? . , ; : ' " ( ) - & / 0 1 2 3 4 5 6 7 8 9 's 're 'll ... !! é ü ñ
+firework fireworks explode explodes sky skies cloud clouds birds bird fly flies flying helicopter
+helicopters land lands landing waterfall waterfalls water flows flowing river lake sea ocean waves wave
+beach island play plays playing guitar piano violin music musician woman women man men girl boy child
+children person people turn turns turning smile smiles smiling laugh laughing face faces portrait handsome
+beautiful young old dog dogs cat cats lion tiger elephant giraffe zebra monkey panda rabbit fox wolf bear
+deer eagle owl parrot penguin dolphin whale shark turtle butterfly dragon unicorn robot astronaut knight
+king queen wizard princess red orange yellow green blue purple pink brown black white gray golden silver
+dark bright colorful pastel small large big tiny huge giant tall short long wide narrow deep shallow high
+low fast slow quick quiet loud forest mountain mountains desert city village castle bridge tower house
+garden park field meadow valley hill snow snowy winter summer spring autumn morning evening sunset sunrise
+moonlight sunlight shadow shadows storm lightning thunder wind windy fog mist smoke fire flame flames ice
+stone rock rocks sand grass tree trees leaf leaves flower flowers rose tulip sunflower mushroom apple banana
+cherry lemon strawberry bread cake coffee photo photograph photography painting drawing sketch illustration
+cartoon anime realistic cinematic detailed quality resolution style watercolor oil digital concept artistic
+masterpiece professional studio lens focus camera film frame scene view landscape background foreground
+closeup aerial panoramic wide-angle bokeh blur walk walks walking jump jumps jumping dance dances dancing
+swim swims swimming climb climbing ride rides riding drive drives driving sit sits sitting stand stands
+standing sleep sleeping eat eating drink drinking look looks looking hold holds holding open opens opening
+close closes fall falls falling rise rises rising spin spins spinning glow glows glowing shine shines
+shining burn burns burning bloom blooms blooming melt melts train trains plane airplane boat ship bicycle
+motorcycle truck bus rocket spaceship planet planets star stars galaxy universe earth moon sun space future
+futuristic ancient medieval modern vintage magic magical mysterious wooden metal glass crystal marble
+leather fabric cotton silk paper plastic ceramic bronze copper diamond happy sad angry calm peaceful
+dramatic gentle wild strong soft smooth rough shiny transparent reflective wearing jacket dress shirt hat
+crown glasses shoes boots scarf armor uniform costume helmet sword shield kitchen bedroom library museum
+market restaurant station airport hospital school office factory stadium table chair window door mirror lamp
+clock book books bottle cup plate basket umbrella balloon balloons candle north south east west left right
+front back top bottom center corner edge line circle square triangle pattern one two three four five six
+seven eight nine ten hundred thousand million first second third last many few it its this that these those
+there here where when while then than as not no without very more most some any he she they them his her
+their you your we our who which what how why because although however together alone make makes made making
+take takes taken give gives given come comes coming move moves moving slowly quickly video animation motion
+sequence timelapse background texture abstract geometric symmetrical fractal surreal minimalist
+impressionist photorealistic hyperrealistic ultra sharp intricate elegant atmospheric volumetric chocolate
+elephantine extraordinary neighborhood thunderstorm candlelight wilderness architecture celebration ! ? . ,
+; : ' " ( ) - & / 0 1 2 3 4 5 6 7 8 9 's 're 'll ... !! é ü ñ
 """
 """Frequent words first: a word at position i of n is counted n - i times."""
 
 
 def byte_characters() -> list[str]:
-    """The printable character of each byte 0..255, as in GPT-2 and CLIP: printable Latin-1 characters stand for
-    themselves, the other 68 bytes for U+0100 onwards."""
+    """The printable character of each byte 0..255, as in GPT-2 and CLIP.
+
+    Printable Latin-1 characters stand for themselves; U+0100 onwards for the other 68 bytes.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     stand_ins = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(stand_ins)) for byte in range(256)]
@@ -63,8 +67,8 @@ def byte_characters() -> list[str]:
 def learn_merges(words: list[str], num_merges: int) -> list[tuple[str, str]]:
     """The merges of byte-pair encoding (Sennrich et al. 2016, algorithm 1), the most frequent pair first.
 
-    Ties go to the pair that sorts first, so the result depends on nothing but the words. Raises ValueError if the
-    words are spent before num_merges.
+    Ties go to the pair that sorts first, so the result depends on nothing but the words. Raises ValueError if
+    the words are spent before num_merges.
     """
     characters = byte_characters()
     spellings: dict[tuple[str, ...], int] = {}
@@ -77,7 +81,7 @@ def learn_merges(words: list[str], num_merges: int) -> list[tuple[str, str]]:
     while len(merges) < num_merges:
         pairs: Counter[tuple[str, str]] = Counter()
         for symbols_, count in spellings.items():
-            for pair in zip(symbols_, symbols_[1:], strict=False):
+            for pair in pairwise(symbols_):
                 pairs[pair] += count
         if not pairs:
             raise ValueError(f"the words give only {len(merges)} merges, {num_merges} are wanted: add words")
@@ -100,7 +104,7 @@ def _merge(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def write_tokenizer(folder: Path, *, pad_token: str = END) -> None:
-    """Write vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json as published folders hold them.
+    """Write vocab.json, merges.txt, special_tokens_map.json, tokenizer_config.json, as in published folders.
 
     pad_token: END in Stable Diffusion v1.4 and in SDXL's first tokenizer, "!" (id 0) in SDXL's second.
     """

@@ -16,10 +16,10 @@ WARM_UP_STEPS = 10
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[torch.Generator]:
-    """A seeded generator, torch's global one seeded alike, one thread: the same bits whatever the machine is doing.
+    """A seeded generator, torch's global one seeded alike, and one thread: the same bits at every run.
 
-    One thread costs little, since the networks are tiny. The global generator and the number of threads are as
-    before afterwards.
+    One thread costs little, since the networks are tiny. Afterwards the global generator and the number of
+    threads are as before.
     """
     num_threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
@@ -46,7 +46,7 @@ def train(
         warm_up = min(1.0, (step + 1) / WARM_UP_STEPS)
         optimizer.param_groups[0]["lr"] = learning_rate * warm_up * math.cos(math.pi / 2 * step / steps) ** 2
         optimizer.zero_grad()
-        loss(step).backward()
+        loss(step).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         report(what, step + 1, steps)

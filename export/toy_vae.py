@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The toy autoencoder: starts as 8x8 averages and smooth enlargement, then a brief training sharpens it.
 
-The start is an exact linear map through the whole network. Each signal has a group of channels of its own in
-every GroupNorm: s, -s, +c, -c with a constant c much larger than s, so that the norm is nearly a fixed scale, and
+The start is a linear map through the whole network. Each signal has a group of channels of its own in every
+GroupNorm: s, -s, +c, -c with a constant c much larger than s, so that the norm is nearly a fixed scale, and
 silu(s) - silu(-s) = s carries it through the output's activation. All residual branches start damped.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +28,9 @@ LATENT_NOISE = 0.05
 """Deviation of the noise on scaled latents in training: keeps the decoder smooth."""
 
 
-def make_vae(generator: torch.Generator, steps: int, report: Report) -> AutoencoderKL:
-    """A trained AutoencoderKL of Stable Diffusion's layout; the weights' first draw is torch's global generator's."""
-    vae = AutoencoderKL(
+def make_vae(generator: torch.Generator, steps: int, report: Report) -> Any:
+    """A trained AutoencoderKL of Stable Diffusion's layout, first drawn from torch's global generator."""
+    vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
         block_out_channels=BLOCK_CHANNELS,
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
@@ -46,22 +48,20 @@ def make_vae(generator: torch.Generator, steps: int, report: Report) -> Autoenco
         noisy = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator)
         decoded = vae.decoder(vae.post_quant_conv(noisy / SCALING_FACTOR))
         spread = (latents.std((0, 2, 3)) - 1).square().mean() + latents.mean((0, 2, 3)).square().mean()
-        return (
-            F.l1_loss(decoded, batch)
-            + F.mse_loss(decoded, batch)
-            + 0.03 * spread
-            + 1e-4 * (logvar + 8).square().mean()
-        )
+        error = F.l1_loss(decoded, batch) + F.mse_loss(decoded, batch)
+        total: Tensor = error + 0.03 * spread + 1e-4 * (logvar + 8).square().mean()
+        return total
 
     train(loss, [*vae.parameters()], steps=steps, learning_rate=LEARNING_RATE, report=report, what="VAE")
     return vae.requires_grad_(False).eval()
 
 
-def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def encode(vae: Any, images: Tensor) -> Tensor:
     """Scaled posterior means (n, 4, h, w) of images (n, 3, 8h, 8w)."""
     with torch.no_grad():
-        means = [vae.quant_conv(vae.encoder(image))[:, :4] for image in images.split(1)]
-    return torch.cat(means) * SCALING_FACTOR
+        means = [vae.quant_conv(vae.encoder(image[None]))[:, :4] for image in images]
+    latents: Tensor = torch.cat(means) * SCALING_FACTOR
+    return latents
 
 
 def carriers(channels: int, num_groups: int = NUM_GROUPS) -> list[tuple[int, int, int, int]]:
@@ -71,7 +71,7 @@ def carriers(channels: int, num_groups: int = NUM_GROUPS) -> list[tuple[int, int
 
 
 @torch.no_grad()
-def _start_linear(vae: AutoencoderKL) -> None:
+def _start_linear(vae: Any) -> None:
     ramp = torch.tensor([0.25, 0.5, 0.25])
     mean_2x2 = F.pad(torch.full((2, 2), 0.25), (0, 1, 0, 1))  # the encoder pads right and below
     for name, module in vae.named_modules():
@@ -97,7 +97,7 @@ def _start_linear(vae: AutoencoderKL) -> None:
     vae.quant_conv.bias[4:] = -6.0  # log-variance
 
 
-def _carry(conv: nn.Conv2d, taps: Tensor) -> None:
+def _carry(conv: Any, taps: Tensor) -> None:
     """All carriers pass `conv`, filtered by `taps` (k, k)."""
     pairs = zip(carriers(conv.in_channels), carriers(conv.out_channels), strict=True)
     for source, target in (
@@ -108,7 +108,7 @@ def _carry(conv: nn.Conv2d, taps: Tensor) -> None:
         conv.bias[target] = 0
 
 
-def _enter(conv: nn.Conv2d, mixing: Tensor) -> None:
+def _enter(conv: Any, mixing: Tensor) -> None:
     """Signal k becomes row k of `mixing` (signals, inputs) times the inputs."""
     for (plus, minus, high, low), row in zip(carriers(conv.out_channels), mixing, strict=True):
         conv.weight[[plus, minus, high, low]] = 0
@@ -117,8 +117,8 @@ def _enter(conv: nn.Conv2d, mixing: Tensor) -> None:
         conv.bias[high], conv.bias[low] = CARRIER, -CARRIER
 
 
-def _leave(conv: nn.Conv2d, norm: nn.GroupNorm, num_outputs: int) -> None:
-    """Output k becomes signal k: the norm has divided it by the deviation that the constants give its group."""
+def _leave(conv: Any, norm: nn.GroupNorm, num_outputs: int) -> None:
+    """Output k becomes signal k: the norm divided it by the deviation that the constants give its group."""
     conv.weight *= DAMPING
     deviation = CARRIER * (2 * norm.num_groups / norm.num_channels) ** 0.5
     for k, (plus, minus, _, _) in enumerate(carriers(conv.in_channels)[:num_outputs]):
@@ -127,7 +127,7 @@ def _leave(conv: nn.Conv2d, norm: nn.GroupNorm, num_outputs: int) -> None:
         conv.bias[k] = 0
 
 
-def _start_diagonal(conv: nn.Conv2d, gain: float) -> None:
+def _start_diagonal(conv: Any, gain: float) -> None:
     conv.weight *= DAMPING
     conv.bias *= DAMPING
     conv.weight[:4] = 0

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which channel of the toy LAMP UNets holds what, and layers that let it pass unchanged."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lamp_trt.export.lamp_unet import LampUNet
+
+SAMPLE = (0, 2, 4, 6)
+MEMORY = (8, 10, 12, 14)
+MARK_CHANNEL, CLOCK_CHANNEL = 13, 15
+HELD_CLOCK = 1
+"""Where the clock is kept from up_blocks.3.resnets.0 on."""
+RIGHT, DOWN = (8, 9, 10, 11), (12, 13, 14, 15)
+"""Shifted copies of the memory, inside the two stages only."""
+
+CONSTANT = 4.0
+"""In the odd channels, for the norms."""
+MARK = 1.0
+"""In frame 0; with half of it beside it, the norm of the two tells frame 0 from all others."""
+MEMORY_SCALE = 0.5
+LEAK = 0.03
+"""What `clear` leaves of random weights: every tensor matters, and none much."""
+
+Moments = tuple[float, float]
+"""Mean and mean square of a channel over a video."""
+CONSTANT_MOMENTS: Moments = (CONSTANT, CONSTANT**2)
+CLOCK_MOMENTS: Moments = (CONSTANT / 2, 0.4 * CONSTANT**2)
+MARK_MOMENTS: Moments = (MARK / 16, MARK**2 / 16)
+SAMPLE_MOMENTS: Moments = (0.0, 1.0)
+FIRST_FRAME_MOMENTS: Moments = (0.0, 0.2)
+MEMORY_MOMENTS: Moments = (0.0, 0.3 * MEMORY_SCALE**2)
+
+CENTRE = (1, 1)
+"""The middle tap of a 3x3 convolution."""
+SILU_CENTRE, SILU_SLOPE, SILU_VALUE = 2.3994, 1.09984, 2.19928
+"""The inflection point of SiLU, where it is almost a straight line; its slope and value there."""
+RIDGE = 1e-5
+"""Keeps the weights of `fit_time` small; features and values are of order 1."""
+
+
+def clear(layer: Any) -> Any:
+    """Leave little of the random weights (nothing from a convolution's constants), no bias."""
+    layer.weight.mul_(LEAK)
+    if layer.weight.ndim == 4:
+        layer.weight[:, 1::2] = 0
+        layer.weight.sub_(layer.weight.mean((1, 2, 3), keepdim=True))
+    if layer.bias is not None:
+        layer.bias.zero_()
+    return layer
+
+
+def pass_norm(
+    norm: nn.GroupNorm, moments: dict[int, Moments], *, scale: float = 1.0, offset: float = 0.0
+) -> None:
+    """Make `norm` return scale * x + offset where channels have these means and mean squares (else 0, 0)."""
+    width = norm.num_channels // norm.num_groups
+    for first in range(0, norm.num_channels, width):
+        group = [moments.get(c, (0.0, 0.0)) for c in range(first, first + width)]
+        mean = sum(m for m, _ in group) / width
+        variance = sum(s for _, s in group) / width - mean**2
+        norm.weight[first : first + width] = scale * (variance + norm.eps) ** 0.5
+        norm.bias[first : first + width] = scale * mean + offset
+
+
+def fit_time(unet: LampUNet, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (64,) and bias with which a ResNet's time_emb_proj gives `values` (1000,), one a timestep.
+
+    Least squares of the relative errors.
+    """
+    timesteps = torch.arange(len(values), dtype=torch.float32)
+    features = F.silu(unet.time_embedding(unet.time_proj(timesteps)))
+    columns = torch.cat([features, torch.ones(len(values), 1)], dim=1).double() / values.double().unsqueeze(1)
+    ridge = RIDGE * torch.eye(columns.shape[1], dtype=torch.float64)
+    right = columns.T @ torch.ones(len(values), dtype=torch.float64)
+    solution = torch.linalg.solve(columns.T @ columns + ridge, right).float()
+    return solution[:-1], solution[-1]
