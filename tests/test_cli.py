@@ -56,6 +56,11 @@ def test_a_sidecar_repeats_its_video_without_the_image(toy_bundle: Path, image: 
     image.unlink()
     assert generate(toy_bundle, "--from", f"{out}.json", "--out", again) == 0
     assert again.read_bytes() == out.read_bytes()
+    varied = tmp_path / "varied.gif"
+    assert generate(toy_bundle, "--from", f"{out}.json", "--seed=10", "--out", varied) == 0
+    changed = {"seed": 10}
+    settings, original = (json.loads(Path(f"{path}.json").read_text()) for path in (varied, out))
+    assert settings == {**original, **changed}
 
 
 def test_several_prompts_and_motions_in_one_run(

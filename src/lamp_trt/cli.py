@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import lamp_trt
 from lamp_trt.engine.errors import InputError, LampError
 from lamp_trt.engine.networks import NETWORKS, PRECISIONS
+from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.video import FPS
 
 if TYPE_CHECKING:
     from lamp_trt.export.bundle_files import BuildReport
@@ -98,10 +100,15 @@ def generate(args: argparse.Namespace) -> None:
 
     if sum(map(bool, (args.prompt, args.prompts, args.sidecar))) != 1:
         raise InputError("give either prompts, or --prompts FILE, or --from SIDECAR.")
+    given = {name: getattr(args, name) for name in ("first_frame", "fps") if hasattr(args, name)}
     options = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
-    defaults = Job("", first_frame=args.first_frame, options=options, fps=args.fps)
+    defaults = Job("", options=options, **given)
     if args.sidecar:
-        jobs = [job_from_sidecar(args.sidecar)]
+        job = job_from_sidecar(args.sidecar)
+        origin = {} if "first_frame" in given else job.origin
+        jobs = [replace(job, options={**job.options, **options}, origin=origin, **given)]
+        if args.motion:
+            jobs = [replace(jobs[0], motion=None)]
     elif args.prompts:
         jobs = jobs_from_prompts_file(args.prompts, defaults)
     else:
@@ -293,34 +300,58 @@ def _add_build(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(sub: argparse.ArgumentParser) -> None:
+    """What shapes a video has no default here: a sidecar or the pipeline supplies what is not given."""
+    config = GenerationConfig()
+
+    def shaping(flag: str, help: str, **options: Any) -> None:
+        sub.add_argument(flag, help=help, default=argparse.SUPPRESS, **options)
+
     sub.add_argument("prompt", nargs="*", help="one video for each")
     sub.add_argument("--bundle", type=Path, required=True, metavar="DIR")
     sub.add_argument(
         "--motion", action="append", default=[], help="repeat it for a video of each; none: the default one"
     )
-    sub.add_argument(
+    shaping(
         "--first-frame",
+        "any image that OpenCV reads; default: SDXL makes one, if the bundle has it",
         type=Path,
-        help="any image that OpenCV reads; default: SDXL makes one, if the bundle has it",
         metavar="IMAGE",
     )
-    sub.add_argument("--fit", choices=["stretch", "crop", "pad"], default="stretch")
-    sub.add_argument("--first-frame-prompt", help="for SDXL; default: the prompt", metavar="PROMPT")
-    sub.add_argument(
-        "--first-frame-steps", type=int, default=50, dest="first_frame_num_inference_steps", metavar="STEPS"
+    shaping(
+        "--fit", "of an image of another aspect ratio; default: stretch", choices=["stretch", "crop", "pad"]
     )
-    sub.add_argument("--first-frame-guidance-scale", type=float, default=5.0, metavar="SCALE")
+    shaping("--first-frame-prompt", "for SDXL; default: the prompt", metavar="PROMPT")
+    shaping(
+        "--first-frame-steps",
+        f"default: {config.first_frame_num_inference_steps}",
+        type=int,
+        dest="first_frame_num_inference_steps",
+        metavar="STEPS",
+    )
+    shaping(
+        "--first-frame-guidance-scale",
+        f"default: {config.first_frame_guidance_scale}",
+        type=float,
+        metavar="SCALE",
+    )
     sub.add_argument(
         "--save-first-frame", action="store_true", help="also as NAME.first_frame.png beside the video"
     )
-    sub.add_argument("--negative-prompt", help="of the first frame and the video")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--steps", type=int, default=50, dest="num_inference_steps")
-    sub.add_argument("--guidance-scale", type=float, default=12.5)
-    sub.add_argument("--preset", choices=["official", "paper"], default="official")
-    sub.add_argument("--adain", choices=["schedule", "first_frame", "none"], default="schedule")
-    sub.add_argument("--adain-switch-step", type=int)
-    sub.add_argument("--histogram", choices=["none", "official", "exact"], help="default: the preset's")
+    shaping("--negative-prompt", "of the first frame and the video", metavar="PROMPT")
+    shaping("--seed", f"default: {config.seed}", type=int)
+    shaping(
+        "--steps",
+        f"default: {config.num_inference_steps}",
+        type=int,
+        dest="num_inference_steps",
+        metavar="STEPS",
+    )
+    shaping("--guidance-scale", f"default: {config.guidance_scale}", type=float, metavar="SCALE")
+    shaping("--preset", f"default: {config.preset}", choices=["official", "paper"])
+    shaping("--adain", f"default: {config.adain}", choices=["schedule", "first_frame", "none"])
+    shaping("--adain-switch-step", "default: the preset's", type=int, metavar="STEPS")
+    shaping("--histogram", "default: the preset's", choices=["none", "official", "exact"])
+    shaping("--fps", f"default: {FPS}", type=float)
     sub.add_argument(
         "--out",
         type=Path,
@@ -328,10 +359,13 @@ def _add_generate(sub: argparse.ArgumentParser) -> None:
         "default: the prompt as a .mp4 file",
     )
     sub.add_argument("--format", choices=["mp4", "gif", "webp", "png"], default="mp4", help="of several")
-    sub.add_argument("--fps", type=float, default=8.0)
     sub.add_argument("--prompts", type=Path, help="a file: a prompt a line, or JSON lines", metavar="FILE")
     sub.add_argument(
-        "--from", type=Path, dest="sidecar", help="repeat the video that this JSON file lies beside"
+        "--from",
+        type=Path,
+        dest="sidecar",
+        help="repeat the video that this JSON file lies beside, but for the options given here",
+        metavar="FILE",
     )
     sub.add_argument(
         "--before-save",
