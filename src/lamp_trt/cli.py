@@ -218,6 +218,14 @@ def verify(args: argparse.Namespace) -> None:
     require_passed(report)
 
 
+def doctor(args: argparse.Namespace) -> None:
+    from lamp_trt.doctor import PURPOSES, diagnose, diagnosis_json, diagnosis_text, require_possible
+
+    findings = diagnose(args.folder)
+    print(json.dumps(diagnosis_json(findings), indent=2) if args.json else diagnosis_text(findings))
+    require_possible(findings, args.purpose or PURPOSES)
+
+
 def toy(args: argparse.Namespace) -> None:
     from lamp_trt.export.toy import write_toy
 
@@ -260,6 +268,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--verify-files", action="store_true", help="read and check every byte")
 
     _add_verify(command("verify", verify, "Compare a bundle with PyTorch on the same checkpoints."))
+
+    sub = command("doctor", doctor, "Show what is installed, what can run here, and how to mend the rest.")
+    sub.add_argument(
+        "--for",
+        action="append",
+        choices=["build", "generate"],
+        dest="purpose",
+        help="what this machine is for; the exit code tells whether it can work (default: both)",
+    )
+    sub.add_argument("--folder", type=Path, default=Path(), help="where bundles will be", metavar="DIR")
 
     sub = command("toy", toy, "Write tiny checkpoints in the published layouts, to try everything with.")
     sub.add_argument("folder", type=Path)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVIDIA GPUs and their driver, asked from the driver's own library; no context is made on a device."""
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamp_trt.doctor.findings import Finding, probe
+
+_SECTION = "GPU"
+LIBRARY = "libcuda.so.1"
+_DRIVER_VERSION = Path("/sys/module/nvidia/version")
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU: its name, compute capability (9, 0), and memory."""
+
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        """As compilers name it: sm_90."""
+        return f"sm_{self.capability[0]}{self.capability[1]}"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the driver says. `problem` is why there is no device to use, "" if there is one.
+
+    cuda: the newest CUDA that the driver runs, like "13.0".
+    """
+
+    devices: tuple[Device, ...] = ()
+    driver: str = ""
+    cuda: str = ""
+    problem: str = ""
+
+
+def find_gpu() -> Gpu:
+    """Ask the driver, in a process of its own: one that is out of order may hang."""
+    code = "from lamp_trt.doctor.gpu import ask_driver; import json; print(json.dumps(ask_driver()))"
+    answer = probe(code, timeout_s=60)
+    if "error" in answer:
+        return Gpu(problem=answer["error"])
+    devices = tuple(
+        Device(device["name"], (device["major"], device["minor"]), device["memory_bytes"])
+        for device in answer["devices"]
+    )
+    driver = _DRIVER_VERSION.read_text().strip() if _DRIVER_VERSION.is_file() else ""
+    return Gpu(devices, driver, answer["cuda"], answer["problem"])
+
+
+def ask_driver() -> dict[str, object]:
+    """What the driver API's calls return, as JSON values."""
+    nothing = {"devices": [], "cuda": ""}
+    try:
+        cuda = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return {**nothing, "problem": f"no NVIDIA driver: {LIBRARY} does not load"}
+    code = cuda.cuInit(0)
+    if code:
+        return {**nothing, "problem": f"the NVIDIA driver does not start: cuInit returns {code}"}
+    number = ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(number))
+    version = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    cuda.cuDeviceGetCount(ctypes.byref(number))
+    devices = [_device(cuda, index) for index in range(number.value)]
+    return {"devices": devices, "cuda": version, "problem": "" if devices else "the driver sees no GPU"}
+
+
+def _device(cuda: ctypes.CDLL, index: int) -> dict[str, object]:
+    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    cuda.cuDeviceGet(ctypes.byref(handle), index)
+    cuda.cuDeviceGetName(name, len(name), handle)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, handle)
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, handle)
+    return {
+        "name": name.value.decode(errors="replace"),
+        "major": major.value,
+        "minor": minor.value,
+        "memory_bytes": memory.value,
+    }
+
+
+def gpu_findings(gpu: Gpu) -> list[Finding]:
+    """The devices and the driver, or why there are none."""
+    if gpu.problem:
+        remedy = "none is needed on the CPU; for a GPU install NVIDIA's driver, in a container its toolkit"
+        if gpu.cuda:
+            remedy = "look at CUDA_VISIBLE_DEVICES, and at what the container was started with"
+        return [Finding(_SECTION, "NVIDIA GPU", "note", gpu.problem, remedy)]
+    findings = [
+        Finding(
+            _SECTION,
+            device.name,
+            "ok",
+            f"{device.architecture}, {device.memory_bytes / 2**30:.0f} GiB",
+            data={"architecture": device.architecture, "memory_bytes": device.memory_bytes},
+        )
+        for device in gpu.devices
+    ]
+    driver = f"{gpu.driver or 'version unknown'}, runs CUDA up to {gpu.cuda}"
+    return [*findings, Finding(_SECTION, "driver", "ok", driver)]

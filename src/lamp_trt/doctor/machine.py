@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operating system, the processor, memory, and the cache folder."""
+
+import os
+import platform
+import re
+import tempfile
+from pathlib import Path
+
+from lamp_trt.doctor.findings import Finding
+from lamp_trt.engine.digests import default_cache_folder
+
+_SECTION = "machine"
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def machine_findings(folder: Path) -> list[Finding]:
+    """folder: where bundles would be built."""
+    total, available = memory_bytes()
+    return [
+        _system_finding(),
+        Finding(_SECTION, "processor", "ok", f"{processor()}, {cpu_count()} threads for this process"),
+        Finding(
+            _SECTION,
+            "memory",
+            "ok",
+            f"{total / 1e9:.1f} GB, {available / 1e9:.1f} GB available",
+            data={"total_bytes": total, "available_bytes": available},
+        ),
+        _cache_finding(),
+        _folder_finding(folder),
+    ]
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Memory that this process may use: in all, and now. A container's limit counts."""
+    fields = dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text()))
+    total, available = (int(fields[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    for file in _CGROUP_LIMITS:
+        text = file.read_text().strip() if file.is_file() else ""
+        if text.isdecimal():  # else "max"
+            total = min(total, int(text))
+    return total, min(total, available)
+
+
+def processor() -> str:
+    """The model's name, as Linux tells it."""
+    match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    return match[1] if match else platform.machine()
+
+
+def cpu_count() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _system_finding() -> Finding:
+    libc = " ".join(platform.libc_ver())
+    return Finding(_SECTION, "system", "ok", f"{platform.system()} {platform.release()}, {libc}")
+
+
+def _cache_finding() -> Finding:
+    """Whether digests and compiled kernels can be kept."""
+    folder = default_cache_folder().parent
+    why = not_writable(folder)
+    if why:
+        detail = f"{folder} cannot be written ({why}): checkpoints are read in full by every build"
+        return Finding(_SECTION, "cache", "problem", detail, "set XDG_CACHE_HOME to a folder that can")
+    return Finding(_SECTION, "cache", "ok", str(folder))
+
+
+def _folder_finding(folder: Path) -> Finding:
+    why = not_writable(folder)
+    if why:
+        detail = f"{folder} cannot be written ({why})"
+        return Finding(_SECTION, "folder for bundles", "problem", detail, "choose another: --folder DIR")
+    return Finding(_SECTION, "folder for bundles", "ok", str(folder.absolute()))
+
+
+def not_writable(folder: Path) -> str:
+    """Why a file in `folder`, or in the nearest folder above that exists, cannot be made; "" if it can."""
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return ""
+    except OSError as error:
+        return str(error.strerror)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python and the packages that lamp-trt asks for, each against the oldest version that it takes.
+
+What is asked for is read from lamp-trt's own metadata, that is from pyproject.toml.
+"""
+
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+
+import lamp_trt
+from lamp_trt.doctor.findings import Finding, Purpose, Status
+
+_SECTION = "packages"
+
+EXTRAS: dict[str, tuple[str, tuple[Purpose, ...]]] = {
+    "": ("needed by everything", ("build", "generate")),
+    "export": ("for build, motion add, verify and toy", ("build",)),
+    "cpu": ("for generate on the CPU", ("generate",)),
+    "gpu": ("for ONNX Runtime on a GPU", ()),
+    "tensorrt": ("for TensorRT", ()),
+    "rtx": ("for TensorRT-RTX", ()),
+    "aotinductor": ("for AOTInductor", ()),
+}
+"""What each extra is for, and what cannot work without it. A package of several belongs to the first."""
+
+ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+"""Wheels that all install the module `onnxruntime`, over each other."""
+
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?([^;]*)(?:;\s*extra == \"([^\"]+)\")?")
+
+
+def package_findings() -> list[Finding]:
+    """Python, lamp-trt, every package that it can use, and wheels that exclude each other."""
+    found = [
+        Finding(_SECTION, "lamp-trt", "ok", lamp_trt.__version__),
+        Finding(_SECTION, "Python", "ok", f"{platform.python_version()} ({sys.executable})"),
+    ]
+    try:
+        requirements = requires("lamp-trt") or []
+    except PackageNotFoundError:
+        remedy = "pip install '.[export,cpu]' in a clone"
+        detail = "is not installed as a package, so its requirements are unknown"
+        return [*found, Finding(_SECTION, "requirements", "problem", detail, remedy, ("build", "generate"))]
+    seen: set[str] = set()
+    by_extra: dict[str, list[tuple[str, str]]] = {extra: [] for extra in EXTRAS}
+    for requirement in requirements:
+        match = _REQUIREMENT.fullmatch(requirement)
+        assert match is not None, requirement
+        name, specifier, extra = match[1], match[2], match[3] or ""
+        if extra in by_extra:
+            by_extra[extra].append((name, specifier))
+    for extra, packages in by_extra.items():
+        for name, specifier in packages:
+            if name not in seen:
+                seen.add(name)
+                found.append(_package_finding(name, specifier, extra))
+    return [*found, *_conflict_findings()]
+
+
+def installed(name: str) -> str | None:
+    """The version of a package, None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def installed_onnx_runtimes() -> list[str]:
+    return [name for name in ONNX_RUNTIMES if installed(name)]
+
+
+def _package_finding(name: str, specifier: str, extra: str) -> Finding:
+    purpose, blocks = EXTRAS[extra]
+    remedy = f"pip install 'lamp-trt[{extra}]'" if extra else "pip install lamp-trt"
+    have = installed(name)
+    if have is None:
+        if name == "onnxruntime" and installed_onnx_runtimes():
+            return Finding(_SECTION, name, "note", f"not installed, {installed_onnx_runtimes()[0]} is")
+        status: Status = "problem" if blocks else "note"
+        return Finding(_SECTION, name, status, f"not installed; {purpose}", remedy, blocks)
+    if not _allowed(have, specifier):
+        return Finding(
+            _SECTION, name, "problem", f"{have}, wanted {specifier.strip()}; {purpose}", f"{remedy} --upgrade"
+        )
+    return Finding(_SECTION, name, "ok", have)
+
+
+def _conflict_findings() -> list[Finding]:
+    both = installed_onnx_runtimes()
+    if len(both) < 2:
+        return []
+    detail = f"{' and '.join(both)} are installed over each other; which one runs is chance"
+    remedy = f"pip uninstall -y {' '.join(both)}, then install one: 'lamp-trt[cpu]' or 'lamp-trt[gpu]'"
+    return [Finding(_SECTION, "conflict", "problem", detail, remedy)]
+
+
+def _allowed(have: str, specifier: str) -> bool:
+    """Whether version `have` satisfies ">=a,<b", the only kinds of bounds that we use."""
+    for bound in filter(None, (part.strip() for part in specifier.split(","))):
+        operator, limit = re.fullmatch(r"(>=|<)\s*(.+)", bound).groups()  # type: ignore[union-attr]
+        newer = _numbers(have) >= _numbers(limit)
+        if newer is (operator == "<"):
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release of a version: 2.13.0+cpu is (2, 13, 0)."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(number) for number in release[0].split(".")) if release else ()
