@@ -6,6 +6,7 @@ from typing import Any
 
 from lamp_trt.engine.backend import Array
 from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle_paths import weights_path
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.weights import read_weight_file
@@ -14,8 +15,8 @@ from lamp_trt.engine.weights import read_weight_file
 class OnnxRuntimeEngine:
     """One network of a bundle in an ONNX Runtime session on the CPU.
 
-    A session's weights cannot be exchanged, so `set_motion` builds a new one: its weights are mapped from the
-    bundle, the switch takes the time of a session's optimization.
+    A session's weights cannot be exchanged, so `set_motion` drops it and builds another: the switch takes the
+    time of a session's optimization. If that fails, the next call tries again.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class OnnxRuntimeEngine:
         self._session = self._new_session(motion)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        if self._session is None:
+            raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         for tensor in self.inputs:
             array = arrays[tensor.name]
             if (array.shape, array.dtype.name) != (tensor.shape, tensor.dtype):
@@ -37,10 +40,15 @@ class OnnxRuntimeEngine:
                     f"this bundle's engine takes {tensor.dtype} {list(tensor.shape)}."
                 )
         names = [tensor.name for tensor in self.outputs]
-        return dict(zip(names, self._session.run(names, dict(arrays)), strict=True))
+        try:
+            values = self._session.run(names, dict(arrays))
+        except Exception as error:  # ONNX Runtime's own exceptions share no other base
+            raise EngineError(f"ONNX Runtime failed in {self._network}: {error}") from error
+        return dict(zip(names, values, strict=True))
 
     def set_motion(self, motion: str) -> None:
         if motion != self._motion:
+            self._motion = self._session = None  # one live session: the UNet's memory is not needed twice
             self._session = self._new_session(motion)
             self._motion = motion
 
@@ -48,14 +56,19 @@ class OnnxRuntimeEngine:
         import onnx
         import onnxruntime
 
-        from lamp_trt.engine.ort_graph import relocate_initializers, use_multi_head_attention
+        from lamp_trt.engine.ort_graph import point_at_motion, use_multi_head_attention
 
         model = onnx.load(self._bundle.graph_path(self._network), load_external_data=False)
         use_multi_head_attention(model)
         if motion is not None:
-            pack = read_weight_file(self._bundle.motion_path(motion))
-            file = pack.path.relative_to(self._bundle.path).as_posix()
-            relocate_initializers(model, file, pack.tensors)
+            base, own = (
+                (file, read_weight_file(self._bundle.path_of(file)))
+                for file in (
+                    weights_path(self._bundle.network(self._network).component),
+                    self._bundle.manifest.motions[motion].file,
+                )
+            )
+            point_at_motion(model, base, own)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry(

@@ -21,6 +21,18 @@ _MOTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = (MANIFEST, PENDING, JOURNAL)
 
 
+def weights_path(component: str) -> str:
+    return f"weights/{component}.safetensors"
+
+
+def motion_path(motion: str) -> str:
+    return f"motions/{motion}.safetensors"
+
+
+def graph_path(network: str) -> str:
+    return f"{network}.onnx"
+
+
 def check_relative(relative: str) -> str:
     """`relative` if it can name a deterministic file of a bundle, like "weights/unet.safetensors".
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from lamp_trt.engine.weights import TensorRef
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.weights import TensorRef, WeightFile
 
 _CONTRIB_DOMAIN = "com.microsoft"
 
@@ -45,6 +46,8 @@ def use_multi_head_attention(model: onnx.ModelProto) -> int:
         if node.op_type != "Attention" or node.domain:
             nodes.append(node)
             continue
+        if len([name for name in node.input if name]) > 3 or len([name for name in node.output if name]) > 1:
+            raise EngineError(f"Attention {node.name} has a mask or a cache, which is not rewritten.")
         count += 1
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         batch, heads, tokens, width = shapes[node.input[0]]
@@ -75,6 +78,18 @@ def use_multi_head_attention(model: onnx.ModelProto) -> int:
         model.graph.initializer.extend(constants.values())
         model.opset_import.append(helper.make_opsetid(_CONTRIB_DOMAIN, 1))
     return count
+
+
+def point_at_motion(
+    model: onnx.ModelProto, base: tuple[str, WeightFile], motion: tuple[str, WeightFile]
+) -> None:
+    """Point the LAMP UNet's initializers at the shared weights and then at a motion's, which may be whole.
+
+    base, motion: (file relative to the bundle, its header). The base comes first because the graph may point
+    at a motion that brought its own shared tensors.
+    """
+    for file, weights in (base, motion):
+        relocate_initializers(model, file, weights.tensors)
 
 
 def relocate_initializers(model: onnx.ModelProto, file: str, tensors: Mapping[str, TensorRef]) -> int:

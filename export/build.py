@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lamp_trt.engine.atomic_files import NewFile
+from lamp_trt.engine.bundle_paths import MANIFEST, graph_path, motion_path, weights_path
 from lamp_trt.engine.bundle_writer import BundleWriter
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import BundleError
@@ -21,9 +22,6 @@ from lamp_trt.export.bundle_files import (
     GRAPH_KEY,
     BuildReport,
     FileMaker,
-    graph_path,
-    motion_path,
-    weights_path,
 )
 from lamp_trt.export.lent_weights import BORROWER, LENDER, borrow_later, borrows, check_lender_stays
 from lamp_trt.export.motions import UNET, entry_of, make_motion
@@ -46,6 +44,8 @@ def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = N
     cache = cache or DigestCache()
     recipe = recipe_from_options(options, cache)
     report = BuildReport(out)
+    if not (out / MANIFEST).exists():
+        _check_checkpoints(recipe)
     with BundleWriter(out, cache=cache) as writer:
         kept = _kept(writer.manifest, recipe, out)
         maker = FileMaker(writer, report)
@@ -70,6 +70,14 @@ def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = N
         report.digest = writer.commit(_manifest(maker, recipe, kept, entries, motions, default_motion))
     report.seconds = time.monotonic() - start
     return report
+
+
+def _check_checkpoints(recipe: Recipe) -> None:
+    """Raise CheckpointError for tensors that do not fit, before a new bundle's folder is made."""
+    from lamp_trt.export.networks import check_component
+
+    for source in (*recipe.components.values(), *recipe.motions.values()):
+        check_component(source.files)
 
 
 def _is_stored(component: str, tensor: str) -> bool:
@@ -149,17 +157,31 @@ def _copy_tokenizer(maker: FileMaker, name: str, folder: Path, cache: DigestCach
 def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | None:
     """The bundle in place, if what this build leaves of it goes together with what it makes.
 
-    Raises BundleError for a network of another size or precision, and for motions over other shared weights.
+    Raises BundleError for a network of another size or precision, and for networks or motions whose shared
+    weights would be replaced under them.
     """
     if manifest is None:
         return None
     for name in manifest.networks.keys() - set(recipe.networks):
         entry = manifest.networks[name]
+        component = NETWORKS[name].component
+        if entry.precision != recipe.precision_of(component):
+            raise BundleError(
+                f"{out} holds {name} in {entry.precision}, this build is in {recipe.precision}: networks of two "
+                f"precisions do not fit. Add --precision {entry.precision}, or choose another --out."
+            )
+        weights = manifest.files[weights_path(entry.component)]
+        if component in recipe.components and weights.key != recipe.weights_key(component):
+            raise BundleError(
+                f"{out} holds {name}, whose weights this build would replace by those of another checkpoint. "
+                f"Build {name} too (--only), or choose another --out."
+            )
         sizes = {**manifest.sizes, **recipe.sizes}
         if (entry.inputs, entry.outputs) != NETWORKS[name].resolve(sizes, entry.precision):
             raise BundleError(
-                f"{out} holds {name} for {_size(manifest.sizes)}, this build is for {_size(sizes)}. "
-                f"Give the checkpoint of {name} too, or choose another --out."
+                f"{out} holds {name} for {_size(manifest.sizes)}, this build is for {_size(sizes)}. Give the "
+                f"bundle's size (--height, --width, --frames) or the checkpoint of {name} too, "
+                "or choose another --out."
             )
     check_lender_stays(recipe, manifest)
     other_motions = sorted(manifest.motions.keys() - recipe.motions.keys())

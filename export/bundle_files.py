@@ -17,18 +17,6 @@ GRAPH_KEY = "lamp_trt_key"
 """The metadata entry of a graph that holds its key (without the motion that it points at)."""
 
 
-def weights_path(component: str) -> str:
-    return f"weights/{component}.safetensors"
-
-
-def motion_path(motion: str) -> str:
-    return f"motions/{motion}.safetensors"
-
-
-def graph_path(network: str) -> str:
-    return f"{network}.onnx"
-
-
 @dataclass(frozen=True)
 class MadeFile:
     """One file of the bundle after a command; `seconds` is None for a file that was there already."""

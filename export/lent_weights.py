@@ -10,11 +10,12 @@ were built together or one after the other.
 import dataclasses
 
 from lamp_trt.engine.atomic_files import NewFile
+from lamp_trt.engine.bundle_paths import graph_path, weights_path
 from lamp_trt.engine.bundle_writer import BundleWriter
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.engine.manifest import FileEntry, Manifest, NetworkEntry
 from lamp_trt.engine.weights import read_weight_file
-from lamp_trt.export.bundle_files import GRAPH_KEY, FileMaker, graph_path, log, weights_path
+from lamp_trt.export.bundle_files import GRAPH_KEY, FileMaker, log
 from lamp_trt.export.recipe import Recipe, lent_graph_key
 
 BORROWER, LENDER = "sdxl_text_encoder", "text_encoder"

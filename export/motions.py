@@ -10,7 +10,14 @@ import time
 from pathlib import Path
 
 from lamp_trt.engine.atomic_files import NewFile
-from lamp_trt.engine.bundle_paths import validate_motion_name
+from lamp_trt.engine.bundle_paths import (
+    MANIFEST,
+    PENDING,
+    graph_path,
+    motion_path,
+    validate_motion_name,
+    weights_path,
+)
 from lamp_trt.engine.bundle_writer import BundleWriter
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import BundleError, InputError
@@ -21,10 +28,7 @@ from lamp_trt.export.bundle_files import (
     GRAPH_KEY,
     BuildReport,
     FileMaker,
-    graph_path,
     log,
-    motion_path,
-    weights_path,
 )
 from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, source_of
@@ -72,6 +76,7 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
     """
     start = time.monotonic()
     cache = cache or DigestCache()
+    _require_bundle(bundle)
     source = source_of(find_component(folder, "unet"), cache)
     report = BuildReport(bundle)
     with BundleWriter(bundle, cache=cache) as writer:
@@ -100,6 +105,7 @@ def remove_motion(bundle: Path, name: str, default: str | None = None) -> str:
     default: the motion that lamp_unet.onnx shows from now on; it must be named if `name` is the default.
     Raises InputError for an unknown name, or if the default would be lost.
     """
+    _require_bundle(bundle)
     with BundleWriter(bundle) as writer:
         manifest = _manifest_with_unet(writer)
         for motion in (name, default):
@@ -130,11 +136,13 @@ def point_graph_at_motion(writer: BundleWriter, motion: str) -> None:
     """Rewrite lamp_unet.onnx so that its motion tensors are those of `motion`."""
     import onnx
 
-    from lamp_trt.engine.ort_graph import relocate_initializers
+    from lamp_trt.engine.ort_graph import point_at_motion
 
     model = onnx.load(writer.path_of(graph_path(UNET)), load_external_data=False)
-    for path in (weights_path("unet"), motion_path(motion)):
-        relocate_initializers(model, path, read_weight_file(writer.path_of(path)).tensors)
+    base, own = (
+        (path, read_weight_file(writer.path_of(path))) for path in (weights_path("unet"), motion_path(motion))
+    )
+    point_at_motion(model, base, own)
     base_key = next(p.value for p in model.metadata_props if p.key == GRAPH_KEY)
     key = motion_graph_key(base_key, entry_of(writer, motion_path(motion)).key)
     with writer.create(graph_path(UNET), key) as file:
@@ -147,6 +155,12 @@ def entry_of(writer: BundleWriter, path: str) -> FileEntry:
         return writer.files[path]
     assert writer.manifest is not None
     return writer.manifest.files[path]
+
+
+def _require_bundle(path: Path) -> None:
+    """Raise BundleError where there is none, before a writer would begin one."""
+    if not any((path / name).is_file() for name in (MANIFEST, PENDING)):
+        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}. Build one first: lamp-trt build")
 
 
 def _manifest_with_unet(writer: BundleWriter) -> Manifest:

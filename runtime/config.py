@@ -2,6 +2,7 @@
 """LAMP's constants, each with its source, and the settings of one generation."""
 
 import math
+import numbers
 import operator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -61,8 +62,8 @@ def whole_number(name: str, value: object, low: int, high: int | None = None) ->
 
 
 def finite_number(name: str, value: object) -> float:
-    """`value` as float, or InputError if it is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """`value`, Python's or NumPy's, as float; InputError if it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InputError(f"{name} is {value!r}; expected a finite number.")
     return float(value)
 
@@ -97,13 +98,13 @@ class GenerationConfig:
     mix_noise: bool = True
 
     def __post_init__(self) -> None:
-        whole_number("seed", self.seed, 0, MAX_SEED)
-        whole_number("num_inference_steps", self.num_inference_steps, 1, MAX_INFERENCE_STEPS)
-        whole_number(
-            "first_frame_num_inference_steps", self.first_frame_num_inference_steps, 1, MAX_INFERENCE_STEPS
-        )
-        finite_number("guidance_scale", self.guidance_scale)
-        finite_number("first_frame_guidance_scale", self.first_frame_guidance_scale)
+        plain: dict[str, object] = {"seed": whole_number("seed", self.seed, 0, MAX_SEED)}
+        for name in ("num_inference_steps", "first_frame_num_inference_steps"):
+            plain[name] = whole_number(name, getattr(self, name), 1, MAX_INFERENCE_STEPS)
+        for name in ("guidance_scale", "first_frame_guidance_scale"):
+            plain[name] = finite_number(name, getattr(self, name))
+        for name, value in plain.items():  # NumPy's numbers become Python's, which JSON can hold
+            object.__setattr__(self, name, value)
         one_of("adain", self.adain, Adain)
         early_steps(self.preset, self.adain_switch_step)
         if self.histogram is not None:

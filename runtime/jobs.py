@@ -2,6 +2,7 @@
 """Many videos from one pipeline: what is asked for, from a prompts file, a sidecar or the command line."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.image import image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.video import FPS, Video, check_destination
+from lamp_trt.runtime.video import FPS, Video, check_destination, frame_rate
 
 FIRST_FRAME_OPTIONS = (
     "first_frame_prompt",
@@ -32,12 +33,13 @@ OPTIONS = (
     "adain",
     "adain_switch_step",
     "histogram",
-    "mix_noise",
 )
 """The keyword arguments of LampPipeline.__call__ that a job may set beside those with fields of their own."""
 
+log = logging.getLogger("lamp_trt")
+
 MAX_JOB_FILE_BYTES = 64 << 20
-_SLUG_LENGTH = 60
+_SLUG_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Job:
     fps: float = FPS
     origin: Mapping[str, Any] = field(default_factory=dict)
     """Settings that tell how the given first frame was made, to be kept in the sidecar."""
+    bundle: str | None = None
+    """The digest of the bundle that the video to repeat came from."""
 
 
 def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
@@ -89,13 +93,16 @@ def job_from_sidecar(path: Path) -> Job:
         raise InputError(f"{path} is no settings file of a video: it lacks `prompt` or `first_frame_png`.")
     if settings.get("injected"):
         raise InputError(
-            f"{path} is of a video that was given its own {', '.join(settings['injected'])}, "
+            f"{path} is of a video that was given its own {settings['injected']}, "
             "which the file does not hold. Repeat it from Python."
         )
     fields = {key: value for key, value in settings.items() if key in known}
+    if not isinstance(settings["first_frame_png"], str):
+        raise InputError(f"{path}: first_frame_png is no string.")
     image = image_from_base64(fields.pop("first_frame_png"))
     origin = {name: settings[name] for name in FIRST_FRAME_OPTIONS if name in settings}
-    return replace(_job(fields, Job(""), str(path), path.parent), first_frame=image, origin=origin)
+    job = _job(fields, Job(""), str(path), path.parent)
+    return replace(job, first_frame=image, origin=origin, bundle=settings.get("bundle"))
 
 
 def first_frame_path(video: Path) -> Path:
@@ -112,12 +119,16 @@ def with_destinations(jobs: Sequence[Job], out: Path | None, suffix: str) -> lis
     if len(jobs) == 1:
         return [replace(jobs[0], out=jobs[0].out or out or Path(f"{slug(jobs[0].prompt)}{suffix}"))]
     folder = out or Path("videos")
-    if folder.suffix:
+    if folder.suffix and not folder.is_dir():
         raise InputError(f"--out is {str(folder)!r}, but there are {len(jobs)} videos: name a folder.")
     named = []
     for index, job in enumerate(jobs):
         parts = [f"{index:03}", *([job.motion] if job.motion else []), slug(job.prompt)]
         named.append(replace(job, out=job.out or folder / f"{'-'.join(parts)}{suffix}"))
+    destinations = [str(job.out) for job in named]
+    twice = [path for path in destinations if destinations.count(path) > 1]
+    if twice:
+        raise InputError(f"two videos would be written to {twice[0]!r}; give each an `out` of its own.")
     return named
 
 
@@ -139,7 +150,12 @@ def run_jobs(
         pipeline.bundle.motion_path(motion)
         if len(jobs) > 1 and job.out.parent.parent.is_dir():
             job.out.parent.mkdir(exist_ok=True)
+        if job.bundle not in (None, pipeline.bundle.digest):
+            log.warning("this bundle is not the one of the video to repeat: the result may differ")
         check_destination(job.out, *pipeline.size)
+        frame_rate(job.fps)
+        if isinstance(job.first_frame, Path) and not job.first_frame.is_file():
+            raise InputError(f"the image {str(job.first_frame)!r} does not exist or is not a file.")
         by_motion.setdefault(str(motion), []).append(job)
     for motion, group in by_motion.items():
         for job in group:
@@ -148,6 +164,8 @@ def run_jobs(
             video = replace(video, settings={**video.settings, **job.origin})
             if before_save is not None:
                 video = before_save(video)
+                if not isinstance(video, Video):
+                    raise InputError(f"before_save returned {video!r}; expected the Video to save.")
             yield video.save(job.out, job.fps), video
 
 
@@ -192,4 +210,5 @@ def _object(text: str, where: str) -> dict[str, Any]:
 
 def slug(prompt: str) -> str:
     """A file name from a prompt: its letters and digits, in lower case."""
-    return re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:_SLUG_LENGTH].strip("-") or "video"
+    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
+    return words.encode()[:_SLUG_BYTES].decode(errors="ignore").strip("-") or "video"

@@ -21,7 +21,7 @@ from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.runtime import first_frame as sdxl
 from lamp_trt.runtime import latents as latent_ops
-from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset, one_of
+from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset, one_of, whole_number
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker
 from lamp_trt.runtime.histogram import match_histograms, uint8_frames
@@ -32,6 +32,8 @@ from lamp_trt.runtime.tokenizer import CLIPTokenizer, load_tokenizer
 from lamp_trt.runtime.video import Video
 
 Array = NDArray[Any]
+
+MAX_THREADS = 1024
 Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, Array] | None]
 
 
@@ -142,6 +144,10 @@ class LampPipeline:
             raise InputError("give either first_frame, or first_frame_prompt and first_frame_noise for SDXL.")
         if noise is None and not mix_noise:
             raise InputError("mix_noise=False is for editing and needs `noise`: DDIM-inverted latents.")
+        if base_noise is not None and (preset != "paper" or not mix_noise):
+            raise InputError(
+                'base_noise belongs to preset="paper" with mix_noise=True; nothing else uses it.'
+            )
         motion = self.motion if motion is None else motion
         self.bundle.motion_path(motion)
         one_of("fit", fit, Fit)
@@ -284,8 +290,8 @@ class LampPipeline:
         }
         for name, shape in expected.items():
             array = noises[name]
-            if array is not None and array.shape != shape:
-                raise InputError(f"{name} has shape {array.shape}; expected {shape}.")
+            if array is not None and np.shape(array) != shape:
+                raise InputError(f"{name} has shape {np.shape(array)}; expected {shape}.")
 
     def _initial_latents(
         self,
@@ -310,6 +316,8 @@ class LampPipeline:
         return self._first_frame_maker(prompt, **arguments)
 
     def _set_motion(self, motion: str) -> None:
+        if motion != self.motion:
+            self.bundle.check_unchanged()
         self._engines["lamp_unet"].set_motion(motion)
         self.motion = motion
 
@@ -325,6 +333,7 @@ def load_pipeline(
     backend: str = "auto",
     motion: str | None = None,
     num_threads: int | None = None,
+    expect_bundle: str | None = None,
 ) -> LampPipeline:
     """Open a bundle and load its networks; see `lamp_trt.load`."""
     from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
@@ -333,7 +342,9 @@ def load_pipeline(
         raise InputError(f"device is {device!r}; this version runs on 'cpu' ('auto' picks it).")
     if backend not in ("auto", "onnxruntime"):
         raise InputError(f"backend is {backend!r}; this version runs on 'onnxruntime' ('auto' picks it).")
-    opened = Bundle.open(bundle)
+    if num_threads is not None:
+        num_threads = whole_number("num_threads", num_threads, 1, MAX_THREADS)
+    opened = Bundle.open(bundle, expect_digest=expect_bundle)
     missing = [name for name in VIDEO_NETWORKS if name not in opened.manifest.networks]
     if missing:
         raise BundleError(
@@ -350,6 +361,7 @@ def load_pipeline(
         for name in VIDEO_NETWORKS
     }
     tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])
+    opened.check_unchanged()
     load_maker = partial(sdxl.load_first_frame_maker, opened, num_threads=num_threads)
     return LampPipeline(opened, engines, tokenizer, motion, load_maker)
 

@@ -6,7 +6,6 @@ frames give the same bytes: one encoder thread, no dates.
 """
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,12 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.config import finite_number
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
 FPS = 8
 """The official script's frame rate."""
+
+MAX_NAME_BYTES = 200
+"""Of a destination: its sidecar and its temporary folder have longer names, and file systems take 255."""
 
 Frames = NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
@@ -52,7 +55,7 @@ class Video:
 
     def save(self, path: PathLike, fps: float = FPS) -> Path:
         """Writes the frames by `save_frames`, and the settings beside them as JSON (`sidecar_path`)."""
-        text = json.dumps({**self.settings, "fps": fps}, indent=2, ensure_ascii=False)
+        text = json.dumps({**self.settings, "fps": float(fps)}, indent=2, ensure_ascii=False)
         destination = save_frames(self.frames, path, fps)
         with written(sidecar_path(destination)) as partial:
             partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
@@ -74,16 +77,22 @@ def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
         raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (f, h, w, 3).")
-    if not (isinstance(fps, int | float) and math.isfinite(fps) and 0 < fps <= 100):
-        raise InputError(f"fps is {fps!r}; expected a number above 0, at most 100.")
+    rate = frame_rate(fps)
     destination = check_destination(path, *frames.shape[1:3])
     with written(destination) as partial:
         encode = _ENCODERS.get(destination.suffix.lower())
         if encode is None:
             _write_pngs(frames, partial)
         else:
-            encode(frames, partial, Fraction(fps).limit_denominator(1001))
+            encode(frames, partial, rate)
     return destination
+
+
+def frame_rate(fps: float) -> Fraction:
+    """`fps` as the fraction that a video file holds. Raises InputError outside of 0.1 to 100."""
+    if not 0.1 <= finite_number("fps", fps) <= 100:
+        raise InputError(f"fps is {fps!r}; expected a number from 0.1 to 100.")
+    return Fraction(float(fps)).limit_denominator(1001)
 
 
 def check_destination(path: PathLike, height: int, width: int) -> Path:
@@ -105,6 +114,10 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
         raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
     if not os.access(destination.parent, os.W_OK | os.X_OK):
         raise InputError(f"the folder {str(destination.parent)!r} cannot be written to; choose another.")
+    if len(os.fsencode(destination.name)) > MAX_NAME_BYTES:
+        raise InputError(f"the output's name {destination.name!r} is longer than {MAX_NAME_BYTES} bytes.")
+    if suffix == "" and destination.exists() and not destination.is_dir():
+        raise InputError(f"the output {str(path)!r} is a file, and a folder of PNGs is to go there.")
     if destination.is_dir():
         foreign = [entry.name for entry in destination.iterdir() if not entry.match("frame_*.png")]
         if foreign or suffix in _ENCODERS:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy_fixture import toy_options
 
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
@@ -321,3 +322,41 @@ def test_checkpoints_that_do_not_belong_together_are_refused(toy: Path, tmp_path
     (other / "unet" / "config.json").write_text(json.dumps({**config, "cross_attention_dim": 48}))
     with pytest.raises(CheckpointError, match="cross_attention_dim is 48, the text encoder's hidden_size is"):
         build_bundle(tmp_path / "bundle", toy_options(toy, motions={"rain": other}))
+
+
+def test_motions_over_a_whole_default_motion_keep_their_own_shared_tensors(
+    toy: Path, bundle: Path, tmp_path: Path
+) -> None:
+    def shift(state: dict[str, torch.Tensor]) -> None:
+        state["conv_in.conv2d.bias"] += 0.5
+
+    rain = noise_pred(bundle, "rain")
+    add_motion(bundle, "whole", altered_checkpoint(toy / "motions" / "rain", tmp_path / "whole", shift))
+    remove_motion(bundle, "horse_run", default="whole")
+    np.testing.assert_array_equal(noise_pred(bundle, "rain"), rain)
+
+
+def test_weights_are_not_replaced_under_a_network_that_is_kept(
+    toy: Path, bundle: Path, tmp_path: Path
+) -> None:
+    before = files_of(bundle)
+    other = tmp_path / "sd"
+    shutil.copytree(toy / "sd", other)
+    (weights,) = (other / "vae").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights)
+    with pytest.raises(BundleError, match="holds vae_encoder, whose weights this build would replace"):
+        build_bundle(bundle, toy_options(toy, sd=other, motions=None, only=("vae_decoder",)))
+    with pytest.raises(BundleError, match=r"holds \w+ in fp32, this build is in fp16.*Add --precision fp32"):
+        build_bundle(bundle, toy_options(toy, precision="fp16", motions=None, only=("vae_decoder",)))
+    assert files_of(bundle) == before
+
+
+def test_commands_that_fail_make_no_folder(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no bundle"):
+        add_motion(tmp_path / "typo", "rain", toy / "motions" / "rain")
+    with pytest.raises(BundleError, match="is no bundle"):
+        remove_motion(tmp_path / "typo", "rain")
+    with pytest.raises(CheckpointError, match="is not a unet"):
+        build_bundle(tmp_path / "typo", toy_options(toy, motions={"x": toy / "sd"}))
+    assert not (tmp_path / "typo").exists()

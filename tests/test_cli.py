@@ -140,6 +140,9 @@ def test_a_hook_sees_a_video_before_it_is_saved(toy_bundle: Path, image: Path, t
         ([], 2, "give either prompts"),
         (["--from=/nowhere.json"], 2, "/nowhere.json"),
         (["x", "y", "--out=z.mp4"], 2, "name a folder"),
+        (["x", "--fps=0"], 2, "fps is 0"),
+        (["x", "--num-threads=0"], 2, "num_threads is 0"),
+        (["x", "--out=first.png"], 2, "ends in '.png'"),
     ],
 )
 def test_bad_requests_leave_nothing_behind(

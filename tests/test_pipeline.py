@@ -2,6 +2,7 @@
 """The whole of Algorithm 1 on ONNX Runtime: against the PyTorch reference and the official implementation."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from lamp_trt.export import reference
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoints import load_text_encoder, load_vae
 from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.motions import remove_motion
 from lamp_trt.export.recipe import BuildOptions
 from lamp_trt.runtime.config import GenerationConfig
 from lamp_trt.runtime.ddim import ddim_schedule
@@ -323,6 +325,7 @@ def test_a_long_prompt_is_cut_and_says_so(pipe: LampPipeline, caplog: pytest.Log
         ({"noise": np.zeros((1, 4, 3, 8, 8))}, InputError, r"noise has shape \(1, 4, 3, 8, 8\)"),
         ({"posterior_noise": np.zeros((1, 4, 9, 8))}, InputError, "posterior_noise has shape"),
         ({"mix_noise": False}, InputError, "needs `noise`"),
+        ({"base_noise": np.zeros((1, 4, 1, 8, 8))}, InputError, 'base_noise is for preset="paper"'),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -339,6 +342,23 @@ def test_values_that_are_not_finite_stop_with_the_network_and_the_remedy() -> No
         require_finite(np.array([np.nan], np.float32), "the LAMP UNet at step 4")
 
 
+def test_numpys_numbers_are_taken_as_pythons(pipe: LampPipeline, picture: np.ndarray, tmp_path: Path) -> None:
+    numbers = {"seed": np.int64(3), "num_inference_steps": np.int32(1), "guidance_scale": np.float32(7.5)}
+    video = pipe("x", first_frame=picture, **numbers)  # type: ignore[arg-type]
+    saved = video.save(tmp_path / "x.gif", fps=np.float32(8))  # type: ignore[arg-type]
+    settings = json.loads(saved.with_name("x.gif.json").read_text())
+    assert (settings["seed"], settings["num_inference_steps"], settings["guidance_scale"]) == (3, 1, 7.5)
+
+
+def test_a_bundle_that_changed_since_it_was_loaded_is_not_switched(toy_bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(toy_bundle, tmp_path / "copy")
+    pipeline = lamp_trt.load(copy, num_threads=1)
+    remove_motion(copy, "rain")
+    with pytest.raises(BundleError, match=r"rain.*changed while the bundle was in use|is missing"):
+        pipeline.set_motion("rain")
+    assert pipeline.motion == "horse_run"
+
+
 def test_a_partial_bundle_says_what_it_lacks(toy: Path, tmp_path: Path) -> None:
     build_bundle(tmp_path / "part", BuildOptions(sd=toy / "sd", only=("vae_decoder",), height=64, width=64))
     with pytest.raises(BundleError, match="lacks text_encoder, vae_encoder, lamp_unet"):
@@ -351,6 +371,8 @@ def test_a_partial_bundle_says_what_it_lacks(toy: Path, tmp_path: Path) -> None:
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"backend": "magic"}, "backend is 'magic'"),
         ({"motion": "unicorn"}, "no motion 'unicorn'"),
+        ({"num_threads": 0}, "num_threads is 0"),
+        ({"expect_bundle": "0" * 64}, "000000"),
     ],
 )
 def test_bad_load_arguments_are_refused(toy_bundle: Path, arguments: dict[str, Any], message: str) -> None:

@@ -24,6 +24,8 @@ def load(
     backend: str = "auto",
     motion: str | None = None,
     num_threads: int | None = None,
+    engine_dir: str | PathLike[str] | None = None,
+    expect_bundle: str | None = None,
 ) -> "LampPipeline":
     """Load a bundle that `lamp-trt build` made.
 
@@ -32,9 +34,18 @@ def load(
     backend      "auto" or "onnxruntime"
     motion       the motion to begin with; None is the bundle's default one. Calls may switch.
     num_threads  CPU threads of each network; None lets the backend choose
+    engine_dir   where compiled engines are, for a bundle that cannot hold them; ONNX Runtime has none
+    expect_bundle  the digest that the bundle must have (`lamp-trt inspect` shows it): pins one from elsewhere
     Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
     EngineError if a network cannot be loaded.
     """
     from lamp_trt.runtime.pipeline import load_pipeline
 
-    return load_pipeline(bundle, device=device, backend=backend, motion=motion, num_threads=num_threads)
+    return load_pipeline(
+        bundle,
+        device=device,
+        backend=backend,
+        motion=motion,
+        num_threads=num_threads,
+        expect_bundle=expect_bundle,
+    )

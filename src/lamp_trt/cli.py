@@ -466,6 +466,7 @@ def _named_folders(items: Sequence[str]) -> dict[str, Path]:
 def _function(name: str) -> Callable[[Any], Any]:
     """The function that MODULE:FUNCTION names."""
     module, _, function = name.partition(":")
+    sys.path.insert(0, "")  # as `python -m` does: a module in the working directory
     try:
         found: Callable[[Any], Any] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
