@@ -167,8 +167,8 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
         component = NETWORKS[name].component
         if entry.precision != recipe.precision_of(component):
             raise BundleError(
-                f"{out} holds {name} in {entry.precision}, this build is in {recipe.precision}: networks of two "
-                f"precisions do not fit. Add --precision {entry.precision}, or choose another --out."
+                f"{out} holds {name} in {entry.precision}, this build is in {recipe.precision}: two "
+                f"precisions do not fit together. Add --precision {entry.precision}, or choose another --out."
             )
         weights = manifest.files[weights_path(entry.component)]
         if component in recipe.components and weights.key != recipe.weights_key(component):
