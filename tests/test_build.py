@@ -357,6 +357,6 @@ def test_commands_that_fail_make_no_folder(toy: Path, tmp_path: Path) -> None:
         add_motion(tmp_path / "typo", "rain", toy / "motions" / "rain")
     with pytest.raises(BundleError, match="is no bundle"):
         remove_motion(tmp_path / "typo", "rain")
-    with pytest.raises(CheckpointError, match="is not a unet"):
+    with pytest.raises(CheckpointError, match="a LAMP checkpoint"):
         build_bundle(tmp_path / "typo", toy_options(toy, motions={"x": toy / "sd"}))
     assert not (tmp_path / "typo").exists()

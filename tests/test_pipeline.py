@@ -325,7 +325,7 @@ def test_a_long_prompt_is_cut_and_says_so(pipe: LampPipeline, caplog: pytest.Log
         ({"noise": np.zeros((1, 4, 3, 8, 8))}, InputError, r"noise has shape \(1, 4, 3, 8, 8\)"),
         ({"posterior_noise": np.zeros((1, 4, 9, 8))}, InputError, "posterior_noise has shape"),
         ({"mix_noise": False}, InputError, "needs `noise`"),
-        ({"base_noise": np.zeros((1, 4, 1, 8, 8))}, InputError, 'base_noise is for preset="paper"'),
+        ({"base_noise": np.zeros((1, 4, 1, 8, 8))}, InputError, 'base_noise belongs to preset="paper"'),
     ],
 )
 def test_bad_arguments_are_refused(
