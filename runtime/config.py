@@ -42,6 +42,10 @@ MAX_SEED = 2**64 - 1
 """The seed is Philox's 64-bit key."""
 
 
+MAX_THREADS = 1024
+"""More than any CPU has: what a larger number means is a mistake."""
+
+
 def one_of(name: str, value: object, choices: object) -> None:
     """Raises InputError unless `value` is among the arguments of the Literal type `choices`."""
     allowed = get_args(choices)
@@ -66,6 +70,11 @@ def finite_number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InputError(f"{name} is {value!r}; expected a finite number.")
     return float(value)
+
+
+def thread_count(num_threads: object) -> int | None:
+    """A number of CPU threads as int, None as it is; InputError otherwise."""
+    return None if num_threads is None else whole_number("num_threads", num_threads, 1, MAX_THREADS)
 
 
 def early_steps(preset: Preset, adain_switch_step: int | None) -> int:

@@ -22,7 +22,7 @@ from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
-from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.config import GenerationConfig, thread_count
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.histogram import uint8_frames
 from lamp_trt.runtime.image import encode_png
@@ -226,7 +226,8 @@ def missing_networks(bundle: Bundle) -> list[str]:
 
 def load_first_frame_maker(bundle: Bundle, *, num_threads: int | None = None) -> FirstFrameMaker:
     """Load the SDXL networks of an open bundle. BundleError if it lacks any, or changed since it was opened;
-    EngineError if one cannot be loaded."""
+    EngineError if one cannot be loaded; InputError for num_threads."""
+    num_threads = thread_count(num_threads)
     missing = missing_networks(bundle)
     if missing:
         raise BundleError(

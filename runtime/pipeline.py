@@ -21,7 +21,7 @@ from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.runtime import first_frame as sdxl
 from lamp_trt.runtime import latents as latent_ops
-from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset, one_of, whole_number
+from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset, one_of, thread_count
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker
 from lamp_trt.runtime.histogram import match_histograms, uint8_frames
@@ -32,8 +32,6 @@ from lamp_trt.runtime.tokenizer import CLIPTokenizer, load_tokenizer
 from lamp_trt.runtime.video import Video
 
 Array = NDArray[Any]
-
-MAX_THREADS = 1024
 Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, Array] | None]
 
 
@@ -342,8 +340,7 @@ def load_pipeline(
         raise InputError(f"device is {device!r}; this version runs on 'cpu' ('auto' picks it).")
     if backend not in ("auto", "onnxruntime"):
         raise InputError(f"backend is {backend!r}; this version runs on 'onnxruntime' ('auto' picks it).")
-    if num_threads is not None:
-        num_threads = whole_number("num_threads", num_threads, 1, MAX_THREADS)
+    num_threads = thread_count(num_threads)
     opened = Bundle.open(bundle, expect_digest=expect_bundle)
     missing = [name for name in VIDEO_NETWORKS if name not in opened.manifest.networks]
     if missing:

@@ -35,8 +35,9 @@ from lamp_trt.export.networks import check_component
 from lamp_trt.export.sdxl_checkpoint import FOLDERS
 from lamp_trt.export.toy_tokenizer import write_tokenizer
 
-GRAPH_LIMIT_BYTES, GRAPH_LIMIT_SECONDS = 2 << 30, 180
-BUILD_LIMIT_BYTES = 2 << 30
+GRAPH_PEAK_BYTES, GRAPH_FILE_BYTES = 2 << 30, 1_500_000
+BUILD_PEAK_BYTES = 2 << 30
+"""Limits. Measured: graphs 0.65 GB and 0.96 MB (SDXL's UNet), a whole build 0.75 GB of anonymous memory."""
 
 
 def found(folder: Path, component: str) -> ComponentFiles:
@@ -97,8 +98,8 @@ def test_a_full_size_graph_needs_neither_weights_nor_much_time(network: str) -> 
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     print(figures)
-    assert figures["peak_bytes"] < GRAPH_LIMIT_BYTES
-    assert figures["graph_bytes"] < 1_500_000
+    assert figures["peak_bytes"] < GRAPH_PEAK_BYTES
+    assert figures["graph_bytes"] < GRAPH_FILE_BYTES
 
 
 @pytest.mark.slow
@@ -114,7 +115,7 @@ def test_a_full_size_build_streams(tmp_path: Path) -> None:
         report, peak, seconds = run_and_watch(command)
         files = {file["path"]: file["size_bytes"] for file in report["files"]}
         print({"seconds": seconds, "peak_anonymous_bytes": peak, "bundle_bytes": sum(files.values())})
-        assert peak < BUILD_LIMIT_BYTES
+        assert peak < BUILD_PEAK_BYTES
         assert set(Bundle.open(out, verify="none").manifest.networks) == {*NETWORKS}
         assert "weights/sdxl_text_encoder.safetensors" not in files
         assert 0 <= files["weights/sdxl_unet.safetensors"] - 2 * PARAMETERS["sdxl_unet"] < 1 << 20

@@ -391,6 +391,7 @@ def test_generate_goes_from_text_to_video_and_image_makes_its_first_frame(
         (["--out=picture.jpg"], "no .png file"),
         (["--out=/nowhere/picture.png"], "'/nowhere' does not exist"),
         (["--seed=-1"], "seed is -1"),
+        (["--num-threads=0"], "num_threads is 0"),
         (["--steps=0"], "first_frame_num_inference_steps is 0"),
     ],
 )
