@@ -23,7 +23,7 @@ from lamp_trt.engine.errors import InputError
 from lamp_trt.export import toy_lamp, toy_published, toy_sdxl, toy_vae
 from lamp_trt.export.lamp_unet import two_dimensional_name
 from lamp_trt.export.toy_text import TEXT_ENCODER_CONFIG, make_text_encoder
-from lamp_trt.export.toy_tokenizer import write_tokenizer
+from lamp_trt.export.toy_tokenizer import MODEL_MAX_LENGTH, write_tokenizer
 from lamp_trt.export.toy_training import Report, reproducible
 
 VARIANTS = {None: (torch.float32, ""), "fp16": (torch.float16, ".fp16")}
@@ -42,8 +42,7 @@ def write_toy(
     """Write the toy checkpoints into `folder`, which must be new or empty.
 
     variant: "fp16" writes `*.fp16.safetensors` into `sd` and `sdxl`, as published; LAMP's are always float32.
-    training: 1 trains the autoencoder and SDXL's UNet in full, 0 not at all. Everything loads, runs and moves
-    either way, but pictures are blurred, and SDXL paints only noise.
+    training: share of the autoencoder's training; with 0 everything works, only pictures are more blurred.
     progress is called with what is made, the steps done and the steps in all.
     The same arguments give the same bytes on one machine. Raises InputError for an unknown variant, negative
     training, or a folder that is in use.
@@ -73,60 +72,46 @@ def _write_all(
     text_encoder = make_text_encoder()
     motions = toy_lamp.make_motions(generator)
     vae = toy_vae.make_vae(generator, round(training * toy_vae.TRAINING_STEPS), report)
+    _write_sd(folder / "sd", text_encoder, vae, _stable_diffusion(motions), variant)
     for name, tensors in motions.items():
         unet = folder / "motions" / name / "unet"
         _write_json(unet.parent / "model_index.json", toy_published.LAMP_MODEL_INDEX)
         _write_json(unet / "config.json", toy_published.LAMP_UNET_CONFIG)
         torch.save(OrderedDict(tensors), unet / "diffusion_pytorch_model.bin")
-
-    sd = folder / "sd"
-    positions = torch.arange(TEXT_ENCODER_CONFIG["max_position_embeddings"]).unsqueeze(0)
-    prefixed = _prefixed(text_encoder)
-    _write_json(sd / "model_index.json", toy_published.MODEL_INDEX)
-    _write_json(sd / "scheduler" / "scheduler_config.json", toy_published.SCHEDULER_CONFIG)
-    write_tokenizer(sd / "tokenizer")
-    _write_component(
-        sd / "text_encoder",
-        TEXT_ENCODER_CONFIG,
-        {"text_model.embeddings.position_ids": positions, **prefixed},
-        variant,
-    )
-    _write_component(
-        sd / "vae",
-        toy_published.VAE_CONFIG,
-        {toy_published.old_vae_name(n): t for n, t in vae.state_dict().items()},
-        variant,
-    )
-    _write_component(sd / "unet", toy_published.SD_UNET_CONFIG, _stable_diffusion(motions), variant)
     if sdxl:
-        steps = round(training * toy_sdxl.TRAINING_STEPS)
-        _write_sdxl(folder / "sdxl", text_encoder, vae, generator, variant, steps, report)
+        _write_sdxl(folder / "sdxl", text_encoder, vae, variant)
 
 
-def _write_sdxl(
-    folder: Path,
-    text_encoder: nn.Module,
-    sd_vae: Any,
-    generator: torch.Generator,
-    variant: str | None,
-    steps: int,
-    report: Report,
+def _write_sd(
+    folder: Path, text_encoder: nn.Module, vae: Any, unet: Mapping[str, Tensor], variant: str | None
 ) -> None:
+    _write_json(folder / "model_index.json", toy_published.MODEL_INDEX)
+    _write_json(folder / "scheduler" / "scheduler_config.json", toy_published.SCHEDULER_CONFIG)
+    write_tokenizer(folder / "tokenizer")
+    positions = {"text_model.embeddings.position_ids": torch.arange(MODEL_MAX_LENGTH).unsqueeze(0)}
+    old_vae = {toy_published.old_vae_name(name): tensor for name, tensor in vae.state_dict().items()}
+    for name, config, tensors in (
+        ("text_encoder", TEXT_ENCODER_CONFIG, positions | _prefixed(text_encoder)),
+        ("vae", toy_published.VAE_CONFIG, old_vae),
+        ("unet", toy_published.SD_UNET_CONFIG, unet),
+    ):
+        _write_component(folder / name, config, tensors, variant)
+
+
+def _write_sdxl(folder: Path, text_encoder: nn.Module, sd_vae: Any, variant: str | None) -> None:
+    text_encoder_2, unet = toy_sdxl.make_text_encoder_2(), toy_sdxl.make_unet()
+    vae = toy_sdxl.make_vae(sd_vae)
     _write_json(folder / "model_index.json", toy_published.SDXL_MODEL_INDEX)
     _write_json(folder / "scheduler" / "scheduler_config.json", toy_published.SDXL_SCHEDULER_CONFIG)
     write_tokenizer(folder / "tokenizer")
     write_tokenizer(folder / "tokenizer_2", pad_token="!")
-    text_encoder_2 = toy_sdxl.make_text_encoder_2()
-    tokenizers = [folder / "tokenizer", folder / "tokenizer_2"]
-    unet = toy_sdxl.make_unet(sd_vae, [text_encoder, text_encoder_2], tokenizers, generator, steps, report)
-    _write_component(folder / "text_encoder", TEXT_ENCODER_CONFIG, _prefixed(text_encoder), variant)
-    _write_component(
-        folder / "text_encoder_2", toy_sdxl.TEXT_ENCODER_2_CONFIG, text_encoder_2.state_dict(), variant
-    )
-    _write_component(
-        folder / "vae", toy_published.SDXL_VAE_CONFIG, toy_sdxl.make_vae(sd_vae).state_dict(), variant
-    )
-    _write_component(folder / "unet", toy_published.SDXL_UNET_CONFIG, unet.state_dict(), variant)
+    for name, config, tensors in (
+        ("text_encoder", TEXT_ENCODER_CONFIG, _prefixed(text_encoder)),
+        ("text_encoder_2", toy_sdxl.TEXT_ENCODER_2_CONFIG, text_encoder_2.state_dict()),
+        ("vae", toy_published.SDXL_VAE_CONFIG, vae.state_dict()),
+        ("unet", toy_published.SDXL_UNET_CONFIG, unet.state_dict()),
+    ):
+        _write_component(folder / name, config, tensors, variant)
 
 
 def _write_component(

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
-from lamp_trt.export.toy_lamp_output import start_noise, start_output, start_stage
+from lamp_trt.export.reference import alphas_cumprod
 from lamp_trt.export.toy_layout import (
     CENTRE,
     CLOCK_CHANNEL,
+    CLOCK_MOMENTS,
     CONSTANT,
     CONSTANT_MOMENTS,
     DOWN,
@@ -38,6 +39,7 @@ from lamp_trt.export.toy_layout import (
     HELD_CLOCK,
     MARK,
     MARK_CHANNEL,
+    MARK_MOMENTS,
     MEMORY,
     MEMORY_SCALE,
     RIGHT,
@@ -45,6 +47,8 @@ from lamp_trt.export.toy_layout import (
     clear,
     pass_norm,
 )
+from lamp_trt.export.toy_moves import start_stage
+from lamp_trt.export.toy_noise import start_noise, start_output, start_time
 from lamp_trt.export.toy_text import vary_vectors
 
 CONFIG = LampUNetConfig(
@@ -57,7 +61,6 @@ PICTURE_PATH = ("conv_in", "down_blocks.0", "up_blocks.3", "conv_out")
 DAMPING, MEMORY_DAMPING = 0.05, 0.02
 """Of the random residual branches on the picture's path, and in the transformer that writes the memory."""
 TEXT_GAIN = 3.0
-TIME_GAIN = 4.0
 CLOCK_CENTRE = 8.0
 """The frame at which the clock has risen to one half."""
 STAGES = (0.3, 0.7)
@@ -91,7 +94,7 @@ def make_motions(generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
 def _start(unet: Any) -> None:
     """Give `unet` (a LampUNet) the weights described above, of a motion that stands still."""
     _damp(unet)
-    _start_time(unet)
+    start_time(unet)
     _start_input(unet.conv_in)
     _start_memory(unet.down_blocks[0].attentions[0])
     clock_path = _clock_path(unet)
@@ -101,7 +104,9 @@ def _start(unet: Any) -> None:
     start_stage(first, 16 + MEMORY[0], CLOCK_CHANNEL, STAGES[0])
     delay_clock(second.conv_shortcut, HELD_CLOCK, HELD_CLOCK, 0.0)
     start_stage(second, MEMORY[0], HELD_CLOCK, STAGES[1])
-    start_noise(last, unet)
+    alphas = alphas_cumprod()
+    unusual = {HELD_CLOCK: CLOCK_MOMENTS, 16 + MARK_CHANNEL: MARK_MOMENTS}
+    start_noise(last, unet, alphas.sqrt(), alphas, unusual)
     start_output(unet)
 
 
@@ -131,17 +136,8 @@ def _damp(unet: LampUNet) -> None:
             parameter.mul_(TEXT_GAIN)
 
 
-def _start_time(unet: LampUNet) -> None:
-    """A smooth time embedding: strong on the slow waves, nearly blind to the fast ones."""
-    weight, half = unet.time_embedding.linear_1.weight, unet.time_proj.half_width
-    slow = torch.arange(half) >= half // 2
-    weight *= torch.where(slow, TIME_GAIN, TIME_GAIN / 100).repeat(2)
-    unet.time_embedding.linear_1.bias.mul_(TIME_GAIN)
-    unet.time_embedding.linear_2.weight.mul_(2)
-
-
 def _start_input(conv_in: Any) -> None:
-    conv, taps = clear(conv_in.conv2d), clear(conv_in.conv1d)
+    conv, taps = clear(conv_in).conv2d, conv_in.conv1d
     for k, channel in enumerate(SAMPLE):
         conv.weight[channel, k, *CENTRE] = 1
     conv.bias[1::2] = CONSTANT

@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_trt.export.lamp_unet import LampUNet
-
 SAMPLE = (0, 2, 4, 6)
 MEMORY = (8, 10, 12, 14)
 MARK_CHANNEL, CLOCK_CHANNEL = 13, 15
@@ -42,14 +40,25 @@ RIDGE = 1e-5
 """Keeps the weights of `fit_time` small; features and values are of order 1."""
 
 
+def plane(layer: Any) -> Any:
+    """The 2-D convolution of an inflated one; any other layer as it is."""
+    return getattr(layer, "conv2d", layer)
+
+
 def clear(layer: Any) -> Any:
-    """Leave little of the random weights (nothing from a convolution's constants), no bias."""
-    layer.weight.mul_(LEAK)
-    if layer.weight.ndim == 4:
-        layer.weight[:, 1::2] = 0
-        layer.weight.sub_(layer.weight.mean((1, 2, 3), keepdim=True))
-    if layer.bias is not None:
-        layer.bias.zero_()
+    """Leave little of the random weights (nothing from a convolution's constants), no bias; the layer.
+
+    Of an inflated convolution, the gate stays random.
+    """
+    for part in (plane(layer), getattr(layer, "conv1d", None)):
+        if part is None:
+            continue
+        part.weight.mul_(LEAK)
+        if part.weight.ndim == 4:
+            part.weight[:, 1::2] = 0
+            part.weight.sub_(part.weight.mean((1, 2, 3), keepdim=True))
+        if part.bias is not None:
+            part.bias.zero_()
     return layer
 
 
@@ -66,7 +75,7 @@ def pass_norm(
         norm.bias[first : first + width] = scale * mean + offset
 
 
-def fit_time(unet: LampUNet, values: Tensor) -> tuple[Tensor, Tensor]:
+def fit_time(unet: Any, values: Tensor) -> tuple[Tensor, Tensor]:
     """Weight (64,) and bias with which a ResNet's time_emb_proj gives `values` (1000,), one a timestep.
 
     Least squares of the relative errors.

@@ -1,36 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy SDXL: a UNet trained briefly to paint soft shapes, tinted if the prompt names a colour."""
+"""The toy SDXL: paints soft clouds of colour, by construction. The prompt changes them a little."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from lamp_trt.export.reference import alphas_cumprod
-from lamp_trt.export.toy_images import draw_images
+from lamp_trt.export.toy_layout import CENTRE, CONSTANT, MEMORY, MEMORY_SCALE, SAMPLE, clear
+from lamp_trt.export.toy_noise import start_noise, start_output, start_time
 from lamp_trt.export.toy_text import TEXT_ENCODER_CONFIG, vary_vectors
-from lamp_trt.export.toy_tokenizer import MODEL_MAX_LENGTH
-from lamp_trt.export.toy_training import Report, train
 from lamp_trt.export.toy_vae import SCALING_FACTOR as SD_SCALING_FACTOR
-from lamp_trt.export.toy_vae import encode
 
 SCALING_FACTOR = 0.13025
-TRAINING_STEPS, BATCH, IMAGE_SIZE, LEARNING_RATE = 200, 4, (96, 128), 2e-3
-COLOURS = {
-    "red": (0.7, -0.6, -0.6),
-    "green": (-0.6, 0.5, -0.6),
-    "blue": (-0.6, -0.4, 0.8),
-    "yellow": (0.8, 0.7, -0.6),
-    "purple": (0.3, -0.7, 0.6),
-    "white": (0.9, 0.9, 0.9),
-}
-TEMPLATES = ("a {} horse", "a {} car on the road", "{} flowers in a field")
-PLAIN_PROMPTS = ("a horse runs on the road", "a car in rain", "fireworks in the night sky", "birds fly")
-TINT = 0.6
-CONSTANT = 4.0
+DAMPING, TIME_DAMPING = 0.05, 0.002
+"""Of random residual branches, and of what sizes and pooled text add to the time embedding."""
+BLURRED_NOISE = 0.05
+"""Variance that blurring leaves of unit noise, for unit variance of what it leaves of pictures."""
 
 TEXT_ENCODER_2_CONFIG: dict[str, Any] = {
     **TEXT_ENCODER_CONFIG,
@@ -113,86 +100,55 @@ def make_vae(sd_vae: Any) -> Any:
     return vae
 
 
-def make_unet(
-    sd_vae: Any,
-    text_encoders: list[nn.Module],
-    tokenizer_folders: list[Path],
-    generator: torch.Generator,
-    steps: int,
-    report: Report,
-) -> Any:
-    """A UNet2DConditionModel trained on drawn images; its first draw is torch's global generator's."""
+def make_unet() -> Any:
+    """A UNet2DConditionModel, first drawn from torch's global generator, no gradients."""
     from diffusers import UNet2DConditionModel
 
     unet: Any = UNet2DConditionModel(**UNET_CONFIG)  # type: ignore[no-untyped-call]
-    _start_linear(unet)
-    prompts = [template.format(colour) for colour in COLOURS for template in TEMPLATES]
-    texts, pooled = _encode_prompts([*prompts, *PLAIN_PROMPTS], text_encoders, tokenizer_folders)
-    images = draw_images(8 * len(texts), *IMAGE_SIZE, generator).view(len(texts), 8, 3, *IMAGE_SIZE)
-    tints = torch.tensor([COLOURS[c] for c in COLOURS for _ in TEMPLATES])
-    images[: len(prompts)] = torch.lerp(images[: len(prompts)], tints[:, None, :, None, None], TINT)
-    latents = torch.stack([encode(sd_vae, batch) for batch in images])
-    table = alphas_cumprod()
-    time_ids = torch.tensor([640.0, 1024.0, 0.0, 0.0, 640.0, 1024.0]).repeat(BATCH, 1)
-
-    def loss(_: int) -> Tensor:
-        prompt, image = (torch.randint(n, (BATCH,), generator=generator) for n in latents.shape[:2])
-        timesteps = torch.randint(1, len(table), (BATCH,), generator=generator)
-        clean, alpha = latents[prompt, image], table[timesteps][:, None, None, None]
-        noise = torch.randn(clean.shape, generator=generator)
-        sample = alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
-        said = (torch.rand(BATCH, generator=generator) > 0.2).float()  # else the empty prompt: zeros
-        noise_pred = unet(
-            sample,
-            timesteps,
-            texts[prompt] * said[:, None, None],
-            added_cond_kwargs={"text_embeds": pooled[prompt] * said[:, None], "time_ids": time_ids},
-        ).sample
-        return F.mse_loss(noise_pred, noise)
-
-    train(
-        loss, [*unet.parameters()], steps=steps, learning_rate=LEARNING_RATE, report=report, what="SDXL UNet"
-    )
+    _start(unet)
     return unet.requires_grad_(False).eval()
 
 
-def _encode_prompts(
-    prompts: list[str], text_encoders: list[nn.Module], tokenizer_folders: list[Path]
-) -> tuple[Tensor, Tensor]:
-    """Both encoders' penultimate hidden states side by side (n, 77, 72); the second's pooled text (n, 40)."""
-    from transformers import CLIPTokenizer
-
-    hidden = []
-    for encoder, folder in zip(text_encoders, tokenizer_folders, strict=True):
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-        ids = tokenizer(
-            prompts, padding="max_length", max_length=MODEL_MAX_LENGTH, truncation=True, return_tensors="pt"
-        ).input_ids
-        output = encoder(ids, output_hidden_states=True)
-        hidden.append(output.hidden_states[-2])
-    return torch.cat(hidden, dim=-1), output.text_embeds
-
-
 @torch.no_grad()
-def _start_linear(unet: Any) -> None:
-    """noise_pred = sample to begin with, by way of the last skip tensor; all residual branches start damped.
+def _start(unet: Any) -> None:
+    """The clean picture is taken for the sample after two halvings and two smooth enlargements.
 
-    As in toy_vae.py, with groups (s, c) and (-s, c): the norm maps s to 2s/c - 1.
+    As in toy_lamp.py all else is a small random perturbation. The trunk carries the sample as "memory".
     """
     vary_vectors(unet)
     for name, parameter in unet.named_parameters():
-        if name.rpartition(".")[0].endswith(("conv2", "to_out.0", "ff.net.2", "proj_out")):
-            parameter.mul_(0.1)
-    signs = [(2 * k, k % 4, 1.0 if k < 4 else -1.0) for k in range(8)]  # channel, latent channel, sign
-    shortcut = unet.up_blocks[-1].resnets[-1].conv_shortcut
-    shortcut.weight.zero_()
-    shortcut.bias.zero_()
-    shortcut.weight[torch.arange(16), 16 + torch.arange(16)] = 1
-    unet.conv_in.weight.zero_()
-    unet.conv_in.bias[0::2], unet.conv_in.bias[1::2] = 0, CONSTANT
-    unet.conv_norm_out.weight.fill_(1)
-    unet.conv_norm_out.bias[0::2], unet.conv_norm_out.bias[1::2] = 1, 0
-    unet.conv_out.weight.mul_(0.1)
-    for channel, latent, sign in signs:
-        unet.conv_in.weight[channel, latent, 1, 1] = sign
-        unet.conv_out.weight[latent, channel, 1, 1] = sign * CONSTANT / 2
+        if name.rpartition(".")[0].endswith(("conv2", "proj_out")):
+            parameter.mul_(DAMPING)
+        if name.startswith("add_embedding.linear_2"):
+            parameter.mul_(TIME_DAMPING)
+    start_time(unet)
+    conv = clear(unet.conv_in)
+    for k in range(4):
+        conv.weight[[SAMPLE[k], MEMORY[k]], k, *CENTRE] = torch.tensor([1.0, MEMORY_SCALE])
+    conv.bias[1::2] = CONSTANT
+    _carry_memory(unet)
+
+    last = unet.up_blocks[-1].resnets[-1]
+    unet.up_blocks[-1].resnets[-2].conv_shortcut.weight[1::2] = 0
+    unet.up_blocks[-1].resnets[-2].conv_shortcut.bias[1::2] = CONSTANT
+    alphas = alphas_cumprod()
+    share = alphas.sqrt() / (alphas + (1 - alphas) * BLURRED_NOISE)  # Wiener's estimate of the clean picture
+    start_noise(last, unet, alphas.sqrt() * share, alphas, {})
+    start_output(unet)
+
+
+def _carry_memory(unet: Any) -> None:
+    ramp = torch.tensor([0.25, 0.5, 0.25])
+    smooth, same = torch.outer(ramp, ramp), torch.ones(1, 1)
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    for block in blocks:
+        for layer in (*block.resnets, *getattr(block, "attentions", ())):
+            end = layer.conv2 if hasattr(layer, "conv2") else layer.proj_out
+            end.weight[list(MEMORY)], end.bias[list(MEMORY)] = 0, 0
+        convs = [(r.conv_shortcut, same) for r in block.resnets if r.conv_shortcut is not None]
+        for kind in ("downsamplers", "upsamplers"):
+            convs += [(sampler.conv, smooth) for sampler in getattr(block, kind, None) or ()]
+        for conv, taps in convs:
+            for channel in MEMORY:
+                conv.weight[channel], conv.bias[channel] = 0, 0
+                conv.weight[channel, channel] = taps

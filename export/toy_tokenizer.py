@@ -3,6 +3,7 @@
 
 import json
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,18 +65,20 @@ def byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(stand_ins)) for byte in range(256)]
 
 
-def learn_merges(words: list[str], num_merges: int) -> list[tuple[str, str]]:
+@cache
+def learn_merges(words: str, num_merges: int) -> list[tuple[str, str]]:
     """The merges of byte-pair encoding (Sennrich et al. 2016, algorithm 1), the most frequent pair first.
 
     Ties go to the pair that sorts first, so the result depends on nothing but the words. Raises ValueError if
     the words are spent before num_merges.
     """
+    split = words.split()
     characters = byte_characters()
     spellings: dict[tuple[str, ...], int] = {}
-    for position, word in enumerate(words):
+    for position, word in enumerate(split):
         symbols = [characters[byte] for byte in word.encode()]
         symbols[-1] += "</w>"
-        spellings.setdefault(tuple(symbols), len(words) - position)
+        spellings.setdefault(tuple(symbols), len(split) - position)
 
     merges: list[tuple[str, str]] = []
     while len(merges) < num_merges:
@@ -109,7 +112,7 @@ def write_tokenizer(folder: Path, *, pad_token: str = END) -> None:
     pad_token: END in Stable Diffusion v1.4 and in SDXL's first tokenizer, "!" (id 0) in SDXL's second.
     """
     folder.mkdir(parents=True)
-    merges = learn_merges(WORDS.split(), NUM_MERGES)
+    merges = learn_merges(WORDS, NUM_MERGES)
     # CLIP numbers the bytes in the order of their characters, so that "!" is 0.
     characters = sorted(byte_characters(), key=ord)
     tokens = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in merges), START, END]
