@@ -16,7 +16,9 @@ from lamp_trt.export.toy_vae import SCALING_FACTOR as SD_SCALING_FACTOR
 SCALING_FACTOR = 0.13025
 DAMPING, TIME_DAMPING = 0.05, 0.002
 """Of random residual branches, and of what sizes and pooled text add to the time embedding."""
-BLURRED_NOISE = 0.05
+TEXT_GAIN, PROMPT_SHARE = 3.0, 0.25
+"""Of cross-attention, and of what it changes in the picture rather than beside it."""
+BLURRED_NOISE = 0.02
 """Variance that blurring leaves of unit noise, for unit variance of what it leaves of pictures."""
 
 TEXT_ENCODER_2_CONFIG: dict[str, Any] = {
@@ -119,6 +121,8 @@ def _start(unet: Any) -> None:
     for name, parameter in unet.named_parameters():
         if name.rpartition(".")[0].endswith(("conv2", "proj_out")):
             parameter.mul_(DAMPING)
+        if ".attn2." in name and parameter.ndim == 2:
+            parameter.mul_(TEXT_GAIN)
         if name.startswith("add_embedding.linear_2"):
             parameter.mul_(TIME_DAMPING)
     start_time(unet)
@@ -142,9 +146,11 @@ def _carry_memory(unet: Any) -> None:
     smooth, same = torch.outer(ramp, ramp), torch.ones(1, 1)
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     for block in blocks:
-        for layer in (*block.resnets, *getattr(block, "attentions", ())):
-            end = layer.conv2 if hasattr(layer, "conv2") else layer.proj_out
-            end.weight[list(MEMORY)], end.bias[list(MEMORY)] = 0, 0
+        for resnet in block.resnets:
+            resnet.conv2.weight[list(MEMORY)], resnet.conv2.bias[list(MEMORY)] = 0, 0
+        for transformer in getattr(block, "attentions", ()):
+            transformer.proj_out.weight[list(MEMORY)] *= PROMPT_SHARE
+            transformer.proj_out.bias[list(MEMORY)] = 0
         convs = [(r.conv_shortcut, same) for r in block.resnets if r.conv_shortcut is not None]
         for kind in ("downsamplers", "upsamplers"):
             convs += [(sampler.conv, smooth) for sampler in getattr(block, kind, None) or ()]
