@@ -32,9 +32,9 @@ FP32_NETWORKS = {
     "vae_decoder": Limit(max_abs=5e-5, rel_l2=1e-4),
     "sdxl_vae_decoder": Limit(max_abs=5e-5, rel_l2=1e-4),
 }
-"""LAMP UNet, official: 2.2e-6 and 3.6e-7; measured 1.6e-6 relative at widths (64, 128, 256, 256), 16 frames of
-40x64. Decoders: what counts is max_abs, a level is 7.8e-3; a nearly grey picture has a small norm, and 2.3e-6
-was 2.4e-5 of it."""
+"""LAMP UNet, official: 2.2e-6 and 3.6e-7; measured 1.6e-6 relative at widths (64, 128, 256, 256) and 40x64.
+Decoders: what counts is max_abs, a level is 7.8e-3; a nearly grey picture has a small norm, and 2.3e-6 was
+2.4e-5 of it."""
 
 FP32_TEACHER_FORCED = Limit(max_abs=2e-4, rel_l2=1e-4)
 """One step from the reference's latents: a UNet at its limit, amplified by guidance, 5e-6 * 12.5 * sqrt(2).
