@@ -122,8 +122,3 @@ Measured 7e-7; ending at 1 instead of alphas_cumprod[0], or time ids in another 
 SDXL_IMAGE_LEVELS, SDXL_IMAGE_DIFFERING = 1, 1e-3
 """The image of those latents, in levels and as the share of values that differ: one near a half rounds to
 either side. Measured 2e-5; truncation instead of rounding changes half of them."""
-
-# --- toy checkpoints ----------------------------------------------------------------------------------
-
-TOY_PRECISION_REL_L2 = 1e-4
-"""The toy's loop in float32 against float64: chaotic networks, such as random ones, diverge completely."""
