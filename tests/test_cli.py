@@ -222,7 +222,14 @@ def test_ctrl_c_in_a_build_exits_130_and_a_second_build_completes(toy: Path, tmp
     out = tmp_path / "bundle"
     options = ["--only", "vae_encoder", "vae_decoder", "--height=64", "--width=64"]
     command = [sys.executable, "-m", "lamp_trt", "build", f"--sd={toy / 'sd'}", *options, f"--out={out}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored if we run in the background
+    )
     assert process.stderr is not None
     with process.stderr as stderr:
         for line in stderr:
