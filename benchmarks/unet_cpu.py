@@ -143,10 +143,11 @@ def summary(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def parity(folder: Path) -> dict[str, float]:
-    outputs = {name: np.load(folder / f"{name}.npy").astype(np.float64) for name in ENGINES}
-    official = outputs["official"]
+    from lamp_trt.benchmarks.metrics import distance
+
+    outputs = {name: np.load(folder / f"{name}.npy") for name in ENGINES}
     return {
-        f"{name}_rel_l2": float(np.linalg.norm(outputs[name] - official) / np.linalg.norm(official))
+        f"{name}_rel_l2": distance(outputs[name], outputs["official"]).rel_l2
         for name in ("onnxruntime", "lean")
     }
 

@@ -141,7 +141,7 @@ def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     """transformers' CLIPTextModel of a `text_encoder` folder or of its parent."""
     files = find_component(folder, "text_encoder")
     with empty_weights():
-        model = text_encoder_from_config(files.config)
+        model = clip_from_config("text_encoder", files.config, "CLIPTextModel")
     return load_module(model, files, dtype)
 
 
@@ -149,7 +149,7 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Modul
     """diffusers' AutoencoderKL of a `vae` folder or of its parent."""
     files = find_component(folder, "vae")
     with empty_weights():
-        vae = vae_from_config(files.config)
+        vae = diffusers_module_from_config("vae", files.config, "AutoencoderKL")
     return load_module(vae, files, dtype)
 
 
@@ -161,23 +161,26 @@ def empty_weights() -> AbstractContextManager[None]:
     return context
 
 
-def text_encoder_from_config(config: Mapping[str, Any]) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def clip_from_config(component: str, config: Mapping[str, Any], class_name: str) -> nn.Module:
+    """The CLIP text model of transformers that `config` must describe: `class_name`."""
+    import transformers
 
-    expect_class("text_encoder", config, "CLIPTextModel")
-    model: nn.Module = CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+    _expect_class(component, config, class_name)
+    clip_config = transformers.CLIPTextConfig.from_dict(dict(config))
+    model: nn.Module = getattr(transformers, class_name)(clip_config)
     return model
 
 
-def vae_from_config(config: Mapping[str, Any]) -> nn.Module:
-    from diffusers import AutoencoderKL
+def diffusers_module_from_config(component: str, config: Mapping[str, Any], class_name: str) -> nn.Module:
+    """The module of diffusers that `config` must describe: `class_name`."""
+    import diffusers
 
-    expect_class("vae", config, "AutoencoderKL")
-    vae: nn.Module = AutoencoderKL.from_config(dict(config))  # type: ignore[no-untyped-call]
-    return vae
+    _expect_class(component, config, class_name)
+    module: nn.Module = getattr(diffusers, class_name).from_config(dict(config))
+    return module
 
 
-def expect_class(component: str, config: Mapping[str, Any], expected: str) -> None:
+def _expect_class(component: str, config: Mapping[str, Any], expected: str) -> None:
     """Raise CheckpointError unless `config` describes the class `expected`."""
     found = class_name(config) or "no known class"
     if found != expected:

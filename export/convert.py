@@ -53,11 +53,8 @@ def converted(files: ComponentFiles, precision: Precision) -> Iterator[tuple[str
 
 def shares_base(files: ComponentFiles, base: WeightFile, precision: Precision) -> bool:
     """Whether every tensor that LAMP does not train equals, in `precision`, the one in `base`."""
-    arrays = base.arrays()
-    shared: Iterable[tuple[str, Tensor]] = (
-        item for item in converted(files, precision) if not is_motion_tensor(item[0])
-    )
-    return all(tensor_bytes(tensor) == arrays[name].data.cast("B") for name, tensor in shared)
+    tensors = converted(files, precision)
+    return _equal_bytes(((name, tensor) for name, tensor in tensors if not is_motion_tensor(name)), base)
 
 
 def equals_stored(files: ComponentFiles, stored: WeightFile, precision: Precision) -> bool:
@@ -66,10 +63,13 @@ def equals_stored(files: ComponentFiles, stored: WeightFile, precision: Precisio
     wanted = {name: (dtype, info.shape) for name, info in tensor_infos(files).items()}
     if wanted != {name: (ref.dtype, ref.shape) for name, ref in stored.tensors.items()}:
         return False
+    return _equal_bytes(converted(files, precision), stored)
+
+
+def _equal_bytes(tensors: Iterable[tuple[str, Tensor]], stored: WeightFile) -> bool:
+    """Whether each of `tensors` has the bytes of its namesake in `stored`."""
     arrays = stored.arrays()
-    return all(
-        tensor_bytes(tensor) == arrays[name].data.cast("B") for name, tensor in converted(files, precision)
-    )
+    return all(tensor_bytes(tensor) == arrays[name].data.cast("B") for name, tensor in tensors)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

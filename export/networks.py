@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from lamp_trt.export.checkpoint_files import ComponentFiles
 from lamp_trt.export.checkpoints import (
     check_tensors,
+    clip_from_config,
+    diffusers_module_from_config,
     empty_weights,
-    expect_class,
-    text_encoder_from_config,
-    vae_from_config,
 )
 from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
 from lamp_trt.export.lean_unet import make_lean
@@ -206,32 +205,16 @@ def module_from_config(component: str, config: Mapping[str, Any]) -> nn.Module:
     """The module whose state dict a component's weights are."""
     match component:
         case "text_encoder" | "sdxl_text_encoder":
-            return text_encoder_from_config(config)
+            return clip_from_config("text_encoder", config, "CLIPTextModel")
         case "vae" | "sdxl_vae":
-            return vae_from_config(config)
+            return diffusers_module_from_config("vae", config, "AutoencoderKL")
         case "unet":
             return LampUNet(LampUNetConfig.from_dict(config))
         case "sdxl_text_encoder_2":
-            return _projecting_text_encoder_from_config(config)
+            return clip_from_config("text_encoder_2", config, "CLIPTextModelWithProjection")
         case "sdxl_unet":
-            return _sdxl_unet_from_config(config)
+            return diffusers_module_from_config("unet", config, "UNet2DConditionModel")
     raise ValueError(component)
-
-
-def _projecting_text_encoder_from_config(config: Mapping[str, Any]) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    expect_class("text_encoder_2", config, "CLIPTextModelWithProjection")
-    model: nn.Module = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(dict(config)))
-    return model
-
-
-def _sdxl_unet_from_config(config: Mapping[str, Any]) -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    expect_class("unet", config, "UNet2DConditionModel")
-    unet: nn.Module = UNet2DConditionModel.from_config(dict(config))  # type: ignore[no-untyped-call]
-    return unet
 
 
 def wrap(network: str, module: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from tolerances import (
 from torch import Tensor, nn
 from toy_fixture import TOY_SIZE, toy_options
 
+from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import CheckpointError
@@ -68,11 +69,6 @@ def run_reference(module: nn.Module, arrays: Arrays) -> tuple[np.ndarray, ...]:
     return tuple(t.numpy() for t in (out if isinstance(out, tuple) else (out,)))
 
 
-def rel_l2(actual: np.ndarray, expected: np.ndarray) -> float:
-    difference = actual.astype(np.float64) - expected
-    return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
-
-
 @pytest.mark.parametrize("network", VIDEO_NETWORKS)
 def test_onnx_runtime_equals_the_pytorch_module_in_fp32(network: str, toy: Path, toy_bundle: Path) -> None:
     bundle = Bundle.open(toy_bundle)
@@ -85,7 +81,7 @@ def test_onnx_runtime_equals_the_pytorch_module_in_fp32(network: str, toy: Path,
         assert actual[tensor.name].shape == value.shape
         assert np.abs(actual[tensor.name] - value).max() <= EXPORT_ATOL
         if network == "lamp_unet":
-            assert rel_l2(actual[tensor.name], value) <= EXPORT_UNET_REL_L2
+            assert distance(actual[tensor.name], value).rel_l2 <= EXPORT_UNET_REL_L2
 
 
 @pytest.mark.parametrize("network", VIDEO_NETWORKS)
@@ -197,7 +193,7 @@ def test_attention_is_rewritten_for_the_cpu_and_gives_the_same(toy_bundle: Path)
     plain = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (expected,) = plain.run(None, arrays)
     engine = OnnxRuntimeEngine(bundle, "lamp_unet", motion="horse_run")
-    assert rel_l2(engine.run(arrays)["noise_pred"], expected) <= EXPORT_UNET_REL_L2
+    assert distance(engine.run(arrays)["noise_pred"], expected).rel_l2 <= EXPORT_UNET_REL_L2
 
 
 def test_causal_attention_is_rewritten_as_unidirectional(toy_bundle: Path) -> None:
@@ -227,7 +223,9 @@ def test_fp16_graphs_stay_within_twice_pytorchs_own_error(network: str, toy: Pat
     wide = {name: a.astype(np.float32) if a.dtype == np.float16 else a for name, a in arrays.items()}
     exact = run_reference(reference_module(network, toy), wide)
     for tensor, half, single in zip(entry.outputs, own, exact, strict=True):
-        assert rel_l2(actual[tensor.name], single) <= FP16_YARDSTICK * rel_l2(half, single)
+        yardstick = distance(half, single)
+        assert yardstick.finite
+        assert distance(actual[tensor.name], single).rel_l2 <= FP16_YARDSTICK * yardstick.rel_l2
 
 
 def test_equal_inputs_give_equal_graph_bytes(toy: Path, toy_bundle: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tolerances import (
 )
 
 import lamp_trt
+from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
@@ -56,10 +57,6 @@ def picture() -> np.ndarray:
     y, x = np.mgrid[0:128, 0:128] / 128
     waves = [np.sin(5 * x + 3 * y), np.cos(7 * x * y), np.sin(9 * y)]
     return np.rint(127.5 + 110 * np.stack(waves, axis=-1)).astype(np.uint8)
-
-
-def rel_l2(actual: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 # --- against the official implementation --------------------------------------------------------------
@@ -198,7 +195,7 @@ def test_a_video_from_a_prompt_and_a_picture_equals_the_references(
         decoded = torch.cat(
             [vae.decode(f / 0.18215).sample for f in torch.from_numpy(latents)[0].swapaxes(0, 1).unsqueeze(1)]
         )
-    assert rel_l2(video.latents, latents) <= PIPELINE_REL_L2
+    assert distance(video.latents, latents).rel_l2 <= PIPELINE_REL_L2
     mode = "official" if preset == "official" else "exact"
     frames = match_histograms(uint8_frames(decoded.numpy()), mode)  # type: ignore[arg-type]
     difference = np.abs(video.frames.astype(int) - frames)

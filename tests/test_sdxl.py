@@ -25,6 +25,7 @@ from tolerances import (
 from toy_fixture import toy_options
 
 import lamp_trt
+from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.cli import main
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
@@ -68,11 +69,6 @@ def maker(sdxl_bundle: Path) -> FirstFrameMaker:
 @pytest.fixture(scope="module")
 def pipe(sdxl_bundle: Path) -> LampPipeline:
     return lamp_trt.load(sdxl_bundle, num_threads=1)
-
-
-def rel_l2(actual: np.ndarray, expected: np.ndarray) -> float:
-    difference = actual.astype(np.float64) - expected
-    return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
 
 
 def inputs_of(tensors: tuple[IOTensor, ...]) -> Arrays:
@@ -123,7 +119,7 @@ def test_each_network_equals_the_librarys_own(
     for tensor, value in zip(engine.outputs, expected, strict=True):
         assert actual[tensor.name].shape == value.shape
         assert np.abs(actual[tensor.name] - value).max() <= EXPORT_ATOL
-        assert rel_l2(actual[tensor.name], value) <= SDXL_UNET_REL_L2
+        assert distance(actual[tensor.name], value).rel_l2 <= SDXL_UNET_REL_L2
 
 
 def test_the_networks_have_the_shapes_that_sdxl_has(sdxl_bundle: Path) -> None:
@@ -176,7 +172,9 @@ def test_fp16_graphs_stay_within_twice_pytorchs_own_error(
         exact = diffusers_outputs(network, diffusers_pipeline, wide)
         own = diffusers_outputs(network, half, arrays)
         for tensor, rounded, single in zip(engine.outputs, own, exact, strict=True):
-            assert rel_l2(actual[tensor.name], single) <= FP16_YARDSTICK * rel_l2(rounded, single)
+            yardstick = distance(rounded, single)
+            assert yardstick.finite
+            assert distance(actual[tensor.name], single).rel_l2 <= FP16_YARDSTICK * yardstick.rel_l2
 
 
 @pytest.mark.parametrize(
@@ -224,7 +222,7 @@ def test_every_step_and_the_image_equal_diffusers(
         on_step=watch,
     )
     assert len(ours) == len(theirs) == steps
-    worst = max(rel_l2(mine, other) for mine, other in zip(ours, theirs, strict=True))
+    worst = max(distance(mine, other).rel_l2 for mine, other in zip(ours, theirs, strict=True))
     assert worst <= SDXL_LOOP_REL_L2
     assert np.abs(ours[-1] - noise).max() > 0.1
     assert made.image.shape == (HEIGHT, WIDTH, 3)

@@ -394,13 +394,16 @@ def _add_generate(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_image(sub: argparse.ArgumentParser) -> None:
+    config = GenerationConfig()
     sub.add_argument("prompt")
     sub.add_argument("--bundle", type=Path, required=True, metavar="DIR")
     sub.add_argument("--out", type=Path, help="a .png file; default: named after the prompt", metavar="IMAGE")
     sub.add_argument("--negative-prompt")
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--steps", type=int, default=50, dest="num_inference_steps")
-    sub.add_argument("--guidance-scale", type=float, default=5.0)
+    sub.add_argument("--seed", type=int, default=config.seed)
+    sub.add_argument(
+        "--steps", type=int, default=config.first_frame_num_inference_steps, dest="num_inference_steps"
+    )
+    sub.add_argument("--guidance-scale", type=float, default=config.first_frame_guidance_scale)
     sub.add_argument("--num-threads", type=int, help="CPU threads; default: the backend's choice")
 
 
