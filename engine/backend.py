@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of an engine: one network, compiled or loaded, ready to run."""
+"""The contracts of an engine: one network, compiled or loaded, ready to run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -27,4 +27,57 @@ class Engine(Protocol):
 
     def set_motion(self, motion: str) -> None:
         """Make `motion` the one that the network shows. Only the LAMP UNet has motions."""
+        ...
+
+
+class DeviceEngine(Protocol):
+    """A network on one CUDA device, between addresses that stay where they are.
+
+    Once constructed its weights are on the device. Then every tensor of `inputs` and `outputs` is bound, the
+    scratch given, and runs are enqueued, any number. Pointers are device addresses of C-contiguous memory,
+    streams are cudaStream_t. Methods raise EngineError; one that leaves the engine unfit for use says so, and
+    every later call raises too.
+    """
+
+    @property
+    def inputs(self) -> tuple[IOTensor, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[IOTensor, ...]: ...
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What `use_scratch` must bring at least; 0 if the engine's library keeps its own."""
+        ...
+
+    def bind(self, name: str, pointer: int) -> None:
+        """The address of one input or output, until another is bound. Earlier captures go stale."""
+        ...
+
+    def use_scratch(self, pointer: int, nbytes: int) -> None:
+        """Memory for intermediate values (pointer aligned to 256 bytes). Engines that never run at the same
+        time may be given the same."""
+        ...
+
+    def enqueue(self, stream: int) -> None:
+        """Enqueue one run; returns without waiting for it."""
+        ...
+
+    def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None] | None:
+        """Record what `work` enqueues on `stream`, this engine's runs among it, for replay on that stream.
+
+        None if this engine's runs cannot be recorded: then calling `work` is the way. The engine must have
+        run once on the stream before. EngineError if recording fails.
+        """
+        ...
+
+    def set_motion(self, motion: str) -> bool:
+        """Make `motion` the one that the network shows, while nothing is pending on any stream.
+
+        True if what was captured before is stale, and must be captured anew.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the device memory back. The engine is unfit for use afterwards."""
         ...
