@@ -2,12 +2,8 @@
 """LampPipeline: a prompt and a first frame in, a video out (Algorithm 1 of the LAMP paper)."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lamp_trt
-from lamp_trt.engine.backend import Engine
 from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.networks import VIDEO_NETWORKS
-from lamp_trt.runtime import first_frame as sdxl
-from lamp_trt.runtime import latents as latent_ops
-from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset, one_of, thread_count
+from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset, one_of
 from lamp_trt.runtime.ddim import ddim_schedule
-from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker
-from lamp_trt.runtime.histogram import match_histograms, uint8_frames
-from lamp_trt.runtime.image import Fit, load_first_frame, model_input, png_base64, resize_to
-from lamp_trt.runtime.loop import Latents, StepCallback, denoise_video, require_finite
-from lamp_trt.runtime.noise import Purpose, latent_noise
-from lamp_trt.runtime.tokenizer import CLIPTokenizer, load_tokenizer
+from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker, missing_networks, prompt_ids
+from lamp_trt.runtime.image import Fit, load_first_frame, png_base64
+from lamp_trt.runtime.loop import Latents, StepCallback
+from lamp_trt.runtime.stages import ImageJob, VideoJob, VideoStages, timed
+from lamp_trt.runtime.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.video import Video
 
 Array = NDArray[Any]
@@ -38,24 +29,22 @@ Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, A
 class LampPipeline:
     """One bundle, loaded: makes videos. Calls from several threads are served one after another.
 
-    Made by `lamp_trt.load`. `engines` has one entry for each network that makes videos. SDXL's, three times
-    as large, are loaded by `load_first_frame_maker` when the first first frame is to be made, and then kept.
+    Made by `lamp_trt.load`. `first_frames` is None for a bundle without SDXL's networks, which otherwise are
+    loaded when the first first frame is to be made, and then kept.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        engines: Mapping[str, Engine],
+        stages: VideoStages,
         tokenizer: CLIPTokenizer,
         motion: str,
-        load_first_frame_maker: Callable[[], FirstFrameMaker] | None = None,
+        first_frames: FirstFrameMaker | None = None,
     ) -> None:
         self.bundle = bundle
         self.motion = motion
         """The motion that the UNet shows now; a call may switch it."""
-        self._engines, self._tokenizer = engines, tokenizer
-        self._load_first_frame_maker = load_first_frame_maker or partial(sdxl.load_first_frame_maker, bundle)
-        self._first_frame_maker: FirstFrameMaker | None = None
+        self._stages, self._tokenizer, self._first_frames = stages, tokenizer, first_frames
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -151,55 +140,52 @@ class LampPipeline:
         one_of("fit", fit, Fit)
         injected = {"noise": noise, "base_noise": base_noise, "posterior_noise": posterior_noise}
         self._check_shapes(injected)
-        image = None if first_frame is None else load_first_frame(first_frame, *self.size, fit)
-        made: FirstFrame | None = None
-        schedule = ddim_schedule(num_inference_steps, self.bundle.manifest.scheduler)
         with self._lock:
+            source: Any = None
+            if first_frame is not None:
+                source = load_first_frame(first_frame, *self.size, fit)
+            else:
+                source = self._first_frame_maker().job(
+                    prompt if first_frame_prompt is None else first_frame_prompt,
+                    negative_prompt=negative_prompt,
+                    seed=seed,
+                    num_inference_steps=first_frame_num_inference_steps,
+                    guidance_scale=first_frame_guidance_scale,
+                    noise=first_frame_noise,
+                )
+            job = VideoJob(
+                prompt_ids(self._tokenizer, (negative_prompt or "", prompt)),
+                source,
+                fit,
+                ddim_schedule(num_inference_steps, self.bundle.manifest.scheduler),
+                config,
+                noise,
+                base_noise,
+                posterior_noise,
+                _on_step(self, callback_on_step_end),
+            )
             timings: dict[str, float] = {}
-            with _timed(timings, "total"):
-                with _timed(timings, "motion"):
+            with timed(timings, "total"):
+                with timed(timings, "motion"):
                     self._set_motion(motion)
-                with _timed(timings, "text"):
-                    text_embeddings = self.encode_prompt(prompt, negative_prompt)
-                if image is None:
-                    with _timed(timings, "make_first_frame"):
-                        made = self._make_first_frame(
-                            prompt if first_frame_prompt is None else first_frame_prompt,
-                            negative_prompt=negative_prompt,
-                            seed=seed,
-                            num_inference_steps=first_frame_num_inference_steps,
-                            guidance_scale=first_frame_guidance_scale,
-                            noise=first_frame_noise,
-                        )
-                    image = resize_to(made.image, *self.size, fit)
-                with _timed(timings, "first_frame"):
-                    first_frame_latents = self.encode_first_frame(image, seed, posterior_noise)
-                latents = self._initial_latents(config, first_frame_latents, noise, base_noise)
-                with _timed(timings, "denoise"):
-                    latents = denoise_video(
-                        self._engines["lamp_unet"],
-                        latents,
-                        text_embeddings,
-                        schedule,
-                        config,
-                        _on_step(self, callback_on_step_end),
-                    )
-                with _timed(timings, "decode"):
-                    frames = self.decode(latents)
-                with _timed(timings, "histogram"):
-                    frames = match_histograms(frames, config.histogram_mode)
+                video = self._stages.make_video(job)
         settings = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "motion": motion,
             **_video_settings(config),
-            **(_first_frame_settings(made) if made else {}),
-            "first_frame_png": png_base64(image),
+            **(
+                _first_frame_settings(source, prompt if first_frame_prompt is None else first_frame_prompt)
+                if video.made
+                else {}
+            ),
+            "first_frame_png": png_base64(video.first_frame),
             "injected": sorted(name for name, array in injected.items() if array is not None),
             "bundle": self.bundle.digest,
             "lamp_trt": lamp_trt.__version__,
         }
-        return Video(frames, made.image if made else image, latents, timings, settings)
+        shown = video.made.image if video.made else video.first_frame
+        return Video(video.frames, shown, video.latents, {**timings, **video.timings}, settings)
 
     def make_first_frame(
         self,
@@ -219,7 +205,7 @@ class LampPipeline:
         """
         self.require_first_frame_networks()
         with self._lock:
-            return self._make_first_frame(
+            return self._first_frame_maker()(
                 prompt,
                 negative_prompt=negative_prompt,
                 seed=seed,
@@ -231,7 +217,7 @@ class LampPipeline:
 
     def require_first_frame_networks(self) -> None:
         """InputError if this bundle can make videos from given first frames only."""
-        missing = sdxl.missing_networks(self.bundle)
+        missing = missing_networks(self.bundle)
         if missing:
             raise InputError(
                 f"no first frame: this bundle lacks {', '.join(missing)}, which would make one. "
@@ -241,41 +227,24 @@ class LampPipeline:
 
     def encode_prompt(self, prompt: str, negative_prompt: str | None = None) -> Array:
         """Text embeddings (2, tokens, width): [negative or empty prompt, prompt]."""
-        ids = sdxl.prompt_ids(self._tokenizer, (negative_prompt or "", prompt))
-        output = self._engines["text_encoder"].run({"input_ids": ids})
-        return self._finite("last_hidden_state", output, "the text encoder")
+        ids = prompt_ids(self._tokenizer, (negative_prompt or "", prompt))
+        with self._lock:
+            return self._stages.encode_text(ids)
 
     def encode_first_frame(
-        self, image: Array, seed: int = 0, posterior_noise: Array | None = None
+        self, image: NDArray[np.uint8], seed: int = 0, posterior_noise: Array | None = None
     ) -> Latents:
         """uint8 RGB (height, width, 3) to first-frame latents (1, 4, 1, h, w), float32 and scaled.
 
         A sample of the VAE's posterior, as in the official script.
         """
-        encoder = self._engines["vae_encoder"]
-        output = encoder.run({"image": model_input(image, np.dtype(encoder.inputs[0].dtype).type)})
-        mean = self._finite("latent_mean", output, "the VAE encoder")
-        if posterior_noise is None:
-            posterior_noise = latent_noise(seed, Purpose.POSTERIOR, mean.shape)
-        return latent_ops.posterior_sample(
-            mean, output["latent_logvar"], posterior_noise, self._scaling_factor
-        )
+        with self._lock:
+            return self._stages.encode_image(image, seed, posterior_noise)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
-        decoder = self._engines["vae_decoder"]
-        batch, dtype = decoder.inputs[0].shape[0], np.dtype(decoder.inputs[0].dtype)
-        scaled = (latents[0].swapaxes(0, 1) / np.float32(self._scaling_factor)).astype(dtype)  # (f, 4, h, w)
-        padded = np.concatenate([scaled, np.repeat(scaled[-1:], -len(scaled) % batch, axis=0)])
-        images = []
-        for start in range(0, len(padded), batch):
-            output = decoder.run({"latents": padded[start : start + batch]})
-            images.append(uint8_frames(self._finite("image", output, f"the VAE decoder at frame {start}")))
-        return np.concatenate(images)[: len(scaled)]
-
-    @property
-    def _scaling_factor(self) -> float:
-        return self.bundle.manifest.scaling_factors["vae"]
+        with self._lock:
+            return self._stages.decode(latents)
 
     def _check_shapes(self, noises: Mapping[str, Array | None]) -> None:
         """InputError for a given noise that is not of this bundle's size, before any work."""
@@ -291,76 +260,15 @@ class LampPipeline:
             if array is not None and np.shape(array) != shape:
                 raise InputError(f"{name} has shape {np.shape(array)}; expected {shape}.")
 
-    def _initial_latents(
-        self,
-        config: GenerationConfig,
-        first_frame_latents: Latents,
-        noise: Array | None,
-        base_noise: Array | None,
-    ) -> Latents:
-        """What enters the first step, see runtime/latents.py."""
-        _, channels, _, height, width = first_frame_latents.shape
-        if noise is None:
-            noise = latent_noise(config.seed, Purpose.VIDEO, (1, channels, self.num_frames, height, width))
-        if not config.mix_noise:
-            return latent_ops.with_first_frame(noise, first_frame_latents)
-        if base_noise is None and config.preset == "paper":
-            base_noise = latent_noise(config.seed, Purpose.PAPER_BASE, (1, channels, 1, height, width))
-        return latent_ops.mix_noise(noise, first_frame_latents, base_noise)
-
-    def _make_first_frame(self, prompt: str, **arguments: Any) -> FirstFrame:
-        if self._first_frame_maker is None:
-            self._first_frame_maker = self._load_first_frame_maker()
-        return self._first_frame_maker(prompt, **arguments)
+    def _first_frame_maker(self) -> FirstFrameMaker:
+        assert self._first_frames is not None
+        return self._first_frames
 
     def _set_motion(self, motion: str) -> None:
         if motion != self.motion:
             self.bundle.check_unchanged()
-        self._engines["lamp_unet"].set_motion(motion)
+        self._stages.set_motion(motion)
         self.motion = motion
-
-    def _finite(self, name: str, output: Mapping[str, Array], where: str) -> Array:
-        require_finite(output[name], where)
-        return output[name]
-
-
-def load_pipeline(
-    bundle: str | PathLike[str],
-    *,
-    device: str = "auto",
-    backend: str = "auto",
-    motion: str | None = None,
-    num_threads: int | None = None,
-    expect_bundle: str | None = None,
-) -> LampPipeline:
-    """Open a bundle and load its networks; see `lamp_trt.load`."""
-    from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-
-    if device not in ("auto", "cpu"):
-        raise InputError(f"device is {device!r}; this version runs on 'cpu' ('auto' picks it).")
-    if backend not in ("auto", "onnxruntime"):
-        raise InputError(f"backend is {backend!r}; this version runs on 'onnxruntime' ('auto' picks it).")
-    num_threads = thread_count(num_threads)
-    opened = Bundle.open(bundle, expect_digest=expect_bundle)
-    missing = [name for name in VIDEO_NETWORKS if name not in opened.manifest.networks]
-    if missing:
-        raise BundleError(
-            f"{opened.path} cannot make videos, it lacks {', '.join(missing)}. Build them into it: "
-            f"lamp-trt build --sd DIR --motion NAME=DIR --out {opened.path}"
-        )
-    motion = motion if motion is not None else opened.manifest.default_motion
-    opened.motion_path(motion)
-    assert motion is not None
-    engines = {
-        name: OnnxRuntimeEngine(
-            opened, name, motion=motion if name == "lamp_unet" else None, num_threads=num_threads
-        )
-        for name in VIDEO_NETWORKS
-    }
-    tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])
-    opened.check_unchanged()
-    load_maker = partial(sdxl.load_first_frame_maker, opened, num_threads=num_threads)
-    return LampPipeline(opened, engines, tokenizer, motion, load_maker)
 
 
 def _video_settings(config: GenerationConfig) -> dict[str, Any]:
@@ -368,10 +276,13 @@ def _video_settings(config: GenerationConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if not name.startswith("first_frame_")}
 
 
-def _first_frame_settings(made: FirstFrame) -> dict[str, Any]:
+def _first_frame_settings(job: ImageJob, prompt: str) -> dict[str, Any]:
     """How the first frame was made. Injected noise is not told of: the sidecar holds the image."""
-    names = ("prompt", "num_inference_steps", "guidance_scale")
-    return {f"first_frame_{name}": made.settings[name] for name in names}
+    return {
+        "first_frame_prompt": prompt,
+        "first_frame_num_inference_steps": len(job.schedule),
+        "first_frame_guidance_scale": job.guidance_scale,
+    }
 
 
 def _on_step(pipeline: LampPipeline, callback: Callback | None) -> StepCallback | None:
@@ -384,10 +295,3 @@ def _on_step(pipeline: LampPipeline, callback: Callback | None) -> StepCallback 
         return latents if changed is None else changed.get("latents", latents)
 
     return on_step
-
-
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[stage] = time.perf_counter() - start

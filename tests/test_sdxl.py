@@ -28,13 +28,15 @@ import lamp_trt
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.cli import main
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
+from lamp_trt.engine.backends import host_engine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.manifest import FirstFrameEntry
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, IOTensor
+from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS, IOTensor
 from lamp_trt.export.build import build_bundle
-from lamp_trt.runtime import first_frame as first_frame_module
-from lamp_trt.runtime.first_frame import FirstFrameMaker, load_first_frame_maker
+from lamp_trt.runtime import load as load_module
+from lamp_trt.runtime.first_frame import FirstFrameMaker
+from lamp_trt.runtime.load import load_first_frame_maker
 from lamp_trt.runtime.noise import Purpose, latent_noise
 from lamp_trt.runtime.pipeline import LampPipeline
 
@@ -243,7 +245,7 @@ def test_no_negative_prompt_is_zeros_where_the_checkpoint_says_so(maker: FirstFr
     origin = FirstFrameEntry({}, force_zeros_for_empty_prompt=False)
     manifest = dataclasses.replace(maker.bundle.manifest, first_frame=origin)
     bundle = dataclasses.replace(maker.bundle, manifest=manifest)
-    other = FirstFrameMaker(bundle, maker._engines, maker._tokenizers)
+    other = FirstFrameMaker(bundle, lambda: maker.stages, maker._tokenizers)
     np.testing.assert_array_equal(other.encode_prompt(PROMPT)[0], empty_states)
 
 
@@ -317,15 +319,15 @@ def test_sdxl_is_loaded_only_when_a_first_frame_is_to_be_made(
 ) -> None:
     loaded: list[str] = []
 
-    class Recording(OnnxRuntimeEngine):
-        def __init__(self, bundle: Bundle, network: str, **options: Any) -> None:
-            loaded.append(network)
-            super().__init__(bundle, network, **options)
+    def recording(backend: str, bundle: Bundle, network: str, **options: Any) -> Any:
+        loaded.append(network)
+        return host_engine(backend, bundle, network, **options)
 
-    monkeypatch.setattr(first_frame_module, "OnnxRuntimeEngine", Recording)
+    monkeypatch.setattr(load_module, "host_engine", recording)
     pipe = lamp_trt.load(sdxl_bundle, num_threads=1)
     pipe("x", first_frame=np.full((8, 8, 3), 99, np.uint8), num_inference_steps=1)
-    assert loaded == []
+    assert loaded == [*VIDEO_NETWORKS]
+    loaded.clear()
     for _ in range(2):
         pipe.make_first_frame("x", num_inference_steps=1)
     assert loaded == [*FIRST_FRAME_NETWORKS]

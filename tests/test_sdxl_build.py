@@ -20,7 +20,7 @@ from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export import bundle_files
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.recipe import BuildOptions, Recipe, recipe_from_options
-from lamp_trt.runtime.first_frame import load_first_frame_maker
+from lamp_trt.runtime.load import load_first_frame_maker
 
 HEIGHT, WIDTH = FIRST_FRAME_SIZE.values()
 PROMPT = "a horse runs on the road"

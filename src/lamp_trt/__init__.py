@@ -39,7 +39,7 @@ def load(
     Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
     EngineError if a network cannot be loaded.
     """
-    from lamp_trt.runtime.pipeline import load_pipeline
+    from lamp_trt.runtime.load import load_pipeline
 
     return load_pipeline(
         bundle,
@@ -47,5 +47,6 @@ def load(
         backend=backend,
         motion=motion,
         num_threads=num_threads,
+        engine_dir=engine_dir,
         expect_bundle=expect_bundle,
     )

@@ -129,8 +129,9 @@ def generate(args: argparse.Namespace) -> None:
 
 def image(args: argparse.Namespace) -> None:
     from lamp_trt.engine.bundle import Bundle
-    from lamp_trt.runtime.first_frame import check_png, load_first_frame_maker
+    from lamp_trt.runtime.first_frame import check_png
     from lamp_trt.runtime.jobs import slug
+    from lamp_trt.runtime.load import load_first_frame_maker
 
     out = check_png(args.out or Path(f"{slug(args.prompt)}.png"))
     make = load_first_frame_maker(Bundle.open(args.bundle), num_threads=args.num_threads)
