@@ -54,7 +54,7 @@ def test_a_sound_bundle_passes_on_every_rung(sound: Report) -> None:
     assert networks == set(sound_networks())
     for motion in MOTIONS:
         assert [c.name for c in sound.checks if c.motion == motion and c.group == "clip"] == ["frames"]
-    assert 0 < sound.peak_memory_bytes < 2 << 30
+    assert sound.peak_memory_bytes > 100 << 20  # of the process, which may have run larger tests before
     require_passed(sound)
 
 
