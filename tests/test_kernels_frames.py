@@ -14,6 +14,7 @@ from lamp_trt.runtime.histogram import match_histograms as match_histograms_twin
 from lamp_trt.runtime.histogram import uint8_frames
 from lamp_trt.runtime.image import model_input, resize_to
 from lamp_trt.runtime.kernels.arrays import DeviceArray
+from lamp_trt.runtime.kernels import frames as frames_module
 from lamp_trt.runtime.kernels.frames import (
     HISTOGRAM_PARTS,
     HistogramArrays,
@@ -69,6 +70,15 @@ def test_every_level_survives_to_the_encoders_input(memory: Memory) -> None:
     first_frame(launcher(), device(x), device(pixels), device(image))
     np.testing.assert_array_equal(pixels[..., 0], np.arange(1024).reshape(16, 64) % 256)
     np.testing.assert_array_equal(image, model_input(resize_to(pixels, 8, 32)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("size", [(16, 16), (9, 37)])
+def test_a_given_image_is_scaled_as_on_the_host(memory: Memory, dtype: Any, size: tuple[int, int]) -> None:
+    pixels = memory.array(np.random.default_rng(0).integers(0, 256, (*size, 3)), np.uint8)
+    image = memory.empty((1, 3, *size), dtype)
+    frames_module.model_input(launcher(), device(pixels), device(image))
+    np.testing.assert_array_equal(image, model_input(pixels, dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

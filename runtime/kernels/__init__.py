@@ -34,6 +34,7 @@ SIGNATURES: dict[str, tuple[type[Any], ...]] = {
     },
     **{f"lamp_posterior_sample_{d}": (_POINTER,) * 4 + (_UINT64, _INT, _FLOAT, _INT) for d in _DTYPES},
     **{f"lamp_first_frame_{v}": (_POINTER,) * 4 + (_INT, _INT) for v in ("f16_f16", "f32_f16", "f32_f32")},
+    **{f"lamp_model_input_{d}": (_POINTER, _POINTER, _INT) for d in _DTYPES},
     **{f"lamp_decoder_input_{d}": (_POINTER, _POINTER, _FLOAT, _INT) for d in _DTYPES},
     **{f"lamp_hist_count_{v}": (_POINTER,) * 4 + (_INT,) for v in _VARIANTS},
     **{f"lamp_hist_count_{v}": (_POINTER, _POINTER, _INT) for v in ("u8", "u8_any")},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* first_frame.cu: what lies between a decoder and what follows it: SDXL's image to the SD encoder's input, and the
-   final latents to the decoder's input.
+/* first_frame.cu: what lies between images, latents and the networks that take them: SDXL's image or a given one to
+   the SD encoder's input, and the final latents to the decoder's input.
    Reference  runtime/histogram.py uint8_frames(rounding="round"), runtime/image.py (cv2.resize at exactly 2:1)
    Layout     decoded (3, 2H, 2W) in [-1, 1]; pixels (2H, 2W, 3) uint8; image (3, H, W) in [-1, 1]
    Mapping    one thread for one pixel of the small image: it rounds four pixels of the large one and means them
@@ -18,6 +18,13 @@ __device__ __forceinline__ float level(float x) {
 /* Called by every thread of a block: tells the host if any met NaN. */
 __device__ __forceinline__ void report_nan(bool nan, LampProgress* progress) {
   if (__syncthreads_or(nan) && threadIdx.x == 0 && progress != nullptr) progress->decoder_nan = 1u;
+}
+
+/* A level 0..255 in [-1, 1]. fp16: two roundings, as officially. */
+template <typename Out>
+__device__ __forceinline__ Out model_value(int level) {
+  const Out scaled = from_float<Out>(static_cast<float>(level) / 127.5f);
+  return from_float<Out>(to_float(scaled) - 1.f);
 }
 
 template <typename In, typename Out>
@@ -42,10 +49,20 @@ __device__ __forceinline__ void first_frame(const In* decoded, unsigned char* pi
         sum += value;
       }
     }
-    const Out scaled = from_float<Out>(static_cast<float>(sum >> 2) / 127.5f);   // fp16: two roundings, as officially
-    image[static_cast<long long>(channel) * area + at] = from_float<Out>(to_float(scaled) - 1.f);
+    image[static_cast<long long>(channel) * area + at] = model_value<Out>(sum >> 2);
   }
   report_nan(nan, progress);
+}
+
+/* pixels (H, W, 3) uint8 -> image (3, H, W) in [-1, 1]. One thread for one pixel. */
+template <typename Out>
+__device__ __forceinline__ void model_input(const unsigned char* pixels, Out* image, int area) {
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (at >= area) return;
+#pragma unroll
+  for (int channel = 0; channel < 3; ++channel) {
+    image[static_cast<long long>(channel) * area + at] = model_value<Out>(pixels[3LL * at + channel]);
+  }
 }
 
 /* latents (C, F, H*W) fp32 -> out (F, C, H*W) / scaling_factor in the decoder's precision. Grid (blocks, C, F). */
@@ -67,6 +84,14 @@ __device__ __forceinline__ void decoder_input(const float* latents, T* out, floa
 LAMP_FIRST_FRAME(f16_f16, __half, __half)
 LAMP_FIRST_FRAME(f32_f16, float, __half)
 LAMP_FIRST_FRAME(f32_f32, float, float)
+
+#define LAMP_MODEL_INPUT(NAME, T)                                                                                      \
+  extern "C" __global__ void __launch_bounds__(256) lamp_model_input_##NAME(                                           \
+      const unsigned char* pixels, T* image, int area) {                                                               \
+    lamp::model_input<T>(pixels, image, area);                                                                         \
+  }
+LAMP_MODEL_INPUT(f16, __half)
+LAMP_MODEL_INPUT(f32, float)
 
 #define LAMP_DECODER_INPUT(NAME, T)                                                                                    \
   extern "C" __global__ void __launch_bounds__(256) lamp_decoder_input_##NAME(                                         \

@@ -94,6 +94,22 @@ def first_frame(
     )
 
 
+def model_input(launch: Launcher, pixels: DeviceArray, image: DeviceArray) -> None:
+    """An image of the video's size as the SD encoder's input: x / 127.5 - 1, the twin of image.model_input.
+
+    pixels (h, w, 3) uint8; image (1, 3, h, w) float16 or float32.
+    """
+    expect("image", image, (1, 3, *image.shape[2:]), HALF, SINGLE)
+    height, width = image.shape[2:]
+    expect("pixels", pixels, (height, width, 3), BYTE)
+    launch(
+        f"lamp_model_input_{SUFFIX[image.dtype]}",
+        (blocks(height * width), 1, 1),
+        THREADS,
+        [pixels.pointer, image.pointer, height * width],
+    )
+
+
 def decoder_input(launch: Launcher, latents: DeviceArray, out: DeviceArray, *, scaling_factor: float) -> None:
     """out = latents / scaling_factor, a frame of it one decoder input.
 

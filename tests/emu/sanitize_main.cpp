@@ -109,6 +109,8 @@ int main() {
     GO(lamp_first_frame_f32_f16, area, 256u, seed, decoded.data, pixels.data, image16.data, &progress, kHeight, kWidth);
     GO(lamp_first_frame_f16_f16, area, 256u, seed, decoded16.data, pixels.data, image16.data, &progress, kHeight,
        kWidth);
+    GO(lamp_model_input_f32, area, 256u, seed, pixels.data, image.data, kArea);
+    GO(lamp_model_input_f16, area, 256u, seed, pixels.data, image16.data, kArea);
     GO(lamp_decoder_input_f32, latent, 256u, seed, latents.data, input.data, 0.18215f, 35);
     GO(lamp_decoder_input_f16, latent, 256u, seed, latents.data, input16.data, 0.18215f, 35);
     GO(lamp_posterior_sample_f32, dim3{1, 1, 1}, 256u, seed, mean.data, mean.data, nullptr, out.data, 7ull, 1, 0.18215f,
