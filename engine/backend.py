@@ -74,7 +74,8 @@ class DeviceEngine(Protocol):
     def set_motion(self, motion: str) -> bool:
         """Make `motion` the one that the network shows, while nothing is pending on any stream.
 
-        True if what was captured before is stale, and must be captured anew.
+        True if what was captured before is stale, and must be captured anew. The motion that it shows already
+        costs nothing, and leaves captures valid.
         """
         ...
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Algorithm 1 over engines that run on host arrays, in NumPy: the plain one, reference of cuda_stages.py."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.backend import Engine
+from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.manifest import Manifest
 from lamp_trt.runtime import latents as latent_ops
 from lamp_trt.runtime.histogram import match_histograms, uint8_frames
-from lamp_trt.runtime.image import Image, model_input, resize_to
+from lamp_trt.runtime.image import Fit, Image, load_first_frame, model_input, resize_to
 from lamp_trt.runtime.loop import Latents, denoise_image, denoise_video, require_finite
 from lamp_trt.runtime.noise import Purpose, latent_noise
 from lamp_trt.runtime.stages import (
@@ -93,6 +95,14 @@ class HostVideoStages:
         image_stages: Callable[[], ImageStages] | None,
     ) -> None:
         self._manifest, self._engines, self._image_stages = manifest, engines, image_stages
+
+    def take_image(self, first_frame: Any, fit: Fit) -> Image:
+        if not isinstance(first_frame, (str, os.PathLike, np.ndarray)):
+            raise InputError(
+                f"first_frame is a {type(first_frame).__name__}; on the CPU it is a file or a NumPy array."
+            )
+        sizes = self._manifest.sizes
+        return load_first_frame(first_frame, sizes["height"], sizes["width"], fit)
 
     def set_motion(self, motion: str) -> None:
         self._engines["lamp_unet"].set_motion(motion)

@@ -16,7 +16,7 @@ from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset, one_of
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker, missing_networks, prompt_ids
-from lamp_trt.runtime.image import Fit, load_first_frame, png_base64
+from lamp_trt.runtime.image import Fit, png_base64
 from lamp_trt.runtime.loop import Latents, StepCallback
 from lamp_trt.runtime.stages import ImageJob, VideoJob, VideoStages, timed
 from lamp_trt.runtime.tokenizer import CLIPTokenizer
@@ -72,7 +72,7 @@ class LampPipeline:
         prompt: str,
         *,
         motion: str | None = None,
-        first_frame: str | Path | NDArray[np.uint8] | None = None,
+        first_frame: str | Path | NDArray[np.uint8] | Any | None = None,
         fit: Fit = "stretch",
         first_frame_prompt: str | None = None,
         negative_prompt: str | None = None,
@@ -96,7 +96,10 @@ class LampPipeline:
 
         prompt             what moves; text beyond the text encoder's 77 tokens is cut, with a warning
         motion             one of the bundle's motions; None keeps the current one
-        first_frame        an image file, or uint8 RGB (h, w, 3), of any size; None: SDXL makes it
+        first_frame        an image file, or uint8 RGB (h, w, 3), of any size; None: SDXL makes it. On a GPU
+                           also a CUDA array (DLPack or __cuda_array_interface__), which is not copied to the
+                           host: uint8 (height, width, 3), or (1, 3, height, width) in [-1, 1] and in the
+                           bundle's precision
         fit                how an image of another aspect ratio is fitted: "stretch" (official), "crop", "pad"
         first_frame_prompt what the first frame shows, for SDXL; None is `prompt`
         negative_prompt    of both, the first frame and the video. None: the empty prompt for the video, for
@@ -143,7 +146,7 @@ class LampPipeline:
         with self._lock:
             source: Any = None
             if first_frame is not None:
-                source = load_first_frame(first_frame, *self.size, fit)
+                source = self._stages.take_image(first_frame, fit)
             else:
                 source = self._first_frame_maker().job(
                     prompt if first_frame_prompt is None else first_frame_prompt,

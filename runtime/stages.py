@@ -97,6 +97,10 @@ class ImageStages(Protocol):
 class VideoStages(Protocol):
     """The networks of the video. Not for several threads at once; methods raise EngineError if one fails."""
 
+    def take_image(self, first_frame: Any, fit: Fit) -> Any:
+        """A user's first frame as VideoJob takes it. InputError if it is no image."""
+        ...
+
     def set_motion(self, motion: str) -> None: ...
 
     def make_video(self, job: VideoJob) -> MadeVideo: ...

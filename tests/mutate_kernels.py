@@ -248,8 +248,8 @@ BUGS = [
     Bug(
         FRAME,
         "one rounding in fp16",
-        "const Out scaled = from_float<Out>(static_cast<float>(sum >> 2) / 127.5f);",
-        "const float scaled = static_cast<float>(sum >> 2) / 127.5f;",
+        "const Out scaled = from_float<Out>(static_cast<float>(level) / 127.5f);",
+        "const float scaled = static_cast<float>(level) / 127.5f;",
     ),
     Bug(FRAME, "not clamped above", "fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f)", "fmaxf(x / 2.f + 0.5f, 0.f)"),
     Bug(FRAME, "not clamped below", "fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f)", "fminf(x / 2.f + 0.5f, 1.f)"),

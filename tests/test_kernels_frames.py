@@ -13,8 +13,8 @@ from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.histogram import match_histograms as match_histograms_twin
 from lamp_trt.runtime.histogram import uint8_frames
 from lamp_trt.runtime.image import model_input, resize_to
-from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels import frames as frames_module
+from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.frames import (
     HISTOGRAM_PARTS,
     HistogramArrays,

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines on one device that run one after another: their arrays, and the scratch that they share."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lamp_trt.engine.backend import DeviceEngine
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.networks import IOTensor
+from lamp_trt.runtime.cuda_device import Device
+from lamp_trt.runtime.kernels.arrays import DeviceArray
+
+log = logging.getLogger("lamp_trt")
+
+LoadEngine = Callable[[str], DeviceEngine]
+"""A network's name → its engine, weights on the device."""
+
+
+@dataclass(frozen=True, eq=False)
+class BoundEngine:
+    """An engine between its arrays, by tensor name."""
+
+    network: str
+    engine: DeviceEngine
+    arrays: Mapping[str, DeviceArray]
+    device: Device
+
+    def enqueue(self) -> None:
+        self.engine.enqueue(self.device.stream)
+
+    def bind(self, name: str, array: DeviceArray) -> None:
+        """Another array in the place of `name` for the runs to come."""
+        self.engine.bind(name, array.pointer)
+
+
+class EngineSet:
+    """Loads engines and binds them. They never run at the same time, so the scratch is the largest one's, not
+    the sum."""
+
+    def __init__(self, device: Device, load: LoadEngine) -> None:
+        self.device, self._load = device, load
+        self._engines: list[DeviceEngine] = []
+        self._scratch: DeviceArray | None = None
+        self.generation = 0
+        """Grows when the scratch moved: what was captured before is stale."""
+
+    def add(self, network: str, given: Mapping[str, DeviceArray] | None = None) -> BoundEngine:
+        """Load a network. Arrays for its tensors are made, but for those that are `given`: what another
+        engine writes or reads, under the same name and of the same dtype and size."""
+        engine = self._load(network)
+        arrays = {}
+        for tensor in (*engine.inputs, *engine.outputs):
+            array = (given or {}).get(tensor.name)
+            if array is None:
+                array = self.device.empty(tensor.shape, tensor.dtype)
+            _check(network, tensor, array)
+            engine.bind(tensor.name, array.pointer)
+            arrays[tensor.name] = array
+        self._engines.append(engine)
+        return BoundEngine(network, engine, arrays, self.device)
+
+    def share_scratch(self) -> None:
+        """Give every engine its scratch; after the last `add`, and again after later ones."""
+        needed = max((engine.scratch_bytes for engine in self._engines), default=0)
+        if needed > (self._scratch.nbytes if self._scratch else 0):
+            if self._scratch:
+                self.device.release(self._scratch)
+            self._scratch = self.device.empty((needed,), "uint8")
+            self.generation += 1
+        if self._scratch:
+            log.debug("scratch shared by %d engines: %.2f GB", len(self._engines), needed / 1e9)
+            for engine in self._engines:
+                engine.use_scratch(self._scratch.pointer, self._scratch.nbytes)
+
+    def close(self) -> None:
+        """Give the engines' memory back."""
+        for engine in self._engines:
+            engine.close()
+        self._engines.clear()
+
+
+def _check(network: str, tensor: IOTensor, array: DeviceArray) -> None:
+    expected = DeviceArray(0, tensor.shape, array.dtype).nbytes
+    if array.dtype.name != tensor.dtype or array.nbytes != expected:
+        raise EngineError(
+            f"{network} takes {tensor.name} as {tensor.dtype} {tensor.shape}; what makes it gives "
+            f"{array.dtype.name} {array.shape}. The bundle's networks do not fit together: build them anew."
+        )

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The denoising loop on a device: one step captured, replayed n times, with no host round trip in between.
+
+The reference is loop.py. A step is the UNet and one kernel; what differs between steps lies in device tables.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.runtime.cuda_device import Device
+from lamp_trt.runtime.cuda_engines import BoundEngine
+from lamp_trt.runtime.kernels.arrays import DeviceArray
+from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays, begin_loop, latent_step
+from lamp_trt.runtime.kernels.launch import NO_STEP, PROGRESS
+from lamp_trt.runtime.latents import STEP_ROW
+from lamp_trt.runtime.loop import Latents, StepCallback
+
+log = logging.getLogger("lamp_trt")
+
+FIRST_CAPACITY = 50
+"""Steps that the tables hold at first; they grow when a longer loop is asked for."""
+
+POLL_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A loop whose progress is watched. `values`: PROGRESS (1,) in mapped memory."""
+
+    label: str
+    values: NDArray[Any]
+    num_steps: int
+
+
+class DeviceLoop:
+    """The loop around one UNet, at fixed addresses.
+
+    unet   the bound UNet; its time input is `timestep`, or `time_projections` made by `time`
+    time   the network timestep → time_projections, or None
+    label  the progress bar's
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        unet: BoundEngine,
+        label: str,
+        generation: Callable[[], int],
+        time: BoundEngine | None = None,
+    ) -> None:
+        self._device, self._unet, self._label, self._time = device, unet, label, time
+        self._generation, self._captured_in = generation, -1
+        self._replay: Callable[[], None] | None = None
+        self._progress_on_device, self.progress = device.mapped(PROGRESS)
+        self._filled_for: tuple[int, ...] | None = None
+        self.arrays = self._new_arrays(FIRST_CAPACITY)
+
+    @property
+    def final_latents(self) -> DeviceArray:
+        """(1, c, f, h, w) or (1, c, h, w)."""
+        return self.arrays.final_latents
+
+    def begin(
+        self, timesteps: NDArray[np.int64], rows: NDArray[np.void], prompt_changed: bool, **start: Any
+    ) -> None:
+        """Tables and the first latents: `rows` from latents.step_table, `start` as begin_loop takes it.
+
+        prompt_changed: the time projections depend on what changed since the last loop (SDXL's on the text).
+        """
+        n = len(rows)
+        if n > self.arrays.capacity:
+            old = self.arrays
+            self.arrays = self._new_arrays(n)
+            self._device.release(old.latents, old.rows, old.time_table, old.state)
+            self.invalidate()
+        self.prepare()
+        self.progress[:] = 0
+        self._device.upload(self.arrays.rows.rows(0, n), rows)
+        self._fill_time_table(timesteps.astype(np.float32), prompt_changed)
+        begin_loop(self._device.launch, self.arrays, n, **start)
+
+    def enqueue(self, num_steps: int) -> Shown:
+        """All steps of the loop that `begin` started; what `watch` takes."""
+        step = self._replay or self._step
+        for _ in range(num_steps):
+            step()
+        return Shown(self._label, self.progress, num_steps)
+
+    def run_with_callback(
+        self, num_steps: int, timesteps: NDArray[np.int64], on_step: StepCallback
+    ) -> Latents:
+        """The steps one by one: waits for each, and goes on with the latents that `on_step` returns."""
+        latents = np.empty(0, np.float32)
+        for i in range(num_steps):
+            (self._replay or self._step)()
+            after = self.arrays.latents.rows((num_steps - i - 1) % 2, (num_steps - i - 1) % 2 + 1)
+            latents = self._device.download(after)
+            self.require_finite(num_steps, timesteps)
+            changed = on_step(i, int(timesteps[i]), latents.copy())
+            if not np.array_equal(changed, latents):
+                latents = np.asarray(changed, np.float32)
+                self._device.upload(after, latents)
+                sample = self.arrays.sample
+                self._device.upload(sample, np.repeat(latents, sample.shape[0], axis=0).astype(sample.dtype))
+        return latents
+
+    def require_finite(self, num_steps: int, timesteps: NDArray[np.int64]) -> None:
+        """EngineError, naming the step, if latents left the range of the UNet's precision. After a wait."""
+        step = int(self.progress["first_overflow"][0])
+        if step == NO_STEP:
+            return
+        remedy = "the weights, or what it was given, are damaged: try `lamp-trt inspect --verify-files`"
+        if self.arrays.sample.dtype == np.float16:
+            remedy = "the range of fp16 was exceeded: build the bundle with --precision fp32"
+        raise EngineError(
+            f"{self._unet.network} at step {step} of {num_steps} (timestep {timesteps[step]}) returned "
+            f"values that are not finite, so nothing can be made of them; {remedy}."
+        )
+
+    def invalidate(self) -> None:
+        """Forget the captured step; the next `begin` captures anew."""
+        self._replay, self._captured_in = None, -1
+
+    def prepare(self) -> None:
+        """Run a step that changes nothing, which loads whatever is loaded late, then capture one. Waits.
+
+        Does nothing if a valid capture is there; `begin` calls it.
+        """
+        if self._captured_in == self._generation():
+            return
+        self._device.zero(self.arrays.state)
+        self._step()
+        self._device.synchronize()
+        try:
+            self._replay = self._unet.engine.capture(self._device.stream, self._step)
+        except EngineError as error:
+            log.warning(
+                "%s: its step cannot be captured and is launched each time, which is slower (%s)",
+                self._unet.network,
+                error,
+            )
+            self._replay = None
+        self._captured_in = self._generation()
+
+    def _step(self) -> None:
+        self._unet.enqueue()
+        latent_step(self._device.launch, self.arrays)
+
+    def _fill_time_table(self, timesteps: NDArray[np.float32], prompt_changed: bool) -> None:
+        table, n = self.arrays.time_table, len(timesteps)
+        if self._time is None:
+            self._device.upload(table.rows(0, n), timesteps[:, None])
+            return
+        wanted = tuple(timesteps.tolist())
+        if not prompt_changed and self._filled_for == wanted:
+            return
+        self._device.upload(self._timesteps.rows(0, n), timesteps)
+        for i in range(n):
+            self._device.copy(self._time.arrays["timestep"], self._timesteps.rows(i, i + 1))
+            self._time.enqueue()
+            self._device.copy(table.rows(i, i + 1), self._time.arrays["time_projections"])
+        self._filled_for = wanted
+
+    def _new_arrays(self, capacity: int) -> LoopArrays:
+        device, bound = self._device, self._unet.arrays
+        sample = bound["sample"]
+        row_of = bound["timestep" if self._time is None else "time_projections"]
+        width = row_of.nbytes // row_of.dtype.itemsize
+        self._filled_for = None
+        if self._time is not None:
+            self._timesteps = device.empty((capacity,), np.float32)
+        return LoopArrays(
+            sample=sample,
+            noise_pred=bound["noise_pred"],
+            latents=device.empty((2, *sample.shape[1:]), np.float32),
+            rows=device.empty((capacity,), STEP_ROW),
+            time_table=device.empty((capacity, width), row_of.dtype),
+            time_row=DeviceArray(row_of.pointer, (1, width), row_of.dtype, owner=row_of),
+            state=device.empty((1,), LOOP_STATE),
+            progress=self._progress_on_device,
+        )
+
+
+def watch(device: Device, end: Any, loops: Sequence[Shown]) -> None:
+    """Wait until the stream reaches the mark `end`, showing progress. Ctrl-C is raised once it is idle."""
+    try:
+        for loop in loops:
+            with tqdm(desc=loop.label, total=loop.num_steps, unit=" steps", disable=None) as bar:
+                while bar.n < loop.num_steps:
+                    arrived = device.reached(end)
+                    bar.update(int(loop.values["steps_done"][0]) - bar.n)
+                    if arrived:
+                        break
+                    time.sleep(POLL_SECONDS)
+    finally:
+        device.synchronize()

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Algorithm 1 on one device: enqueued as a whole, from token ids to the last frame, with no host round trip.
+
+The reference is host_stages.py. Only token ids, tables and given images go up, only finished bytes and
+latents come down. A first frame that is not exactly twice the video's size is fitted by OpenCV on the host,
+between two halves.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.manifest import Manifest
+from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
+from lamp_trt.runtime.cuda_device import Device
+from lamp_trt.runtime.cuda_engines import EngineSet, LoadEngine
+from lamp_trt.runtime.cuda_loop import DeviceLoop, Shown, watch
+from lamp_trt.runtime.host_stages import time_ids
+from lamp_trt.runtime.image import Fit, Image, load_first_frame, resize_to
+from lamp_trt.runtime.kernels import frames as kernels
+from lamp_trt.runtime.kernels.arrays import DeviceArray
+from lamp_trt.runtime.kernels.launch import PROGRESS
+from lamp_trt.runtime.latents import StepMode, final_adain, step_table
+from lamp_trt.runtime.loop import Latents
+from lamp_trt.runtime.noise import Purpose
+from lamp_trt.runtime.stages import ImageJob, MadeImage, MadeVideo, TokenIds, VideoJob
+
+Array = NDArray[Any]
+
+
+class Marks:
+    """Moments of the stream between stages, and the seconds between them."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._marks = [("", device.mark())]
+
+    def end(self, stage: str) -> Any:
+        """The stage that began with the mark before ends here."""
+        mark = self._device.mark()
+        self._marks.append((stage, mark))
+        return mark
+
+    def seconds(self) -> dict[str, float]:
+        """By stage, after a wait; "total" is all."""
+        pairs = zip(self._marks[:-1], self._marks[1:], strict=True)
+        seconds = {stage: self._device.seconds(before, mark) for (_, before), (stage, mark) in pairs}
+        return {**seconds, "total": sum(seconds.values())}
+
+
+class Conditions:
+    """A UNet with what it is given beside the sample: from the text, and from the timestep.
+
+    The networks `keys_values` and `projections` stand between them where the bundle has them: their outputs
+    are the UNet's inputs under the same names.
+    """
+
+    def __init__(
+        self,
+        engines: EngineSet,
+        manifest: Manifest,
+        unet: str,
+        keys_values: str,
+        projections: str,
+        given: Mapping[str, DeviceArray],
+    ) -> None:
+        self._text = engines.add(keys_values, given) if keys_values in manifest.networks else None
+        self.time = engines.add(projections, given) if projections in manifest.networks else None
+        made: dict[str, DeviceArray] = dict(given)
+        for bound in (self._text, self.time):
+            if bound is not None:
+                made |= {tensor.name: bound.arrays[tensor.name] for tensor in bound.engine.outputs}
+        if self.time is not None:
+            del made["time_projections"]  # the loop copies a row of its table into the UNet's own
+        self.unet = engines.add(unet, made)
+
+    def enqueue_text(self) -> None:
+        """What depends on the prompt alone, once the text embeddings are enqueued."""
+        if self._text is not None:
+            self._text.enqueue()
+
+
+class CudaImageStages:
+    """SDXL on the device. `engines` is shared with the video's stages."""
+
+    def __init__(self, manifest: Manifest, device: Device, engines: EngineSet) -> None:
+        self._manifest, self._device, self._engines = manifest, device, engines
+        self._encoders = (engines.add("sdxl_text_encoder"), engines.add("sdxl_text_encoder_2"))
+        first, second = (encoder.arrays["penultimate_hidden_state"] for encoder in self._encoders)
+        width = first.shape[-1] + second.shape[-1]
+        self._hidden_states = device.empty((*first.shape[:-1], width), first.dtype)
+        self._text_embeds = self._encoders[1].arrays["text_embeds"]
+        ids = time_ids(manifest.sizes)
+        self._time_ids = device.empty(ids.shape, ids.dtype)
+        device.upload(self._time_ids, ids)
+        given = {
+            "encoder_hidden_states": self._hidden_states,
+            "text_embeds": self._text_embeds,
+            "time_ids": self._time_ids,
+        }
+        self._conditions = Conditions(
+            engines, manifest, "sdxl_unet", "sdxl_text_keys_values", "sdxl_time_projections", given
+        )
+        self._decoder = engines.add("sdxl_vae_decoder")
+        engines.share_scratch()
+        unet, time = self._conditions.unet, self._conditions.time
+        self.loop = DeviceLoop(device, unet, "first frame", lambda: engines.generation, time)
+        self._noise = device.empty((1, *unet.arrays["sample"].shape[1:]), np.float32)
+        self.decoded = self._decoder.arrays["image"]
+        self.pixels = device.empty((*self.decoded.shape[2:], 3), np.uint8)
+        small = (1, 3, *(size // 2 for size in self.decoded.shape[2:]))
+        self._half_size = device.empty(small, self.decoded.dtype)
+
+    def make_image(self, job: ImageJob) -> MadeImage:
+        self._device.synchronize()
+        marks = Marks(self._device)
+        shown = self.enqueue(job, marks)
+        self.enqueue_pixels()
+        watch(self._device, marks.end("decode"), shown)
+        return self.collect(job, marks)
+
+    def encode_text(self, ids: tuple[TokenIds, TokenIds], zero_negative: bool) -> tuple[Array, Array]:
+        self._enqueue_text(ids, zero_negative)
+        return self._device.download(self._hidden_states), self._device.download(self._text_embeds)
+
+    def enqueue(self, job: ImageJob, marks: Marks) -> list[Shown]:
+        """Everything up to the decoded image, (1, 3, h, w) in `decoded`. Stages: text, denoise."""
+        first, second = (_guided(ids, job.guidance_scale) for ids in job.ids)
+        self._enqueue_text((first, second), job.zero_negative and job.guidance_scale > 1)
+        self._conditions.enqueue_text()
+        marks.end("text")
+        schedule, n = job.schedule, len(job.schedule)
+        if job.noise is not None:
+            self._device.upload(self._noise, job.noise.astype(np.float32))
+        rows = step_table(schedule, guidance_scale=job.guidance_scale, adain="none", step_frame_0=True)
+        self.loop.begin(
+            schedule.timesteps,
+            rows,
+            prompt_changed=True,
+            seed=job.seed,
+            purpose=Purpose.SDXL_LATENTS,
+            noise=self._noise if job.noise is not None else None,
+        )
+        shown: list[Shown] = []
+        if job.on_step is None:
+            shown.append(self.loop.enqueue(n))
+        else:
+            self.loop.run_with_callback(n, schedule.timesteps, job.on_step)
+        marks.end("denoise")
+        scaling = self._manifest.scaling_factors["sdxl_vae"]
+        latents, target = self.loop.final_latents, self._decoder.arrays["latents"]
+        kernels.decoder_input(self._device.launch, latents, target, scaling_factor=scaling)
+        self._decoder.enqueue()
+        return shown
+
+    def enqueue_pixels(self, half_size: DeviceArray | None = None) -> None:
+        """`decoded` as bytes in `pixels`, and at half size as the SD encoder takes it, if somebody does."""
+        progress, half_size = self.loop.arrays.progress, half_size or self._half_size
+        kernels.first_frame(self._device.launch, self.decoded, self.pixels, half_size, progress)
+
+    def collect(self, job: ImageJob, marks: Marks) -> MadeImage:
+        """What was enqueued, after a wait. EngineError if it is not finite."""
+        if int(self.loop.progress["first_overflow"][0]) == 0:
+            _require_finite(self._device, self._hidden_states, "a text encoder of SDXL")
+        self.loop.require_finite(len(job.schedule), job.schedule.timesteps)
+        _require_no_nan(self.loop.progress, "SDXL's VAE decoder")
+        latents = self._device.download(self.loop.final_latents)
+        return MadeImage(self._device.download(self.pixels), latents, marks.seconds())
+
+    def _enqueue_text(self, ids: tuple[TokenIds, TokenIds], zero_negative: bool) -> None:
+        first = 0
+        for encoder, some_ids in zip(self._encoders, ids, strict=True):
+            self._device.upload(encoder.arrays["input_ids"], some_ids)
+            encoder.enqueue()
+            states = encoder.arrays["penultimate_hidden_state"]
+            self._device.copy_columns(self._hidden_states, states, first)
+            first += states.shape[-1]
+        if zero_negative:
+            self._device.zero(self._hidden_states[0])
+            self._device.zero(self._text_embeds[0])
+
+
+class CudaVideoStages:
+    """The video's networks on the device; `load` gives the engines, SDXL's when a first frame is made."""
+
+    def __init__(self, manifest: Manifest, device: Device, load: LoadEngine) -> None:
+        self._manifest, self._device = manifest, device
+        self._engines = engines = EngineSet(device, load)
+        self._images: CudaImageStages | None = None
+        sizes = manifest.sizes
+        self._size = (sizes["height"], sizes["width"])
+        self._text = engines.add("text_encoder")
+        given = {"encoder_hidden_states": self._text.arrays["last_hidden_state"]}
+        self._conditions = Conditions(
+            engines, manifest, "lamp_unet", "lamp_text_keys_values", "lamp_time_projections", given
+        )
+        self._encoder, self._decoder = engines.add("vae_encoder"), engines.add("vae_decoder")
+        engines.share_scratch()
+        unet = self._conditions.unet
+        self._loop = DeviceLoop(device, unet, "denoising", lambda: engines.generation, self._conditions.time)
+        _, channels, frames, height, width = unet.arrays["sample"].shape
+        picture, f32 = (height, width), np.float32
+        self._noise = device.empty((1, channels, frames, *picture), f32)
+        self._base_noise = device.empty((1, channels, 1, *picture), f32)
+        self._posterior_noise = device.empty((1, channels, *picture), f32)
+        self._first_frame = device.empty((1, channels, 1, *picture), f32)
+        self._pixels = device.empty((*self._size, 3), np.uint8)
+        latents = self._decoder.arrays["latents"]
+        self._to_decode = device.empty((frames, *latents.shape[1:]), latents.dtype)
+        progress, self._decoded = device.mapped(PROGRESS)
+        self._histograms = kernels.HistogramArrays(
+            device.empty((frames, *self._size, 3), np.uint8),
+            device.empty((frames, kernels.HISTOGRAM_PARTS, 3, 256), np.uint32),
+            device.empty((frames, 3, 256), np.uint8),
+            progress,
+        )
+        self._loop.prepare()
+
+    def image_stages(self) -> CudaImageStages:
+        """SDXL's, loaded if they are not yet."""
+        if self._images is None:
+            self._images = CudaImageStages(self._manifest, self._device, self._engines)
+        return self._images
+
+    def take_image(self, first_frame: Any, fit: Fit) -> Any:
+        """A given first frame as make_video takes it: a file or host array of any size, fitted; or a CUDA
+        array that stays where it is: uint8 (h, w, 3) of the video's size, or the VAE encoder's own input."""
+        view = self._device.view(first_frame)
+        if view is None:
+            return load_first_frame(first_frame, *self._size, fit)
+        image = self._encoder.arrays["image"]
+        accepted = [((*self._size, 3), np.dtype(np.uint8)), (image.shape, image.dtype)]
+        if (view.shape, view.dtype) not in accepted:
+            wanted = " or ".join(f"{dtype} {shape}" for shape, dtype in accepted)
+            raise InputError(f"the first frame on the GPU is {view.dtype} {view.shape}; expected {wanted}.")
+        return view
+
+    def set_motion(self, motion: str) -> None:
+        self._device.synchronize()
+        if self._conditions.unet.engine.set_motion(motion):
+            self._loop.invalidate()
+            self._loop.prepare()
+
+    def make_video(self, job: VideoJob) -> MadeVideo:
+        self._device.synchronize()
+        marks, shown = Marks(self._device), []
+        self._decoded[:] = 0
+        made: MadeImage | None = None
+        image_job = job.first_frame if isinstance(job.first_frame, ImageJob) else None
+        if image_job is None:
+            image = self._enqueue_given_image(job.first_frame)
+        else:
+            image_marks = Marks(self._device)
+            shown += self.image_stages().enqueue(image_job, image_marks)
+            image, made = self._enqueue_made_image(image_job, job.fit, image_marks)
+            marks.end("make_first_frame")
+        self._enqueue_text(_guided(job.ids, job.config.guidance_scale))
+        self._conditions.enqueue_text()
+        marks.end("text")
+        self._enqueue_first_frame_latents(job.config.seed, job.posterior_noise)
+        marks.end("first_frame")
+        shown += self._enqueue_loop(job)
+        marks.end("denoise")
+        self._enqueue_decoding()
+        marks.end("decode")
+        kernels.match_histograms(self._device.launch, self._histograms, job.config.histogram_mode)
+        watch(self._device, marks.end("histogram"), shown)
+        seconds = marks.seconds()
+        if image_job is not None and made is None:
+            made = self.image_stages().collect(image_job, image_marks)
+        self._require_finite(job)
+        if image is None:
+            image = self._download_first_frame()
+        frames = self._device.download(self._histograms.frames)
+        latents = self._device.download(self._loop.final_latents)
+        return MadeVideo(frames, latents, image, made, seconds)
+
+    def encode_text(self, ids: TokenIds) -> Array:
+        self._enqueue_text(ids)
+        return self._device.download(self._text.arrays["last_hidden_state"])
+
+    def encode_image(self, image: Image, seed: int, posterior_noise: Array | None) -> Latents:
+        self._enqueue_given_image(image)
+        self._enqueue_first_frame_latents(seed, posterior_noise)
+        return self._device.download(self._first_frame)
+
+    def decode(self, latents: Latents) -> NDArray[np.uint8]:
+        self._decoded[:] = 0
+        self._device.upload(self._loop.final_latents, latents.astype(np.float32))
+        self._enqueue_decoding()
+        frames: NDArray[np.uint8] = self._device.download(self._histograms.frames)
+        _require_no_nan(self._decoded, "the VAE decoder")
+        return frames
+
+    def _enqueue_text(self, ids: TokenIds) -> None:
+        self._device.upload(self._text.arrays["input_ids"], ids)
+        self._text.enqueue()
+
+    def _enqueue_given_image(self, image: Any) -> Image | None:
+        """Into the encoder's input; the image on the host, or None where it never was there."""
+        encoder_input = self._encoder.arrays["image"]
+        if not isinstance(image, DeviceArray):
+            self._device.upload(self._pixels, image)
+            kernels.model_input(self._device.launch, self._pixels, encoder_input)
+            given: Image = image
+            return given
+        if image.dtype == np.uint8:
+            self._device.copy(self._pixels, image)
+            kernels.model_input(self._device.launch, image, encoder_input)
+        else:
+            self._device.copy(encoder_input, image)
+        return None
+
+    def _enqueue_made_image(
+        self, job: ImageJob, fit: Fit, marks: Marks
+    ) -> tuple[Image | None, MadeImage | None]:
+        """SDXL's decoded image into the encoder's input: halved on the device, (None, None); or fitted on the
+        host, which waits for it: what the encoder is given, and what was made."""
+        images, encoder_input = self.image_stages(), self._encoder.arrays["image"]
+        half = images.decoded.shape[2:] == tuple(2 * size for size in self._size)
+        narrows = images.decoded.dtype.itemsize >= encoder_input.dtype.itemsize
+        if half and narrows:
+            images.enqueue_pixels(encoder_input)
+            marks.end("decode")
+            return None, None
+        images.enqueue_pixels()
+        marks.end("decode")
+        self._device.synchronize()
+        made = images.collect(job, marks)
+        return self._enqueue_given_image(resize_to(made.image, *self._size, fit)), made
+
+    def _download_first_frame(self) -> Image:
+        """The image that was animated, from the encoder's input."""
+        x = self._device.download(self._encoder.arrays["image"])[0].astype(np.float32)
+        image: Image = np.rint((x + 1) * np.float32(127.5)).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+        return np.ascontiguousarray(image)
+
+    def _enqueue_first_frame_latents(self, seed: int, posterior_noise: Array | None) -> None:
+        self._encoder.enqueue()
+        if posterior_noise is not None:
+            self._device.upload(self._posterior_noise, np.asarray(posterior_noise, np.float32))
+        kernels.posterior_sample(
+            self._device.launch,
+            self._encoder.arrays["latent_mean"],
+            self._encoder.arrays["latent_logvar"],
+            self._first_frame,
+            scaling_factor=self._manifest.scaling_factors["vae"],
+            seed=seed,
+            noise=self._posterior_noise if posterior_noise is not None else None,
+        )
+
+    def _enqueue_loop(self, job: VideoJob) -> list[Shown]:
+        config, schedule, n = job.config, job.schedule, len(job.schedule)
+        rows = step_table(
+            schedule,
+            guidance_scale=config.guidance_scale,
+            preset=config.preset,
+            adain=config.adain,
+            adain_switch_step=config.adain_switch_step,
+        )
+        if job.on_step is not None:
+            rows["mode"] &= ~np.uint32(StepMode.FINAL_TO_FRAME_0)
+        noise, base_noise = (
+            self._uploaded(target, values)
+            for target, values in ((self._noise, job.noise), (self._base_noise, job.base_noise))
+        )
+        paper = config.preset == "paper" and config.mix_noise
+        self._loop.begin(
+            schedule.timesteps,
+            rows,
+            prompt_changed=False,
+            seed=config.seed,
+            purpose=Purpose.VIDEO,
+            noise=noise,
+            base_weight=NOISE_BASE_WEIGHT if config.mix_noise else 0.0,
+            base_purpose=Purpose.PAPER_BASE if paper else None,
+            base_noise=base_noise,
+            first_frame=self._first_frame,
+        )
+        if job.on_step is None:
+            return [self._loop.enqueue(n)]
+        latents = self._loop.run_with_callback(n, schedule.timesteps, job.on_step)
+        self._device.upload(self._loop.final_latents, final_adain(latents, config.preset, config.adain))
+        return []
+
+    def _uploaded(self, target: DeviceArray, values: Array | None) -> DeviceArray | None:
+        if values is None:
+            return None
+        self._device.upload(target, np.asarray(values, np.float32))
+        return target
+
+    def _enqueue_decoding(self) -> None:
+        """The final latents to frames as bytes and their histograms, `decode_batch` frames at a time; where
+        that does not divide their number, the last frames are decoded twice."""
+        launch, decoder = self._device.launch, self._decoder
+        scaling = self._manifest.scaling_factors["vae"]
+        kernels.decoder_input(launch, self._loop.final_latents, self._to_decode, scaling_factor=scaling)
+        frames, batch = self._to_decode.shape[0], decoder.arrays["latents"].shape[0]
+        if batch > frames:
+            raise EngineError(f"the VAE decoder takes {batch} frames at once, the video has {frames}.")
+        for start in range(0, frames, batch):
+            start = min(start, frames - batch)
+            decoder.bind("latents", self._to_decode.rows(start, start + batch))
+            decoder.enqueue()
+            kernels.count_decoded(launch, self._histograms, decoder.arrays["image"], start)
+
+    def _require_finite(self, job: VideoJob) -> None:
+        if int(self._loop.progress["first_overflow"][0]) == 0:
+            _require_finite(self._device, self._text.arrays["last_hidden_state"], "the text encoder")
+            _require_finite(self._device, self._first_frame, "the VAE encoder")
+        self._loop.require_finite(len(job.schedule), job.schedule.timesteps)
+        _require_no_nan(self._decoded, "the VAE decoder")
+
+
+def _guided(ids: TokenIds, guidance_scale: float) -> TokenIds:
+    """Without guidance both halves are the prompt."""
+    return ids if guidance_scale > 1 else ids[[1, 1]]
+
+
+def _require_finite(device: Device, array: DeviceArray, where: str) -> None:
+    from lamp_trt.runtime.loop import require_finite
+
+    require_finite(device.download(array), where)
+
+
+def _require_no_nan(progress: NDArray[Any], where: str) -> None:
+    if int(progress["decoder_nan"][0]):
+        raise EngineError(f"{where} returned NaN; build the bundle with --precision fp32 and try again.")
