@@ -6,10 +6,9 @@ from typing import Any
 
 from lamp_trt.engine.backend import Array
 from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.bundle_paths import weights_path
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.engine.ort_session import bundle_model, new_session
 
 
 class OnnxRuntimeEngine:
@@ -53,34 +52,14 @@ class OnnxRuntimeEngine:
             self._motion = motion
 
     def _new_session(self, motion: str | None) -> Any:
-        import onnx
-        import onnxruntime
+        from lamp_trt.engine.ort_graph import use_multi_head_attention
 
-        from lamp_trt.engine.ort_graph import point_at_motion, use_multi_head_attention
-
-        model = onnx.load(self._bundle.graph_path(self._network), load_external_data=False)
+        model = bundle_model(self._bundle, self._network, motion)
         use_multi_head_attention(model)
-        if motion is not None:
-            base, own = (
-                (file, read_weight_file(self._bundle.path_of(file)))
-                for file in (
-                    weights_path(self._bundle.network(self._network).component),
-                    self._bundle.manifest.motions[motion].file,
-                )
-            )
-            point_at_motion(model, base, own)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self._bundle.path.resolve())
+        return new_session(
+            self._bundle,
+            self._network,
+            model,
+            ["CPUExecutionProvider"],
+            num_threads=self._num_threads,
         )
-        if self._num_threads is not None:
-            options.intra_op_num_threads = self._num_threads
-        try:
-            return onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's own exceptions share no other base
-            raise EngineError(
-                f"ONNX Runtime cannot load {self._network} of {self._bundle.path}: {error}"
-            ) from error

@@ -29,10 +29,6 @@ class BoundEngine:
     def enqueue(self) -> None:
         self.engine.enqueue(self.device.stream)
 
-    def bind(self, name: str, array: DeviceArray) -> None:
-        """Another array in the place of `name` for the runs to come."""
-        self.engine.bind(name, array.pointer)
-
 
 class EngineSet:
     """Loads engines and binds them. They never run at the same time, so the scratch is the largest one's, not

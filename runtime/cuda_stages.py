@@ -403,7 +403,7 @@ class CudaVideoStages:
             raise EngineError(f"the VAE decoder takes {batch} frames at once, the video has {frames}.")
         for start in range(0, frames, batch):
             start = min(start, frames - batch)
-            decoder.bind("latents", self._to_decode.rows(start, start + batch))
+            self._device.copy(decoder.arrays["latents"], self._to_decode.rows(start, start + batch))
             decoder.enqueue()
             kernels.count_decoded(launch, self._histograms, decoder.arrays["image"], start)
 

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every ONNX Runtime session of a bundle has in common: graph, place of the weights, errors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle_paths import weights_path
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.weights import read_weight_file
+
+
+def bundle_model(bundle: Bundle, network: str, motion: str | None) -> Any:
+    """The network's ModelProto without weights; with `motion`, pointing at that motion's tensors."""
+    import onnx
+
+    from lamp_trt.engine.ort_graph import point_at_motion
+
+    model = onnx.load(bundle.graph_path(network), load_external_data=False)
+    if motion is not None:
+        files = (weights_path(bundle.network(network).component), bundle.manifest.motions[motion].file)
+        base, own = ((file, read_weight_file(bundle.path_of(file))) for file in files)
+        point_at_motion(model, base, own)
+    return model
+
+
+def new_session(
+    bundle: Bundle,
+    network: str,
+    model: Any,
+    providers: Sequence[str | tuple[str, Mapping[str, str]]],
+    config: Mapping[str, str] | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """A session of `model`, whose weights lie in the bundle. EngineError if it cannot be made."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    folder = {"session.model_external_initializers_file_folder_path": str(bundle.path.resolve())}
+    for key, value in {**folder, **(config or {})}.items():
+        options.add_session_config_entry(key, value)
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
+    except Exception as error:  # ONNX Runtime's own exceptions share no other base
+        raise EngineError(f"ONNX Runtime cannot load {network} of {bundle.path}: {error}") from error

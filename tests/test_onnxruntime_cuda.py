@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime's CUDA provider: what can be seen of it without a GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lamp_trt.engine import backend_onnxruntime_cuda
+from lamp_trt.engine.backend_onnxruntime_cuda import OnnxRuntimeCudaEngine
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.ort_session import new_session
+
+
+class Binding:
+    def __init__(self) -> None:
+        self.bound: dict[str, tuple[Any, ...]] = {}
+
+    def bind_input(self, name: str, *place: Any) -> None:
+        self.bound[name] = place
+
+    bind_output = bind_input
+
+
+class Session:
+    """The calls of an InferenceSession that the engine makes, noted down."""
+
+    providers: tuple[str, ...] = (backend_onnxruntime_cuda.PROVIDER, "CPUExecutionProvider")
+
+    def __init__(self, model: Any, providers: Any, config: Any) -> None:
+        self.model, self.asked, self.config = model, providers, config
+        self.runs: list[tuple[Binding, str]] = []
+
+    def get_providers(self) -> list[str]:
+        return list(self.providers)
+
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+        key = "disable_synchronize_execution_providers"
+        self.runs.append((binding, options.get_run_config_entry(key)))
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
+    made: list[Session] = []
+
+    def make(bundle: Bundle, network: str, model: Any, providers: Any, config: Any) -> Session:
+        made.append(Session(model, providers, config))
+        return made[-1]
+
+    monkeypatch.setattr(backend_onnxruntime_cuda, "new_session", make)
+    available = [backend_onnxruntime_cuda.PROVIDER, "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
+    return made
+
+
+def unet(bundle: Path, **options: Any) -> OnnxRuntimeCudaEngine:
+    options = {"device": 1, "stream": 0x5EED, "motion": "horse_run", **options}
+    return OnnxRuntimeCudaEngine(Bundle.open(bundle), "lamp_unet", **options)
+
+
+def bind_all(engine: OnnxRuntimeCudaEngine) -> None:
+    for place, tensor in enumerate((*engine.inputs, *engine.outputs), 1):
+        engine.bind(tensor.name, place << 20)
+
+
+def test_a_run_is_enqueued_between_the_bound_addresses_without_a_wait(
+    toy_bundle: Path, sessions: list[Session]
+) -> None:
+    engine = unet(toy_bundle)
+    (session,) = sessions
+    ((provider, options),) = session.asked
+    assert provider == "CUDAExecutionProvider"
+    assert options["user_compute_stream"] == str(0x5EED)
+    assert (options["device_id"], options["enable_cuda_graph"]) == ("1", "1")
+    assert session.config == {"session.disable_cpu_ep_fallback": "1"}
+    with pytest.raises(EngineError, match="sample is bound to no address"):
+        engine.enqueue(0x5EED)
+    bind_all(engine)
+    engine.enqueue(0x5EED)
+    engine.enqueue(0x5EED)
+    (binding, first), (again, _) = session.runs
+    assert binding is again
+    assert first == "1"
+    assert binding.bound["sample"] == ("cuda", 1, np.dtype("float32"), (2, 4, 4, 8, 8), 1 << 20)
+    assert binding.bound["noise_pred"][-1] == 4 << 20
+    assert engine.capture(0x5EED, lambda: None) is None
+    assert engine.scratch_bytes == 0
+    with pytest.raises(EngineError, match="sample cannot move once the network ran"):
+        engine.bind("sample", 9 << 20)
+    with pytest.raises(EngineError, match="another stream"):
+        engine.enqueue(1)
+
+
+def test_a_switched_motion_is_a_new_session_that_points_at_it(
+    toy_bundle: Path, sessions: list[Session]
+) -> None:
+    engine = unet(toy_bundle)
+    bind_all(engine)
+    engine.enqueue(0x5EED)
+    assert not engine.set_motion("horse_run")
+    assert engine.set_motion("rain")
+    engine.enqueue(0x5EED)
+
+    def files(session: Session) -> set[str]:
+        entries = (entry for tensor in session.model.graph.initializer for entry in tensor.external_data)
+        return {entry.value for entry in entries if entry.key == "location"}
+
+    horse, rain = map(files, sessions)
+    assert horse == {"weights/unet.safetensors", "motions/horse_run.safetensors"}
+    assert rain == {"weights/unet.safetensors", "motions/rain.safetensors"}
+    assert [len(session.runs) for session in sessions] == [1, 1]
+    engine.close()
+    with pytest.raises(EngineError, match="no motion since"):
+        engine.enqueue(0x5EED)
+
+
+def test_without_the_provider_nothing_runs_on_the_cpu_instead(
+    toy_bundle: Path, sessions: list[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "providers", ("CPUExecutionProvider",))
+    with pytest.raises(EngineError, match=r"fell back to CPUExecutionProvider.*lamp-trt doctor"):
+        unet(toy_bundle)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider.*lamp-trt\[gpu\]"):
+        unet(toy_bundle)
+
+
+def test_a_graph_that_does_not_load_is_an_error_with_its_name(toy_bundle: Path) -> None:
+    bundle = Bundle.open(toy_bundle)
+
+    class NoModel:
+        def SerializeToString(self) -> bytes:
+            return b"no model"
+
+    with pytest.raises(EngineError, match="ONNX Runtime cannot load vae_decoder of "):
+        new_session(bundle, "vae_decoder", NoModel(), ["CPUExecutionProvider"])
