@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from lamp_trt.engine.errors import BundleError
@@ -37,7 +38,7 @@ _hints = functools.cache(get_type_hints)
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """`value`, parsed JSON, as `kind`: a dataclass, dict[str, X], tuple[X, ...], Literal, union or scalar.
+    """`value`, parsed JSON, as `kind`: a dataclass, Mapping[str, X], tuple[X, ...], Literal, union or scalar.
 
     BundleError, naming the field, for an unknown key, a missing key or a wrong type; an int may stand for
     a float, a bool stands for neither.
@@ -53,7 +54,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         if missing := required - value.keys():
             raise BundleError(f"{_join(where, min(missing))} is missing")
         return kind(**{key: decode(hints[key], item, _join(where, key)) for key, item in value.items()})
-    if origin is dict and isinstance(value, dict):
+    if origin in (dict, Mapping) and isinstance(value, dict):
         return {key: decode(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
         return tuple(decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
@@ -79,8 +80,8 @@ def _join(where: str, key: str) -> str:
 
 
 def _name(kind: Any) -> str:
-    if get_origin(kind) in (dict, tuple):
-        return "an object" if get_origin(kind) is dict else "an array"
+    if get_origin(kind) in (dict, Mapping, tuple):
+        return "an array" if get_origin(kind) is tuple else "an object"
     if get_args(kind):
         return " or ".join(repr(a) if isinstance(a, str) else _name(a) for a in get_args(kind))
     names = {
