@@ -13,11 +13,12 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from lamp_trt.engine import atomic_files
 from lamp_trt.engine.atomic_files import TEMPORARY_SUFFIX, NewFile, make_folders, remove
@@ -30,7 +31,8 @@ SCHEMA_VERSION = 1
 SIDECAR_SUFFIX = "json"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-Setting = str | int | float | bool
+Setting = str | int | float | bool | tuple[int, ...]
+Settings = Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class CompiledKey:
     graph: str
     weights: str
     motion: str
-    profile: Mapping[str, Setting]
-    flags: Mapping[str, Setting]
+    profile: Settings
+    flags: Settings
     compiler: str
     device: str
 
@@ -75,7 +77,7 @@ class CompiledEngine:
 
     path: Path
     key: CompiledKey
-    extra: Mapping[str, Setting]
+    extra: Settings
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class _Sidecar:
     file: str
     size: int
     sha256: str
-    extra: Mapping[str, Setting]
+    built_at: float
+    extra: Settings
 
 
 def find(folder: Path, key: CompiledKey, rebuild: str) -> CompiledEngine:
@@ -108,7 +111,7 @@ def find(folder: Path, key: CompiledKey, rebuild: str) -> CompiledEngine:
         raise EngineError(
             f"{engine} is missing or cannot be read ({error}). Build it again: {rebuild}"
         ) from error
-    if sidecar.key != key or not intact:
+    if sidecar.key.digest() != key.digest() or not intact:
         raise EngineError(
             f"{engine} is not what {path.name} says it is; it was damaged or exchanged, and is not loaded. "
             f"Build it again: {rebuild}"
@@ -120,181 +123,170 @@ def has(folder: Path, key: CompiledKey) -> bool:
     """Whether `folder` seems to hold an engine for `key`: its sidecar fits, and the file's size."""
     try:
         sidecar = _read_sidecar(folder / f"{key.stem}.{SIDECAR_SUFFIX}")
-        return sidecar.key == key and (folder / sidecar.file).stat().st_size == sidecar.size
+        fits = sidecar.key.digest() == key.digest()
+        return fits and (folder / sidecar.file).stat().st_size == sidecar.size
     except (OSError, BundleError):
         return False
 
 
 def known(folder: Path) -> list[CompiledEngine]:
-    """Every engine in `folder` that a sidecar tells of; nothing is hashed, they are to be looked at only."""
-    engines = []
+    """Every engine in `folder` that a sidecar tells of, the latest last; to look at: nothing is hashed."""
+    sidecars = []
     for path in sorted(folder.glob(f"*-*.{SIDECAR_SUFFIX}")):
         try:
-            sidecar = _read_sidecar(path)
+            sidecars.append(_read_sidecar(path))
         except (OSError, BundleError):
-            continue  # `find` and `store` treat it as absent too, or say what is wrong with it
-        engines.append(CompiledEngine(folder / sidecar.file, sidecar.key, sidecar.extra))
-    return engines
+            continue  # not an engine that anybody could load; `find` says so if it is asked for
+    sidecars.sort(key=lambda sidecar: sidecar.built_at)
+    return [CompiledEngine(folder / s.file, s.key, s.extra) for s in sidecars]
+
+
+def chosen(folder: Path, key: CompiledKey) -> CompiledKey:
+    """`key` with the profile and flags of the latest engine that equals it in all else; `key` if none does.
+
+    Profile and flags are what a builder chose, no fact of the bundle or the machine: who loads takes what is
+    there.
+    """
+    for engine in reversed(known(folder)):
+        candidate = dataclasses.replace(key, profile=engine.key.profile, flags=engine.key.flags)
+        if candidate.digest() == engine.key.digest():
+            return candidate
+    return key
 
 
 def store(
     folder: Path,
     key: CompiledKey,
     suffix: str,
-    extra: Mapping[str, Any],
+    extra: Settings,
     write: Callable[[BinaryIO], None],
 ) -> CompiledEngine:
-    """Put the engine that `write` writes into `folder`, in place of an earlier one of the same key.
+    """Put what `write` writes into `folder` as the engine for `key`, durably, in the place of an older one.
 
-    Durable when this returns; an exception or Ctrl-C on the way leaves nothing behind, and what a killed
-    process left is swept by the next call. EngineError if the folder cannot be written to.
+    suffix: like "plan". The folder is made if it is not there. Nothing half-written stays under the engine's
+    name, whatever happens, and an exception of `write` leaves all as it was. EngineError if the disk is full
+    or the folder cannot be written.
     """
-    assert _NETWORK.fullmatch(key.network), key.network
-    assert _FILE.fullmatch(f"{key.stem}.{suffix}"), suffix
-    path, sidecar = folder / f"{key.stem}.{suffix}", folder / f"{key.stem}.json"
-    with _writing(folder):
-        temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-        try:
-            with written_file(temporary) as file:
-                write(cast(BinaryIO, file))
-            entry = {
-                "sidecar_version": SIDECAR_VERSION,
-                "key": dataclasses.asdict(key),
-                "file": path.name,
-                "size": temporary.stat().st_size,
-                "sha256": file_digest(temporary),
-                "built": time.time(),
-                "extra": dict(extra),
-            }
-            remove(sidecar)  # an old record beside a new file would call it damaged
-            rename(temporary, path)
-        except BaseException:
-            remove(temporary)
-            raise
-        with replacing(sidecar) as file:
-            file.write(_canonical(entry, indent=2) + b"\n")
-    return CompiledEngine(path, key, dict(extra))
-
-
-def chosen(folder: Path, key: CompiledKey) -> CompiledKey:
-    """`key` with profile and flags of the engine that was built last among those equal to it in all else.
-
-    Profile and flags are the builder's choice, not a fact of bundle or machine: who loads takes what is there.
-    `key` itself if there is no such engine.
-    """
-    alike = [entry for entry in _sidecars(folder, key) if set(_differences(entry.key, key)) <= _CHOICES]
-    if not alike:
-        return key
-    last = max(alike, key=lambda entry: entry.built)
-    return dataclasses.replace(key, profile=last.key.profile, flags=last.key.flags)
-
-
-@dataclass(frozen=True)
-class _Sidecar:
-    key: CompiledKey
-    file: str
-    size: int
-    sha256: str
-    built: float
-    extra: Mapping[str, Any]
-
-
-def _read_sidecar(path: Path) -> _Sidecar:
-    """FileNotFoundError if there is none, EngineError if it is none."""
-    try:
-        document = parse_object(read_small_file(path))
-        version = document.pop("sidecar_version", None)
-        if version != SIDECAR_VERSION:
-            raise BundleError(f"sidecar_version is {version!r}, this lamp-trt reads {SIDECAR_VERSION}")
-        entry: _Sidecar = decode(_Sidecar, document, "")
-        if not _FILE.fullmatch(entry.file) or not entry.file.startswith(f"{path.stem}."):
-            raise BundleError(f"file is {entry.file!r:.100}, expected {path.stem}.*")
-    except BundleError as error:
-        raise EngineError(f"{path}: {error}. Delete it, and build the engine again.") from error
-    return entry
-
-
-def _sidecars(folder: Path, key: CompiledKey) -> list[_Sidecar]:
-    """The readable records of compiled engines of the key's network and backend."""
-    entries = []
-    for path in sorted(folder.glob(f"{key.network}-*.json")):
-        try:
-            entry = _read_sidecar(path)
-        except (FileNotFoundError, EngineError):
-            continue  # removed meanwhile, or of no use: it is not the one that was asked for
-        if (entry.key.network, entry.key.backend) == (key.network, key.backend):
-            entries.append(entry)
-    return entries
-
-
-def _why_missing(folder: Path, key: CompiledKey) -> str:
-    others = _sidecars(folder, key)
-    if not others:
-        return f"{folder} holds no {key.backend} engine of {key.network}."
-    nearest = min(others, key=lambda entry: (len(_differences(entry.key, key)), -entry.built))
-    reasons = [_explain(name, nearest.key, key) for name in _differences(nearest.key, key)]
-    return f"The {key.backend} engine {nearest.file} in {folder} {'; it '.join(reasons)}."
-
-
-def _differences(there: CompiledKey, wanted: CompiledKey) -> list[str]:
-    """Fields in which two keys differ, the most telling first."""
-    return [name for name in _TELLING if _plain(getattr(there, name)) != _plain(getattr(wanted, name))]
-
-
-def _explain(name: str, there: CompiledKey, wanted: CompiledKey) -> str:
-    """What a difference means, continuing "the engine …"."""
-    old, new = getattr(there, name), getattr(wanted, name)
-    if name == "device":
-        return f"was built for {old}, this is {new}"
-    if name == "compiler":
-        return f"was built by {old}, this is {new}"
-    if name == "graph":
-        return "was built from another graph than the bundle's: its shapes, precision or networks changed"
-    if name == "weights":
-        return "was built from other weights than the bundle's"
-    if name == "motion":
-        what = {"": "none"}
-        return (
-            f"has motion {what.get(old, old[:12])} baked in, wanted is {what.get(new, new[:12])} "
-            "(digests of their files; none means replaceable)"
-        )
-    if name in _CHOICES:
-        parts = sorted(k for k in {*old, *new} if _plain(old.get(k)) != _plain(new.get(k)))
-        values = ", ".join(f"{part} is {old.get(part)!r}, wanted is {new.get(part)!r}" for part in parts)
-        return f"has another {name.removesuffix('s')}: {values}"
-    return f"has {name} {old!r}, wanted is {new!r}"
-
-
-_CHOICES = {"profile", "flags"}
-_TELLING = ("network", "backend", "device", "compiler", "graph", "weights", "motion", "profile", "flags")
-_NETWORK = re.compile("[a-z0-9_]{1,64}")
-_FILE = re.compile("[a-z0-9_]{1,64}-[0-9a-f]{16}[.](?!json$)[a-z0-9]{1,16}")
-
-
-def _canonical(value: Any, indent: int | None = None) -> bytes:
-    return json.dumps(value, sort_keys=True, allow_nan=False, indent=indent).encode("ascii")
-
-
-def _plain(value: Any) -> Any:
-    """A value as it comes back from JSON, tuples as lists."""
-    return json.loads(_canonical(value))
+    final, sidecar = (folder / f"{key.stem}.{ending}" for ending in (suffix, SIDECAR_SUFFIX))
+    with _explained(folder):
+        make_folders(folder)
+        with _temporary(final) as file:
+            write(cast(BinaryIO, file))
+            file.sync()
+            size, digest = file.tell(), file_digest(file.path)
+            record = _Sidecar(SCHEMA_VERSION, key, final.name, size, digest, time.time(), dict(extra))
+            text = json.dumps(dataclasses.asdict(record), sort_keys=True, indent=2, allow_nan=False) + "\n"
+            with _locked(folder):
+                remove(sidecar)
+                atomic_files.rename(file.path, final)
+                with atomic_files.replacing(sidecar) as described:
+                    described.write(text.encode("ascii"))
+    return CompiledEngine(final, key, dict(extra))
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Alone in writing to `folder`, which is made and cleared of what killed writers left."""
-    try:
-        make_folders(folder)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _temporary(final: Path) -> Iterator[NewFile]:
+    """A new file beside `final`, locked while it is open, unlinked at the end if it still has its name.
+
+    Unlocked temporary files are what a killed process left: they go first.
+    """
+    path = final.with_name(f"{final.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    with _locked(final.parent):
+        _remove_leftovers(final.parent)
+        file = NewFile(path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            for left in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-                remove(left)
-            yield
+            yield file
+        finally:
+            remove(path)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(path)
+        except BlockingIOError:
+            continue
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The right to change the names in `folder`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """OSErrors about files in `folder` as EngineErrors; those about a caller's other files pass."""
+    try:
+        yield
     except OSError as error:
+        named = Path(str(error.filename))
+        if folder != named and folder not in named.parents and named not in folder.parents:
+            raise
+        problem = "no space is left" if error.errno in _NO_SPACE else str(error.strerror)
         raise EngineError(
-            f"{folder} cannot be written to: {error.strerror or error}. Free space, or name another folder: "
-            "--engine-dir DIR"
+            f"cannot write a compiled engine to {folder}: {problem}. Free some space there, or keep engines "
+            "elsewhere with --engine-dir"
         ) from error
+
+
+def _read_sidecar(path: Path) -> _Sidecar:
+    """FileNotFoundError if there is none, BundleError if it is not one."""
+    sidecar: _Sidecar = decode(_Sidecar, parse_object(read_small_file(path)), "")
+    if sidecar.schema_version != SCHEMA_VERSION:
+        raise BundleError(f"schema_version is {sidecar.schema_version}, expected {SCHEMA_VERSION}")
+    if Path(sidecar.file).name != sidecar.file or Path(sidecar.file).stem != path.stem:
+        raise BundleError(f"file is {sidecar.file!r:.100}, expected {path.stem} with a suffix")
+    return sidecar
+
+
+def _why_missing(folder: Path, key: CompiledKey) -> str:
+    others = [engine.key for engine in known(folder) if engine.key.network == key.network]
+    same_backend = [other for other in others if other.backend == key.backend]
+    if not same_backend:
+        return f"{folder} holds no {key.backend} engine for {key.network}."
+    nearest = min((_differences(other, key) for other in same_backend), key=len)
+    return f"the {key.backend} engine for {key.network} in {folder} {', and '.join(nearest)}."
+
+
+def _differences(built: CompiledKey, wanted: CompiledKey) -> list[str]:
+    """What keeps the engine `built` from being the one `wanted`, as predicates, the most telling first."""
+    texts = []
+    if built.device != wanted.device:
+        texts.append(f"was built for {built.device}, this device is {wanted.device}")
+    if built.compiler != wanted.compiler:
+        texts.append(f"was built by {built.compiler}, this is {wanted.compiler}")
+    if built.graph != wanted.graph:
+        texts.append("was built from another graph")
+    if built.weights != wanted.weights:
+        texts.append("was built from other weights")
+    if built.motion != wanted.motion:
+        another = "has another motion baked in"
+        baked = "has a motion baked in" if built.motion else "has no motion baked in"
+        texts.append(another if built.motion and wanted.motion else baked)
+    for kind, was, want in (
+        ("profile", built.profile, wanted.profile),
+        ("option", built.flags, wanted.flags),
+    ):
+        for name in sorted({*was, *want}):
+            if _plain(was.get(name)) != _plain(want.get(name)):
+                texts.append(
+                    f"was built with {kind} {name}={was.get(name)}, wanted is {name}={want.get(name)}"
+                )
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back, lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value

@@ -72,7 +72,7 @@ def test_the_digest_depends_on_values_and_not_on_their_order() -> None:
         (changed(compiler="tensorrt 11.4.0"), "was built by tensorrt 10.16.1, this is tensorrt 11.4.0"),
         (changed(graph="d" * 64), "was built from another graph"),
         (changed(weights="d" * 64), "was built from other weights"),
-        (changed(motion="d" * 64), "has not a motion baked in"),
+        (changed(motion="d" * 64), "has no motion baked in"),
         (
             changed(profile={"sample": "1x4"}),
             "with profile sample=2x4x16x40x64, wanted is sample=1x4",
@@ -98,6 +98,26 @@ def test_the_nearest_engine_is_the_one_that_is_compared(tmp_path: Path) -> None:
     stored(tmp_path, changed(network="lamp_unet_text", device="sm_120"))
     with pytest.raises(EngineError, match=r"^the tensorrt engine for lamp_unet in \S+ was built for sm_90,"):
         compiled.find(tmp_path, changed(device="sm_120"), REBUILD)
+
+
+def test_who_loads_takes_the_profile_and_flags_of_the_latest_that_fits(tmp_path: Path) -> None:
+    asked = changed(profile={}, flags={})
+    assert compiled.chosen(tmp_path, asked) == asked
+    stored(tmp_path)
+    stored(tmp_path, changed(flags={"refit": False}))
+    stored(tmp_path, changed(flags={"refit": True}, device="sm_120"))
+    assert compiled.chosen(tmp_path, asked) == changed(flags={"refit": False})
+    stored(tmp_path)
+    assert compiled.chosen(tmp_path, asked) == KEY
+    assert compiled.find(tmp_path, compiled.chosen(tmp_path, asked), REBUILD).key == KEY
+
+
+def test_shapes_may_be_lists_or_tuples(tmp_path: Path) -> None:
+    key = changed(profile={"sample": (2, 4, 16, 40, 64)})
+    stored(tmp_path, key)
+    assert compiled.has(tmp_path, changed(profile={"sample": [2, 4, 16, 40, 64]}))
+    assert compiled.find(tmp_path, key, REBUILD).key == key
+    assert compiled.known(tmp_path)[0].key == key
 
 
 def test_an_empty_or_absent_folder_holds_nothing(tmp_path: Path) -> None:
