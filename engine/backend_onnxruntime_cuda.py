@@ -35,7 +35,6 @@ class OnnxRuntimeCudaEngine:
         device: int,
         stream: int,
         motion: str | None = None,
-        engine_dir: object = None,
         cuda_graph: bool = True,
         prefer_nhwc: bool = False,
     ) -> None:

@@ -2,14 +2,14 @@
 """Which backends there are, and an engine of any of them. A library is imported when it is chosen."""
 
 import importlib
+import importlib.util
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from lamp_trt.engine.backend import DeviceEngine, Engine
 from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.errors import InputError
-
-Device = Literal["cpu", "cuda"]
+from lamp_trt.engine.errors import EngineError, InputError
 
 HOST_ENGINES = {
     "onnxruntime": ("backend_onnxruntime", "OnnxRuntimeEngine"),
@@ -19,21 +19,51 @@ HOST_ENGINES = {
 
 DEVICE_ENGINES = {
     "tensorrt": ("backend_tensorrt", "TensorRtEngine"),
-    "onnxruntime": ("backend_onnxruntime_cuda", "OnnxRuntimeCudaEngine"),
     "aotinductor": ("backend_aotinductor", "AotInductorCudaEngine"),
+    "onnxruntime": ("backend_onnxruntime_cuda", "OnnxRuntimeCudaEngine"),
 }
-"""Likewise for a CUDA device."""
+"""Likewise for a CUDA device; "auto" takes the first that has engines for the bundle, or needs none."""
+
+ENGINE_SUFFIX = {"tensorrt": ".plan", "aotinductor": ".pt2"}
+"""Of the files that a backend compiles for a network beforehand."""
 
 
-def check_backend(device: Device, backend: str) -> str:
-    """The name of a backend for `device`; "auto" is the CPU's default. InputError for any other."""
-    engines = HOST_ENGINES if device == "cpu" else DEVICE_ENGINES
-    if backend == "auto" and device == "cpu":
+def parse_device(device: str) -> int | None:
+    """The ordinal of "cuda" or "cuda:N", None for "cpu" and, until a GPU has proven the rest, for "auto".
+
+    InputError for anything else.
+    """
+    if device in ("auto", "cpu"):
+        return None
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", device) if isinstance(device, str) else None
+    if match is None:
+        raise InputError(f"device is {device!r}; choose 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    return int(match[1] or 0)
+
+
+def choose_backend(ordinal: int | None, backend: str, engine_dir: Path) -> str:
+    """The backend to use, for "auto" on a GPU by what is in `engine_dir` and installed.
+
+    InputError for an unknown one, EngineError if nothing is there for this GPU.
+    """
+    engines = HOST_ENGINES if ordinal is None else DEVICE_ENGINES
+    if backend in engines:
+        return backend
+    if backend != "auto":
+        where = "the CPU" if ordinal is None else "a GPU"
+        raise InputError(f"backend is {backend!r}; on {where} choose 'auto', {', '.join(engines)}.")
+    if ordinal is None:
         return next(iter(HOST_ENGINES))
-    if backend not in engines:
-        choices = ", ".join(engines)
-        raise InputError(f"backend is {backend!r}; on device {device!r} choose one of {choices}.")
-    return backend
+    for name in DEVICE_ENGINES:
+        if name in ENGINE_SUFFIX:
+            if any(engine_dir.glob(f"lamp_unet-*{ENGINE_SUFFIX[name]}")):
+                return name
+        elif importlib.util.find_spec(name):
+            return name
+    raise EngineError(
+        f"nothing runs this bundle on a GPU: {engine_dir} holds no engines, ONNX Runtime is not installed. "
+        "Build engines (lamp-trt build --backend tensorrt) or pip install 'lamp-trt[gpu]'."
+    )
 
 
 def host_engine(
@@ -49,9 +79,9 @@ def host_engine(
 
     Raises EngineError if it cannot be loaded.
     """
+    compiled = {"engine_dir": engine_dir} if backend in ENGINE_SUFFIX else {}
     make = _class(HOST_ENGINES[backend])
-    options = {} if backend == "onnxruntime" else {"engine_dir": engine_dir}
-    engine: Engine = make(bundle, network, motion=motion, num_threads=num_threads, **options)
+    engine: Engine = make(bundle, network, motion=motion, num_threads=num_threads, **compiled)
     return engine
 
 
@@ -66,14 +96,12 @@ def device_engine(
     engine_dir: Path | None = None,
 ) -> DeviceEngine:
     """One network on CUDA device `device`, to be run on `stream`, a cudaStream_t. Raises as host_engine."""
+    compiled = {"engine_dir": engine_dir} if backend in ENGINE_SUFFIX else {}
     make = _class(DEVICE_ENGINES[backend])
-    engine: DeviceEngine = make(
-        bundle, network, device=device, stream=stream, motion=motion, engine_dir=engine_dir
-    )
+    engine: DeviceEngine = make(bundle, network, device=device, stream=stream, motion=motion, **compiled)
     return engine
 
 
-def _class(place: tuple[str, str]) -> type:
+def _class(place: tuple[str, str]) -> Any:
     module, name = place
-    found: type = getattr(importlib.import_module(f"lamp_trt.engine.{module}"), name)
-    return found
+    return getattr(importlib.import_module(f"lamp_trt.engine.{module}"), name)

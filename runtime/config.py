@@ -42,6 +42,9 @@ MAX_SEED = 2**64 - 1
 """The seed is Philox's 64-bit key."""
 
 
+FPS = 8
+"""The official script's frame rate."""
+
 MAX_THREADS = 1024
 """More than any CPU has: what a larger number means is a mistake."""
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.manifest import Manifest
+from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.cuda_device import Device
-from lamp_trt.runtime.cuda_engines import EngineSet, LoadEngine
+from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_loop import DeviceLoop, Shown, watch
 from lamp_trt.runtime.host_stages import time_ids
 from lamp_trt.runtime.image import Fit, Image, load_first_frame, resize_to
@@ -25,6 +26,7 @@ from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.launch import PROGRESS
 from lamp_trt.runtime.latents import StepMode, final_adain, step_table
 from lamp_trt.runtime.loop import Latents
+from lamp_trt.runtime.memory_plan import memory_need, require_memory
 from lamp_trt.runtime.noise import Purpose
 from lamp_trt.runtime.stages import ImageJob, MadeImage, MadeVideo, TokenIds, VideoJob
 
@@ -84,9 +86,12 @@ class Conditions:
 
 
 class CudaImageStages:
-    """SDXL on the device. `engines` is shared with the video's stages."""
+    """SDXL on the device. `engines` may be shared with the video's stages. EngineError if memory is short."""
 
-    def __init__(self, manifest: Manifest, device: Device, engines: EngineSet) -> None:
+    def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
+        device = engines.device
+        need = memory_need(manifest, FIRST_FRAME_NETWORKS)
+        require_memory(need, device.free_bytes(), "making first frames")
         self._manifest, self._device, self._engines = manifest, device, engines
         self._encoders = (engines.add("sdxl_text_encoder"), engines.add("sdxl_text_encoder_2"))
         first, second = (encoder.arrays["penultimate_hidden_state"] for encoder in self._encoders)
@@ -184,11 +189,13 @@ class CudaImageStages:
 
 
 class CudaVideoStages:
-    """The video's networks on the device; `load` gives the engines, SDXL's when a first frame is made."""
+    """The video's networks on the device; SDXL's are loaded too when a first frame is to be made. EngineError
+    if memory is short."""
 
-    def __init__(self, manifest: Manifest, device: Device, load: LoadEngine) -> None:
-        self._manifest, self._device = manifest, device
-        self._engines = engines = EngineSet(device, load)
+    def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
+        device = engines.device
+        require_memory(memory_need(manifest, VIDEO_NETWORKS), device.free_bytes(), "making videos")
+        self._manifest, self._device, self._engines = manifest, device, engines
         self._images: CudaImageStages | None = None
         sizes = manifest.sizes
         self._size = (sizes["height"], sizes["width"])
@@ -222,7 +229,7 @@ class CudaVideoStages:
     def image_stages(self) -> CudaImageStages:
         """SDXL's, loaded if they are not yet."""
         if self._images is None:
-            self._images = CudaImageStages(self._manifest, self._device, self._engines)
+            self._images = CudaImageStages(self._manifest, self._engines)
         return self._images
 
     def take_image(self, first_frame: Any, fit: Fit) -> Any:

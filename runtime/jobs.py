@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.config import FPS
 from lamp_trt.runtime.image import image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.video import FPS, Video, check_destination, frame_rate
+from lamp_trt.runtime.video import Video, check_destination, frame_rate
 
 FIRST_FRAME_OPTIONS = (
     "first_frame_prompt",

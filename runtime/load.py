@@ -1,20 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a bundle's folder to a pipeline: the networks loaded on the device and backend asked for."""
 
+import logging
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from lamp_trt.engine.backends import check_backend, host_engine
+from lamp_trt.engine.backend import DeviceEngine, Engine
+from lamp_trt.engine.backends import choose_backend, device_engine, host_engine, parse_device
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 from lamp_trt.runtime.config import thread_count
+from lamp_trt.runtime.cuda_device import CudaDevice
+from lamp_trt.runtime.cuda_engines import EngineSet
+from lamp_trt.runtime.cuda_stages import CudaImageStages, CudaVideoStages
 from lamp_trt.runtime.first_frame import FirstFrameMaker, first_frame_maker, missing_networks
 from lamp_trt.runtime.host_stages import HostImageStages, HostVideoStages
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.stages import ImageStages
+from lamp_trt.runtime.stages import ImageStages, VideoStages
 from lamp_trt.runtime.tokenizer import load_tokenizer
+
+log = logging.getLogger("lamp_trt")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a bundle's networks run, as `lamp_trt.load` is told.
+
+    ordinal: of a CUDA device, None for the CPU. backend: a name, not "auto". Raises InputError for what does
+    not exist or fit, EngineError for a GPU without anything to use it.
+    """
+
+    ordinal: int | None
+    backend: str
+    num_threads: int | None
+    engine_dir: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        device: str = "auto",
+        backend: str = "auto",
+        num_threads: int | None = None,
+        engine_dir: str | PathLike[str] | None = None,
+    ) -> "Placement":
+        """Of arguments as the user gave them."""
+        folder = None if engine_dir is None else Path(engine_dir)
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"engine_dir is {str(folder)!r}, which is no folder; build the engines into it.")
+        threads = thread_count(num_threads)
+        ordinal = parse_device(device)
+        if ordinal is not None and threads is not None:
+            raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
+        chosen = choose_backend(ordinal, backend, folder or bundle.engine_folder)
+        log.info("on %s with %s", "the CPU" if ordinal is None else f"cuda:{ordinal}", chosen)
+        return cls(ordinal, chosen, threads, folder)
+
+    def host_engine(self, bundle: Bundle, network: str, motion: str | None = None) -> Engine:
+        return host_engine(
+            self.backend,
+            bundle,
+            network,
+            motion=motion,
+            num_threads=self.num_threads,
+            engine_dir=self.engine_dir,
+        )
+
+    def engine_set(self, bundle: Bundle, motion: str | None = None) -> EngineSet:
+        """An empty one on this device, for the bundle's networks. The LAMP UNet begins with `motion`."""
+        assert self.ordinal is not None
+        device = CudaDevice(self.ordinal)
+
+        def load(network: str) -> DeviceEngine:
+            return device_engine(
+                self.backend,
+                bundle,
+                network,
+                device=device.ordinal,
+                stream=device.stream,
+                motion=motion if network == "lamp_unet" else None,
+                engine_dir=self.engine_dir,
+            )
+
+        return EngineSet(device, load)
 
 
 def load_pipeline(
@@ -28,64 +99,65 @@ def load_pipeline(
     expect_bundle: str | None = None,
 ) -> LampPipeline:
     """Open a bundle and load its networks; see `lamp_trt.load`."""
-    if device not in ("auto", "cpu"):
-        raise InputError(f"device is {device!r}; this version runs on 'cpu' ('auto' picks it).")
-    backend = check_backend("cpu", backend)
-    num_threads = thread_count(num_threads)
-    engines_in = None if engine_dir is None else Path(engine_dir)
     opened = Bundle.open(bundle, expect_digest=expect_bundle)
-    motion = _check_video_bundle(opened, motion)
-    engines = {
-        name: host_engine(
-            backend,
-            opened,
-            name,
-            motion=motion if name == "lamp_unet" else None,
-            num_threads=num_threads,
-            engine_dir=engines_in,
-        )
-        for name in VIDEO_NETWORKS
-    }
+    motion = _first_motion(opened, motion)
+    place = Placement.of(opened, device, backend, num_threads, engine_dir)
+    load_stages = _host_stages if place.ordinal is None else _cuda_stages
+    stages, first_frames = load_stages(opened, place, motion)
     tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])
     opened.check_unchanged()
-    maker = None
-    if not missing_networks(opened):
-        maker = load_first_frame_maker(
-            opened, backend=backend, num_threads=num_threads, engine_dir=engines_in
-        )
-    stages = HostVideoStages(opened.manifest, engines, None if maker is None else lambda: maker.stages)
-    return LampPipeline(opened, stages, tokenizer, motion, maker)
+    return LampPipeline(opened, stages, tokenizer, motion, first_frames)
 
 
 def load_first_frame_maker(
     bundle: Bundle,
     *,
+    device: str = "auto",
     backend: str = "auto",
     num_threads: int | None = None,
-    engine_dir: Path | None = None,
+    engine_dir: str | PathLike[str] | None = None,
 ) -> FirstFrameMaker:
-    """The SDXL half of an open bundle; its networks are loaded when the first image is made.
+    """The SDXL half of an open bundle alone; its networks are loaded when the first image is made.
 
-    BundleError if the bundle lacks any, InputError for the other arguments; then, at the first image,
-    BundleError if the bundle changed since it was opened, EngineError if a network cannot be loaded.
+    BundleError if the bundle lacks any, and as Placement raises. At the first image: BundleError if the
+    bundle changed since it was opened, EngineError if a network cannot be loaded.
     """
-    num_threads = thread_count(num_threads)
-    backend = check_backend("cpu", backend)
-    return first_frame_maker(bundle, partial(_load_image_stages, bundle, backend, num_threads, engine_dir))
+    place = Placement.of(bundle, device, backend, num_threads, engine_dir)
+    load_images = _host_image_stages if place.ordinal is None else _cuda_image_stages
+    return first_frame_maker(bundle, partial(load_images, bundle, place))
 
 
-def _load_image_stages(
-    bundle: Bundle, backend: str, num_threads: int | None, engine_dir: Path | None
-) -> ImageStages:
+def _host_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoStages, FirstFrameMaker | None]:
     engines = {
-        name: host_engine(backend, bundle, name, num_threads=num_threads, engine_dir=engine_dir)
-        for name in FIRST_FRAME_NETWORKS
+        name: place.host_engine(bundle, name, motion if name == "lamp_unet" else None)
+        for name in VIDEO_NETWORKS
     }
+    if missing_networks(bundle):
+        return HostVideoStages(bundle.manifest, engines, None), None
+    maker = first_frame_maker(bundle, partial(_host_image_stages, bundle, place))
+    return HostVideoStages(bundle.manifest, engines, lambda: maker.stages), maker
+
+
+def _cuda_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoStages, FirstFrameMaker | None]:
+    stages = CudaVideoStages(bundle.manifest, place.engine_set(bundle, motion))
+    if missing_networks(bundle):
+        return stages, None
+    return stages, first_frame_maker(bundle, stages.image_stages)
+
+
+def _host_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
+    engines = {name: place.host_engine(bundle, name) for name in FIRST_FRAME_NETWORKS}
     bundle.check_unchanged()
     return HostImageStages(bundle.manifest, engines)
 
 
-def _check_video_bundle(bundle: Bundle, motion: str | None) -> str:
+def _cuda_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
+    stages = CudaImageStages(bundle.manifest, place.engine_set(bundle))
+    bundle.check_unchanged()
+    return stages
+
+
+def _first_motion(bundle: Bundle, motion: str | None) -> str:
     """The motion to begin with. BundleError if the bundle cannot make videos, or has no such motion."""
     missing = [name for name in VIDEO_NETWORKS if name not in bundle.manifest.networks]
     if missing:

@@ -19,13 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import finite_number
+from lamp_trt.runtime.config import FPS, finite_number
 
 if TYPE_CHECKING:
     from av import VideoFrame
-
-FPS = 8
-"""The official script's frame rate."""
 
 MAX_NAME_BYTES = 200
 """Of a destination: its sidecar and its temporary folder have longer names, and file systems take 255."""

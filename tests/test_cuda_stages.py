@@ -14,9 +14,12 @@ import lamp_trt
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.networks import VIDEO_NETWORKS
+from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_stages import CudaVideoStages
 from lamp_trt.runtime.first_frame import first_frame_maker, missing_networks
 from lamp_trt.runtime.kernels.arrays import DeviceArray
+from lamp_trt.runtime.memory_plan import memory_need
 from lamp_trt.runtime.pipeline import LampPipeline
 from lamp_trt.runtime.tokenizer import load_tokenizer
 from lamp_trt.runtime.video import Video
@@ -38,7 +41,7 @@ class OnDevice:
 
         self.device = HostDevice()
         load_engine, self.engines = host_engines(self.device, load, motion=motion, **options)
-        self.stages = CudaVideoStages(bundle.manifest, self.device, load_engine)
+        self.stages = CudaVideoStages(bundle.manifest, EngineSet(self.device, load_engine))
         maker = None if missing_networks(bundle) else first_frame_maker(bundle, self.stages.image_stages)
         tokenizer = load_tokenizer(bundle.tokenizer_folder("tokenizer"), bundle.manifest.sizes["tokens"])
         self.pipe = LampPipeline(bundle, self.stages, tokenizer, motion, maker)
@@ -297,6 +300,22 @@ def assert_close_clip(ours: Video, reference: Video) -> None:
     assert differing.mean() <= DEVICE_LEVELS_DIFFERING
     np.testing.assert_allclose(ours.latents, reference.latents, rtol=0, atol=DEVICE_LATENTS_ATOL)
     assert ours.timings.keys() - reference.timings.keys() == set()
+
+
+def test_too_little_memory_is_an_error_with_both_figures(toy_bundle: Path) -> None:
+    manifest, device = Bundle.open(toy_bundle).manifest, HostDevice()
+    weights = [f"weights/{name}.safetensors" for name in ("text_encoder", "vae", "unet")]
+    expected = sum(manifest.files[file].size for file in (*weights, "motions/horse_run.safetensors"))
+    need = memory_need(manifest, VIDEO_NETWORKS)
+    assert need.weights == expected
+    assert need.arrays > 3 * 2 * 4 * 4 * 8 * 8
+    device.free = need.total - 1
+
+    def load(network: str) -> HostDeviceEngine:
+        raise AssertionError(f"{network} was loaded")
+
+    with pytest.raises(EngineError, match=r"making videos needs .*weights .*scratch on the GPU, .* are free"):
+        CudaVideoStages(manifest, EngineSet(device, load))
 
 
 def test_scratch_is_the_largest_engines_and_grows_for_sdxl(

@@ -30,11 +30,12 @@ def load(
     """Load a bundle that `lamp-trt build` made.
 
     bundle       its folder; every file is checked against its digest (remembered while a file is unchanged)
-    device       "auto" or "cpu"
-    backend      "auto" or "onnxruntime"
+    device       "auto" or "cpu", or a GPU: "cuda", "cuda:1"
+    backend      "auto" takes ONNX Runtime on the CPU, and on a GPU the first that has engines for this
+                 bundle: "tensorrt", "aotinductor", or "onnxruntime", which needs none
     motion       the motion to begin with; None is the bundle's default one. Calls may switch.
     num_threads  CPU threads of each network; None lets the backend choose
-    engine_dir   where compiled engines are, for a bundle that cannot hold them; ONNX Runtime has none
+    engine_dir   where compiled engines are, for a bundle that cannot hold them; None is its own folder
     expect_bundle  the digest that the bundle must have (`lamp-trt inspect` shows it): pins one from elsewhere
     Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
     EngineError if a network cannot be loaded.

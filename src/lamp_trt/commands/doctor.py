@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lamp-trt doctor`: what this machine can do."""
+
+import argparse
+import json
+from pathlib import Path
+
+DESCRIPTION = "Show what is installed, what can run here, and how to mend the rest."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--for",
+        action="append",
+        choices=["build", "generate"],
+        dest="purpose",
+        help="what this machine is for; the exit code tells whether it can work (default: both)",
+    )
+    parser.add_argument("--folder", type=Path, default=Path(), help="where bundles will be", metavar="DIR")
+
+
+def run(args: argparse.Namespace) -> None:
+    from lamp_trt.doctor import PURPOSES, diagnose, diagnosis_json, diagnosis_text, require_possible
+
+    findings = diagnose(args.folder)
+    print(json.dumps(diagnosis_json(findings), indent=2) if args.json else diagnosis_text(findings))
+    require_possible(findings, args.purpose or PURPOSES)

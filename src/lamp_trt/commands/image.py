@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lamp-trt image`: prompts into first frames."""
+
+import argparse
+import json
+from pathlib import Path
+
+from lamp_trt.commands.shared import add_placement, log_timings, placement
+from lamp_trt.runtime.config import GenerationConfig
+
+DESCRIPTION = "Make only the first frame of a video, to try prompts quickly."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    config = GenerationConfig()
+    parser.add_argument("prompt")
+    add_placement(parser)
+    parser.add_argument(
+        "--out", type=Path, help="a .png file; default: named after the prompt", metavar="IMAGE"
+    )
+    parser.add_argument("--negative-prompt")
+    parser.add_argument("--seed", type=int, default=config.seed)
+    parser.add_argument(
+        "--steps", type=int, default=config.first_frame_num_inference_steps, dest="num_inference_steps"
+    )
+    parser.add_argument("--guidance-scale", type=float, default=config.first_frame_guidance_scale)
+
+
+def run(args: argparse.Namespace) -> None:
+    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.runtime.first_frame import check_png
+    from lamp_trt.runtime.jobs import slug
+    from lamp_trt.runtime.load import load_first_frame_maker
+
+    out = check_png(args.out or Path(f"{slug(args.prompt)}.png"))
+    bundle = Bundle.open(args.bundle, expect_digest=args.expect_bundle)
+    make = load_first_frame_maker(bundle, **placement(args))
+    made = make(
+        args.prompt,
+        negative_prompt=args.negative_prompt,
+        seed=args.seed,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+    )
+    path = made.save(out)
+    log_timings(made.timings)
+    result = {"path": str(path), "timings": made.timings, "settings": made.settings}
+    print(json.dumps(result) if args.json else path)

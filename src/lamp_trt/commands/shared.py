@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several commands take or print alike."""
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lamp_trt.engine.errors import InputError
+
+if TYPE_CHECKING:
+    from lamp_trt.export.bundle_files import BuildReport
+
+log = logging.getLogger("lamp_trt")
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Which bundle, and where its networks run."""
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--expect-bundle", help="refuse any bundle but this, as `inspect` shows it", metavar="SHA256"
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is the CPU")
+    parser.add_argument("--backend", default="auto", help="onnxruntime, aotinductor or tensorrt")
+    parser.add_argument(
+        "--engine-dir", type=Path, help="where compiled engines are; default: in the bundle", metavar="DIR"
+    )
+    parser.add_argument("--num-threads", type=int, help="CPU threads; default: the backend's choice")
+
+
+def placement(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_placement` took but for the bundle, as lamp_trt.load names it."""
+    return {name: getattr(args, name) for name in ("device", "backend", "engine_dir", "num_threads")}
+
+
+def log_timings(timings: Mapping[str, float]) -> None:
+    log.info("%s", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in timings.items()))
+
+
+def named_folders(items: Sequence[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for item in items:
+        name, separator, folder = item.partition("=")
+        if not (name and separator and folder):
+            raise InputError(f"--motion is {item!r}; expected NAME=DIR, like rain=lamp/rain.")
+        if name in folders:
+            raise InputError(f"--motion names {name!r} twice; give each motion a name of its own.")
+        folders[name] = Path(folder)
+    return folders
+
+
+def print_report(report: "BuildReport", as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(report), default=str))
+        return
+    for file in report.files:
+        took = "kept" if file.seconds is None else f"{file.seconds:.1f} s"
+        print(f"{file.path:40} {mb(file.size_bytes):>12}  {took}")
+    total = sum(file.size_bytes for file in report.files)
+    print(f"{report.path}: {mb(total)} in {len(report.files)} files, {report.seconds:.1f} s")
+
+
+def mb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lamp-trt toy`: tiny checkpoints."""
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = "Write tiny checkpoints in the published layouts, to try everything with."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> None:
+    from lamp_trt.export.toy import write_toy
+
+    write_toy(args.folder, seed=args.seed)
+    print(args.folder)

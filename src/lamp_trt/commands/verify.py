@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lamp-trt verify`: a bundle against PyTorch."""
+
+import argparse
+import json
+from pathlib import Path
+
+from lamp_trt.commands.shared import named_folders
+from lamp_trt.engine.errors import InputError
+
+DESCRIPTION = "Compare a bundle with PyTorch on the same checkpoints."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from lamp_trt.benchmarks.verify_options import PROMPT, STEPS
+
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--sd", type=Path, help="the folder that --sd of the build named", metavar="DIR")
+    parser.add_argument("--sdxl", type=Path, help="the folder that --sdxl named", metavar="DIR")
+    parser.add_argument(
+        "--motion",
+        action="append",
+        default=[],
+        help="a motion of the bundle and its LAMP checkpoint; repeat it for more",
+        metavar="NAME=DIR",
+    )
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--negative-prompt")
+    parser.add_argument("--first-frame", type=Path, help="default: a synthetic picture", metavar="IMAGE")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS,
+        dest="num_inference_steps",
+        help="of the loops; each step runs every UNet three times, 0 compares networks only",
+    )
+    parser.add_argument("--num-threads", type=int, help="CPU threads of both sides; default: their choice")
+    parser.add_argument("--out", type=Path, help="also write the report as JSON", metavar="FILE")
+
+
+def run(args: argparse.Namespace) -> None:
+    from lamp_trt.benchmarks.verify import verify_bundle
+    from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
+    from lamp_trt.benchmarks.verify_report import report_text, require_passed
+
+    if args.out and not args.out.parent.is_dir():
+        raise InputError(f"--out is {args.out}, but {args.out.parent} is no folder; create it first.")
+    options = VerifyOptions(
+        Checkpoints(args.sd, named_folders(args.motion), args.sdxl),
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt,
+        first_frame=args.first_frame,
+        seed=args.seed,
+        num_inference_steps=args.num_inference_steps,
+        num_threads=args.num_threads,
+    )
+    report = verify_bundle(args.bundle, options)
+    as_json = json.dumps(report.to_json(), indent=2, allow_nan=False)
+    if args.out:
+        args.out.write_text(as_json + "\n")
+    print(as_json if args.json else report_text(report))
+    require_passed(report)
