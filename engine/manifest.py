@@ -20,6 +20,9 @@ MAX_BYTES = 16 << 20
 _DTYPES = (*PRECISIONS.values(), "bfloat16", "int32", "int64")
 _MAX_AXIS = 2**31 - 1
 
+BETA_SCHEDULES = ("linear", "scaled_linear")
+"""Of a scheduler_config.json: those that runtime/ddim.py computes."""
+
 Scalar = str | int | float | bool | None
 
 

@@ -7,7 +7,8 @@ loaded only when something has to be made.
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from lamp_trt.engine.atomic_files import NewFile
@@ -16,7 +17,7 @@ from lamp_trt.engine.bundle_writer import BundleWriter
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.engine.manifest import Manifest, MotionEntry, NetworkEntry
-from lamp_trt.engine.networks import NETWORKS, is_motion_tensor
+from lamp_trt.engine.networks import NETWORKS, Precision, is_motion_tensor
 from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export.bundle_files import (
     GRAPH_KEY,
@@ -28,8 +29,10 @@ from lamp_trt.export.motions import UNET, entry_of, make_motion
 from lamp_trt.export.recipe import (
     BuildOptions,
     Recipe,
+    Source,
     lent_graph_key,
     motion_graph_key,
+    motion_key,
     recipe_from_options,
     tokenizer_files,
 )
@@ -49,6 +52,7 @@ def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = N
     with BundleWriter(out, cache=cache) as writer:
         kept = _kept(writer.manifest, recipe, out)
         maker = FileMaker(writer, report)
+        _require_space(writer, recipe)
         for component in recipe.components:
             if component != BORROWER:
                 _make_weights(maker, recipe, component)
@@ -86,6 +90,26 @@ def _is_stored(component: str, tensor: str) -> bool:
     if component == "sdxl_vae":
         return tensor.startswith(("decoder.", "post_quant_conv."))
     return component != "unet" or not is_motion_tensor(tensor)
+
+
+def _require_space(writer: BundleWriter, recipe: Recipe) -> None:
+    """Raise BundleError if the weights and motions that are to be made do not fit on the disk.
+
+    SDXL's CLIP-L is not counted, for it is usually borrowed; nor is a motion's copy of shared tensors.
+    """
+    missing: list[tuple[Source, Precision, Callable[[str], bool]]] = [
+        (source, recipe.precision_of(name), partial(_is_stored, name))
+        for name, source in recipe.components.items()
+        if name != BORROWER and not writer.have(weights_path(name), recipe.weights_key(name))
+    ]
+    for name, source in recipe.motions.items():
+        key = motion_key(source, recipe.precision, recipe.weights_key("unet"))
+        if not writer.have(motion_path(name), key):
+            missing.append((source, recipe.precision, is_motion_tensor))
+    if missing:
+        from lamp_trt.export.convert import stored_bytes
+
+        writer.require_free(sum(stored_bytes(s.files, precision, wanted) for s, precision, wanted in missing))
 
 
 def _make_weights(maker: FileMaker, recipe: Recipe, component: str) -> None:

@@ -2,6 +2,7 @@
 """Checkpoint tensors → the bundle's weight files: one precision, one tensor in memory at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
 from typing import BinaryIO
 
 import torch
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import Precision, is_motion_tensor
-from lamp_trt.engine.weights import WeightFile, write_weight_file
+from lamp_trt.engine.weights import DTYPE_SIZES, WeightFile, write_weight_file
 from lamp_trt.export.checkpoint_files import ComponentFiles
 from lamp_trt.export.checkpoints import iter_tensors, tensor_infos
 
@@ -38,6 +39,14 @@ def write_component(
     data = ((name, tensor_bytes(tensor)) for name, tensor in converted(files, precision) if wanted(name))
     with tqdm(data, files.name, len(tensors), leave=False, unit=" tensors", disable=None) as progress:
         write_weight_file(f, tensors, progress, metadata)
+
+
+def stored_bytes(
+    files: ComponentFiles, precision: Precision, wanted: Callable[[str], bool] = lambda name: True
+) -> int:
+    """Size of what `write_component` writes, without the header."""
+    item = DTYPE_SIZES[STORED_DTYPES[precision]]
+    return sum(prod(info.shape) * item for name, info in tensor_infos(files).items() if wanted(name))
 
 
 def converted(files: ComponentFiles, precision: Precision) -> Iterator[tuple[str, Tensor]]:

@@ -87,7 +87,12 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
                 f"{bundle} holds another checkpoint as motion {name!r}. "
                 f"Choose another name, or first run: lamp-trt motion remove {bundle} {name}"
             )
-        motion = make_motion(FileMaker(writer, report), name, source, manifest.networks[UNET].precision)
+        precision = manifest.networks[UNET].precision
+        if known is None:
+            from lamp_trt.export.convert import stored_bytes
+
+            writer.require_free(stored_bytes(source.files, precision, is_motion_tensor))
+        motion = make_motion(FileMaker(writer, report), name, source, precision)
         report.digest = writer.commit(
             dataclasses.replace(
                 manifest,

@@ -8,6 +8,7 @@ are remembered.
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +30,8 @@ from lamp_trt.export.checkpoint_files import (
 from lamp_trt.export.sdxl_checkpoint import FOLDERS as SDXL_FOLDERS
 from lamp_trt.export.sdxl_checkpoint import check_scheduler, open_sdxl, refuse_other_family
 from lamp_trt.export.sizes import first_frame_sizes, video_sizes
+
+log = logging.getLogger("lamp_trt")
 
 CONVERTER_VERSION = 1
 """Raise it when equal checkpoints would give other weight files, so that bundles are made again."""
@@ -198,6 +201,12 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
     sizes = video_sizes(configs, options.height, options.width, options.num_frames)
     if from_sdxl:
         sizes |= first_frame_sizes(configs, sizes, options.first_frame_height, options.first_frame_width)
+        if sizes["first_frame_height"] * sizes["width"] != sizes["first_frame_width"] * sizes["height"]:
+            log.warning(
+                "the first frame, %dx%d, has another aspect ratio than the video, %dx%d: it will be "
+                "stretched, or cropped or padded with --fit",
+                *(sizes[f"{of}{side}"] for of in ("first_frame_", "") for side in ("width", "height")),
+            )
     return Recipe(
         options.precision, networks, sources, motions, tokenizers, scheduler, scaling, sizes, first_frame
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.manifest import BETA_SCHEDULES
 from lamp_trt.export.checkpoint_files import ComponentFiles, open_checkpoint, read_json
 
 FOLDERS = {
@@ -68,12 +69,20 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
 
 
 def check_scheduler(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless the checkpoint predicts noise, as Stable Diffusion v1.4 and SDXL do."""
+    """Raise CheckpointError unless the checkpoint predicts noise, by a schedule of betas that the runtime
+    computes, as Stable Diffusion v1.4 and SDXL do."""
     prediction = config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise CheckpointError(
             f"{folder / 'scheduler'} has prediction_type {prediction!r}; only 'epsilon' is supported "
             "(Stable Diffusion v1.4, v1.5 and SDXL; not v2.x at 768 pixels)."
+        )
+    schedule = config.get("beta_schedule", "scaled_linear")
+    if schedule not in BETA_SCHEDULES or config.get("trained_betas") is not None:
+        what = f"beta_schedule {schedule!r}" if schedule not in BETA_SCHEDULES else "trained_betas"
+        raise CheckpointError(
+            f"{folder / 'scheduler'} has {what}; supported are {' and '.join(BETA_SCHEDULES)} schedules, "
+            "which Stable Diffusion v1.4 and SDXL have. Was the file edited?"
         )
 
 

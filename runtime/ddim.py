@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.manifest import BETA_SCHEDULES
 from lamp_trt.runtime.config import whole_number
 
 STEPS_OFFSET = 1
@@ -70,7 +71,7 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> NDArray
     else:
         raise InputError(
             f"the scheduler's beta_schedule is {config['beta_schedule']!r}; "
-            "supported are 'linear' and 'scaled_linear'."
+            f"supported are {' and '.join(BETA_SCHEDULES)}."
         )
     return np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)
 

@@ -216,6 +216,33 @@ def test_the_default_motion_is_removed_only_if_another_is_named(bundle: Path) ->
         remove_motion(bundle, "horse_run")
 
 
+def test_what_will_not_fit_on_the_disk_is_refused_before_it_is_made(
+    toy: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamp_trt.engine import bundle_writer
+
+    needed: list[int] = []
+
+    def full(writer: object, size: int) -> None:
+        needed.append(size)
+        raise BundleError("full")
+
+    monkeypatch.setattr(bundle_writer.BundleWriter, "require_free", full)
+
+    def data(*paths: Path) -> int:
+        return sum(ref.length for path in paths for ref in read_weight_file(path).tensors.values())
+
+    out = tmp_path / "whole"
+    with pytest.raises(BundleError, match="full"):
+        build_bundle(out, toy_options(toy))
+    assert not list(out.glob("*/*"))
+    with pytest.raises(BundleError, match="full"):
+        add_motion(bundle, "again", toy / "motions" / "rain")
+    build_bundle(bundle, toy_options(toy))  # nothing is missing, so nothing is asked for
+    motions = [*bundle.glob("motions/*")]
+    assert needed == [data(*bundle.glob("weights/*"), *motions), data(motions[0])]
+
+
 def without_key(graph: bytes) -> bytes:
     """A graph but for its key, which names the checkpoint that the shared weights came from."""
     model = onnx.load_from_string(graph)

@@ -203,6 +203,15 @@ def test_sizes_and_networks_that_do_not_fit_are_refused(
         recipe(**{"sdxl": sdxl, **changes})
 
 
+def test_a_first_frame_of_another_shape_than_the_video_is_warned_of(
+    sdxl: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe(sdxl, height=320, width=512)
+    assert caplog.records == []
+    recipe(sdxl, height=320, width=512, first_frame_height=512, first_frame_width=512)
+    assert "the first frame, 512x512, has another aspect ratio than the video, 512x320" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_size_that_the_unet_halves_unevenly_equals_diffusers(sdxl: Path, tmp_path: Path) -> None:
     import torch
@@ -264,6 +273,11 @@ def changed(file: str, **fields: Any) -> Callable[[Path], None]:
             changed("scheduler/scheduler_config.json", prediction_type="v_prediction"),
             "prediction_type 'v_prediction'; only 'epsilon'",
         ),
+        (
+            changed("scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"),
+            "beta_schedule 'squaredcos_cap_v2'; supported are linear and scaled_linear",
+        ),
+        (changed("scheduler/scheduler_config.json", trained_betas=[0.1]), "has trained_betas; supported"),
         (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "no text_encoder_2/config.json"),
         (lambda folder: (folder / "tokenizer_2" / "merges.txt").unlink(), "no tokenizer_2/vocab.json and"),
         (lambda folder: shutil.rmtree(folder), "does not exist"),
