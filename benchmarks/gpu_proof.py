@@ -1,38 +1,112 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can only be shown on a GPU, part by part, in one call each.
+"""What can only be shown on a GPU, in one command.
 
-    python -m lamp_trt.benchmarks.gpu_proof kernels [--out FOLDER]
+    python -m lamp_trt.benchmarks.gpu_proof [PART ...] [--out FOLDER] [--budget SECONDS]
 
-A part is a function in PARTS that yields checks. Each check is printed as it ends, and all are written to
-<part>-proof-<gpu>.json. Exit code 0: every check passed, or named what it lacks.
+Parts, in this order if none is named: kernels, unet (the LAMP UNet on every backend that is installed:
+parity, capture, motions, time), peers (PyTorch on the same), pipeline (a prompt to a video, full size).
+Weights are random. Each check is printed as it ends and written at once to <part>-proof-<gpu>.json, so that
+a cut-off loses nothing; what the budget leaves no time for is written as not run. Exit code 0: every check
+passed, or named what it lacks.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lamp_trt.benchmarks import proof_kernels
 from lamp_trt.benchmarks.cuda_timing import file_name, machine
 from lamp_trt.benchmarks.proof import Check, Unavailable
-
-PARTS: dict[str, Callable[[Path], Iterator[Check]]] = {"kernels": proof_kernels.checks}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check's end: result is "passed", "failed" or "skipped"."""
+    """One check's end: result is "passed", "failed", "skipped" or "not run"."""
 
     claim: str
     result: str
     figures: str
     seconds: float
+
+
+@dataclass
+class Session:
+    """What one command works with. results: figures of the part under way, for its report."""
+
+    out: Path
+    folder: Path
+    deadline: float
+    results: dict[str, Any] = field(default_factory=dict)
+    _work: Any = None
+
+    @property
+    def work(self) -> Any:
+        """The LAMP UNet's, shared by the parts that need it."""
+        if self._work is None:
+            from lamp_trt.benchmarks.proof_unet import Work
+            from lamp_trt.runtime.cuda_device import CudaDevice
+
+            self._work = Work(self.folder, CudaDevice(), load_unet)
+        return self._work
+
+
+def kernels(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks import proof_kernels
+
+    return proof_kernels.checks(session.out)
+
+
+def unet(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks.proof_unet import UnetProof
+    from lamp_trt.engine.backends import DEVICE_ENGINES
+
+    session.results = session.work.results
+    for backend in DEVICE_ENGINES:
+        yield from UnetProof(session.work, backend).checks()
+
+
+def peers(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks import proof_peers
+
+    session.results = session.work.results
+    return proof_peers.checks(session.work)
+
+
+def pipeline(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks.proof_pipeline import PipelineProof
+    from lamp_trt.engine.backends import DEVICE_ENGINES
+
+    session.results = {}
+    for backend in DEVICE_ENGINES:
+        yield from PipelineProof(session.folder, backend, session.results).checks()
+
+
+PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
+    "kernels": kernels,
+    "unet": unet,
+    "peers": peers,
+    "pipeline": pipeline,
+}
+
+
+def load_unet(backend: str, bundle: Any, device: Any, motion: str) -> Any:
+    """The LAMP UNet on a backend; Unavailable where that backend is not installed or cannot compile it."""
+    from lamp_trt.engine.backends import device_engine
+
+    try:
+        return device_engine(
+            backend, bundle, "lamp_unet", device=device.ordinal, stream=device.stream, motion=motion
+        )
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"{error.name} is not installed") from error
 
 
 def make(claim: str, function: Callable[[], str]) -> Outcome:
@@ -45,29 +119,60 @@ def make(claim: str, function: Callable[[], str]) -> Outcome:
         result, figures = "skipped", str(reason)
     except Exception:  # noqa: BLE001
         result, figures = "failed", traceback.format_exc()
-    outcome = Outcome(claim, result, figures, time.perf_counter() - start)
-    print(f"{result:8}{outcome.seconds:6.1f} s  {claim}: {figures}", flush=True)
-    return outcome
+    return _told(Outcome(claim, result, figures, time.perf_counter() - start))
+
+
+def run_part(name: str, session: Session, facts: dict[str, str]) -> list[Outcome]:
+    """Every check of a part, the report written after each."""
+    path = session.out / f"{name}-proof-{file_name(facts['gpu'])}.json"
+    outcomes: list[Outcome] = []
+    for claim, function in PARTS[name](session):
+        if time.monotonic() > session.deadline:
+            outcomes.append(_told(Outcome(claim, "not run", "the budget was spent", 0.0)))
+        else:
+            outcomes.append(make(claim, function))
+        report = {
+            "machine": facts,
+            "checks": [asdict(outcome) for outcome in outcomes],
+            "figures": session.results,
+        }
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    return outcomes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="results folder")
+    parser.add_argument("--budget", type=float, default=480.0, help="start no check after so many seconds")
+    parser.add_argument(
+        "--folder", type=Path, help="for checkpoints and bundles, kept; default: a temporary one"
+    )
     options = parser.parse_args(arguments)
+    unknown = [name for name in options.parts if name not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         print("no CUDA device: these proofs need one", file=sys.stderr)
         return 1
     facts = machine()
     print(json.dumps(facts), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    outcomes = [make(claim, function) for claim, function in PARTS[options.part](options.out)]
-    report = {"machine": facts, "checks": [asdict(outcome) for outcome in outcomes]}
-    path = options.out / f"{options.part}-proof-{file_name(facts['gpu'])}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    deadline = time.monotonic() + options.budget
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        session = Session(options.out, folder, deadline)
+        parts = options.parts or list(PARTS)
+        outcomes = [outcome for name in parts for outcome in run_part(name, session, facts)]
     return 1 if any(outcome.result == "failed" for outcome in outcomes) else 0
+
+
+def _told(outcome: Outcome) -> Outcome:
+    print(f"{outcome.result:8}{outcome.seconds:6.1f} s  {outcome.claim}: {outcome.figures}", flush=True)
+    return outcome
 
 
 if __name__ == "__main__":

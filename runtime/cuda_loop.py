@@ -87,9 +87,15 @@ class DeviceLoop:
         self._fill_time_table(timesteps.astype(np.float32), prompt_changed)
         begin_loop(self._device.launch, self.arrays, n, **start)
 
-    def enqueue(self, num_steps: int) -> Shown:
-        """All steps of the loop that `begin` started; what `watch` takes."""
-        step = self._replay or self._step
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replayed; after `prepare`."""
+        return self._replay is not None
+
+    def enqueue(self, num_steps: int, *, launch: bool = False) -> Shown:
+        """All steps of the loop that `begin` started, replayed, or launched one by one if `launch`; what
+        `watch` takes."""
+        step = self._step if launch or self._replay is None else self._replay
         for _ in range(num_steps):
             step()
         return Shown(self._label, self.progress, num_steps)

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """One denoising step of a LAMP UNet of full size with random fp16 weights: bundle against reference, CPU."""
 
-import json
-import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from published import PARAMETERS, config_of, published_shapes
+from published import PARAMETERS, config_of
 from tolerances import FP16_YARDSTICK
 
 from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.random_checkpoints import write_lamp_unet
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.weights import write_weight_file
 from lamp_trt.export import reference
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.lamp_unet import load_lamp_unet
@@ -27,32 +25,11 @@ FRAMES, HEIGHT, WIDTH = 2, 8, 16
 STEP, STEPS, GUIDANCE_SCALE = 25, 50, 12.5
 
 
-def write_random_unet(folder: Path) -> None:
-    """A LAMP checkpoint of full size whose activations stay in fp16's range: 2.2 GB."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config_of("unet")))
-    shapes = published_shapes("unet")
-    generator = torch.Generator().manual_seed(0)
-
-    def random(name: str, shape: tuple[int, ...]) -> memoryview:
-        values = torch.randn(shape, generator=generator)
-        if len(shape) == 1:  # norms around 1, biases around 0
-            values = 0.1 * values + ("norm" in name and name.endswith("weight"))
-        else:
-            values *= math.prod(shape[1:]) ** -0.5
-        return values.half().reshape(-1).view(torch.uint8).numpy().data
-
-    tensors = {name: ("F16", shape) for name, shape in shapes.items()}
-    with (folder / "diffusion_pytorch_model.safetensors").open("wb") as f:
-        write_weight_file(f, tensors, ((name, random(name, shape)) for name, shape in shapes.items()))
-
-
 @pytest.mark.slow
 def test_one_step_of_a_full_size_unet_equals_the_reference(tmp_path: Path) -> None:
     if shutil.disk_usage(tmp_path).free < 8 << 30:
         pytest.skip("needs 8 GiB of disk")
-    checkpoint = tmp_path / "rain" / "unet"
-    write_random_unet(checkpoint)
+    checkpoint = write_lamp_unet(tmp_path / "rain", config_of("unet")) / "unet"
     assert (checkpoint / "diffusion_pytorch_model.safetensors").stat().st_size > 2 * PARAMETERS["unet"]
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((1, 4, FRAMES, HEIGHT, WIDTH)).astype(np.float32)

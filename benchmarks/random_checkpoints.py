@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of any size with seeded random weights, whose activations stay in fp16's range.
+
+No weights are published for such tests, and plain random ones overflow: here every matrix keeps its input's
+variance, norms are near 1, biases near 0, and a UNet's prediction is damped.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lamp_trt.engine.networks import is_motion_tensor
+from lamp_trt.engine.weights import write_weight_file
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+DAMPED = 0.1
+"""What a UNet's output convolution is multiplied by, so that 50 steps stay finite."""
+
+
+def write_component(folder: Path, config: Mapping[str, Any], shapes: Shapes, motion: int = 0) -> Path:
+    """config.json and fp16 weights in `folder`. A tensor's values depend on its name and shape alone; of a
+    LAMP UNet's motion tensors also on `motion`, so that checkpoints share what motions share."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    stem = "model" if "CLIP" in str(config.get("architectures")) else "diffusion_pytorch_model"
+    tensors = {name: ("F16", shape) for name, shape in shapes.items()}
+    data = ((name, _values(name, shape, motion)) for name, shape in shapes.items())
+    with (folder / f"{stem}.safetensors").open("wb") as file:
+        write_weight_file(file, tensors, data)
+    return folder
+
+
+def write_lamp_unet(folder: Path, config: Mapping[str, Any], motion: int = 0) -> Path:
+    """A LAMP checkpoint: `folder`/unet. config: of LampUNetConfig, as in a config.json."""
+    from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
+
+    with torch.device("meta"):
+        state = LampUNet(LampUNetConfig.from_dict(dict(config))).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    write_component(folder / "unet", {"_class_name": "UNet3DConditionModel", **config}, shapes, motion=motion)
+    return folder
+
+
+def _values(name: str, shape: tuple[int, ...], motion: int) -> memoryview:
+    of_motion = f"{motion} " if is_motion_tensor(name) else ""
+    generator = torch.Generator()
+    generator.manual_seed(zlib.crc32(f"{of_motion}{name}".encode()))
+    values = torch.randn(shape, generator=generator)
+    if len(shape) == 1:
+        values = 0.1 * values + ("norm" in name and name.endswith("weight"))
+    else:
+        values *= math.prod(shape[1:]) ** -0.5
+    if name.startswith("conv_out."):
+        values *= DAMPED
+    return values.half().reshape(-1).view(torch.uint8).numpy().data
