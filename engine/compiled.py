@@ -114,7 +114,7 @@ def find(folder: Path, key: CompiledKey, rebuild: str) -> CompiledEngine:
     if sidecar.key.digest() != key.digest() or not intact:
         raise EngineError(
             f"{engine} is not what {path.name} says it is; it was damaged or exchanged, and is not loaded. "
-            f"Build it again: {rebuild}"
+            f"Delete it and build it again: {rebuild}"
         )
     return CompiledEngine(engine, key, sidecar.extra)
 

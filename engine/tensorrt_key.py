@@ -11,7 +11,9 @@ from lamp_trt.engine import compiled, trt
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledEngine, CompiledKey
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.trt_graph import external_tensors, graph_digest, tensorrt_model
+from lamp_trt.engine.graph_digest import graph_digest
+from lamp_trt.engine.ort_session import bundle_model
+from lamp_trt.engine.trt_graph import external_tensors
 
 MOTION_NETWORK = "lamp_unet"
 ANY_RTX = "any RTX"
@@ -32,8 +34,8 @@ def engine_key(
     """The key of an engine, profile and flags aside, which its builder chooses.
 
     device like "sm_90". motion: of the LAMP UNet, the default one for None. refittable: motions can be
-    exchanged in it, so that none counts as baked in. Reads the graph, no weights. BundleError for a network or
-    motion that is not there.
+    exchanged in it, so that none counts as baked in. Reads the graph, no weights. BundleError for a network
+    or motion that is not there.
     """
     manifest = bundle.manifest
     if network == MOTION_NETWORK:
@@ -44,12 +46,12 @@ def engine_key(
         baked_motion = "" if refittable else own
     else:
         motion, own, baked_motion = None, "", ""
-    model = tensorrt_model(bundle, network, motion)
+    model = bundle_model(bundle, network, motion)
     digests = {manifest.files[tensor.file].sha256 for tensor in external_tensors(model)} - {own}
     return CompiledKey(
         network=network,
         backend=trt.backend(module),
-        graph=graph_digest(model),
+        graph=graph_digest(bundle.graph_path(network)),
         weights=hashlib.sha256("".join(sorted(digests)).encode("ascii")).hexdigest(),
         motion=baked_motion,
         profile={},
@@ -64,9 +66,9 @@ def find_engine(
     network: str,
     module: ModuleType,
     device: str,
-    *,
     motion: str | None = None,
     engine_dir: Path | None = None,
+    *,
     refittable: bool | None = None,
 ) -> CompiledEngine:
     """The engine in `engine_dir` (None: the bundle's own folder) for a network on `device`, like "sm_90".

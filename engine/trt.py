@@ -77,8 +77,8 @@ def check_version(module: ModuleType) -> None:
     oldest, newest = (OLDEST_RTX, NEWEST_RTX_EXCLUDED) if is_rtx(module) else (OLDEST, NEWEST_EXCLUDED)
     if not oldest <= version(module) < newest:
         raise EngineError(
-            f"{module.__name__} is {module.__version__}, this lamp-trt takes {oldest[0]}.{oldest[1]} and newer, "
-            f"below {newest[0]}: pip install '{module.__name__}>={oldest[0]}.{oldest[1]},<{newest[0]}'"
+            f"{module.__name__} is {module.__version__}, which this lamp-trt does not know: "
+            f"pip install '{module.__name__}>={oldest[0]}.{oldest[1]},<{newest[0]}'"
         )
 
 

@@ -1,20 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT's copy of a network's graph, the weights that it points at, and what identifies it.
+"""TensorRT's copy of a network's graph, and the weights that it points at.
 
 Nothing of it is written to disk: there the graph stays plain ONNX, which every other tool can read.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.engine.ort_session import bundle_model
+from lamp_trt.engine.refit import PlacedTensor, PlacedWeights
+
+DTYPES = {
+    "FLOAT": "F32",
+    "FLOAT16": "F16",
+    "BFLOAT16": "BF16",
+    "INT64": "I64",
+    "INT32": "I32",
+    "BOOL": "BOOL",
+}
+"""The dtypes of ONNX as weight files name them."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ def tensorrt_model(bundle: Bundle, network: str, motion: str | None) -> Any:
     """The network's ModelProto as TensorRT parses it; with `motion`, pointing at that motion's tensors.
 
     TensorRT imports Attention as one block that is not to be taken apart, and gives up where it has no fused
-    kernel for one (seen: head width 8 in fp32). TRT_decomposable allows it to; other tools refuse the attribute.
+    kernel for one (seen: head width 8 in fp32). TRT_decomposable allows it to; others refuse the attribute.
     """
     from onnx import helper
 
@@ -52,29 +62,37 @@ def external_tensors(model: Any) -> Iterator[ExternalTensor]:
             )
 
 
-def graph_digest(model: Any) -> str:
-    """sha256 of `model` without the places of its weights, which move when motions change."""
-    copy = type(model)()
-    copy.CopyFrom(model)
-    for initializer in copy.graph.initializer:
-        del initializer.external_data[:]
-    return hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
+def graph_weights(bundle: Bundle, network: str, motion: str | None) -> PlacedWeights:
+    """Every initializer of a network, small constants of the graph included, on the host."""
+    return placed_weights(bundle, bundle_model(bundle, network, motion))
 
 
-class MappedFiles:
-    """Files of a bundle, mapped when first asked for. The addresses are good while this object lives."""
+def placed_weights(bundle: Bundle, model: Any) -> PlacedWeights:
+    """The initializers of a bundle's `model`: those in files mapped, the others copied out of it.
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self._maps: dict[str, NDArray[np.uint8]] = {}
+    BundleError if a file does not reach as far as the graph says.
+    """
+    from onnx import TensorProto, numpy_helper
 
-    def address(self, tensor: ExternalTensor) -> int:
-        """Where a tensor's bytes are. BundleError if its file does not reach so far."""
-        if tensor.file not in self._maps:
-            self._maps[tensor.file] = np.memmap(self._bundle.path_of(tensor.file), np.uint8, mode="r")
-        mapped = self._maps[tensor.file]
-        if tensor.offset < 0 or tensor.offset + tensor.length > len(mapped):
-            raise BundleError(
-                f"{tensor.name} lies beyond the end of {tensor.file} in {self._bundle.path}: build it anew"
-            )
-        return int(mapped.ctypes.data) + tensor.offset
+    external = {tensor.name: tensor for tensor in external_tensors(model)}
+    files = {
+        file: np.memmap(bundle.path_of(file), np.uint8, mode="r")
+        for file in sorted({tensor.file for tensor in external.values()})
+    }
+    constants = {}
+    tensors = {}
+    for initializer in model.graph.initializer:
+        name, count = initializer.name, prod(initializer.dims)
+        if name in external:
+            place = external[name]
+            if place.offset < 0 or place.offset + place.length > len(files[place.file]):
+                raise BundleError(
+                    f"{name} lies beyond the end of {place.file} in {bundle.path}: build the bundle anew."
+                )
+            address = files[place.file].ctypes.data + place.offset
+        else:
+            constants[name] = np.ascontiguousarray(numpy_helper.to_array(initializer))
+            address = constants[name].ctypes.data
+        dtype = DTYPES[TensorProto.DataType.Name(initializer.data_type)]
+        tensors[name] = PlacedTensor(dtype, int(address), count)
+    return PlacedWeights(tensors, on_device=False, owner=(files, constants))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A TensorRT build that shows how far it is and that Ctrl-C ends."""
+
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Result = TypeVar("Result")
+
+
+def progress_monitor(module: ModuleType, label: str) -> Any:
+    """An IProgressMonitor with a bar for each phase that is under way, on a terminal.
+
+    `cancel()` ends the build at its next step. TensorRT calls it from several threads.
+    """
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self.cancelled = False
+            self._lock = threading.Lock()
+            self._bars: dict[str, Any] = {}
+            self._depth: dict[str | None, int] = {None: -1}
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                depth = self._depth.get(parent_phase, 0) + 1
+                self._depth[phase_name] = depth
+                self._bars[phase_name] = tqdm(
+                    desc=f"{label}: {phase_name}" if depth == 0 else phase_name,
+                    total=num_steps,
+                    position=depth,
+                    leave=depth == 0,
+                    disable=None,
+                )
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self._lock:
+                bar = self._bars.get(phase_name)
+                if bar is not None:
+                    bar.update(step + 1 - bar.n)
+            return not self.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                bar = self._bars.pop(phase_name, None)
+                if bar is not None:
+                    bar.close()
+
+    return Monitor()
+
+
+def interruptible(work: Callable[[], Result], cancel: Callable[[], None]) -> Result:
+    """What `work` returns or raises, run in a thread of its own, so that Ctrl-C reaches this one.
+
+    At Ctrl-C `cancel` is called, `work` given the time to end, and KeyboardInterrupt raised; a second Ctrl-C
+    does not wait for it.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        cancel()
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
