@@ -233,7 +233,12 @@ def wrap(network: str, module: nn.Module) -> nn.Module:
 
 
 def empty_network(network: str, component: str, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """The network with parameters that are allocated but never touched, so that they cost no memory.
+    """The network as it is exported, over `empty_module`'s parameters."""
+    return wrap(network, empty_module(component, config, dtype))
+
+
+def empty_module(component: str, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """The component's module with parameters that are allocated but never touched: they cost no memory.
 
     Buffers (position ids, frequency tables) are real: they become constants of the graph.
     """
@@ -242,7 +247,7 @@ def empty_network(network: str, component: str, config: Mapping[str, Any], dtype
     for owner in module.modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):
             setattr(owner, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=False))
-    return wrap(network, module.eval())
+    return module.eval()
 
 
 def check_component(files: ComponentFiles) -> None:

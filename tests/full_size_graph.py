@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export one network at full size, without weights, and print what it cost as JSON. Run in a process of its
-own: `python full_size_graph.py NETWORK PRECISION`."""
+"""Networks exported at full size, without weights. As a program, which prints what one cost as JSON:
+`python full_size_graph.py NETWORK PRECISION`."""
 
 import json
 import math
@@ -9,11 +9,12 @@ import sys
 import time
 
 from published import config_of, published_shapes
+from torch import nn
 
-from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, PRECISIONS
+from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, PRECISIONS, Precision
 from lamp_trt.engine.weights import DTYPE_SIZES, TensorRef
 from lamp_trt.export.convert import DTYPES, STORED_DTYPES
-from lamp_trt.export.networks import empty_network
+from lamp_trt.export.networks import LampUnetNetwork, empty_module, wrap
 from lamp_trt.export.onnx_export import Location, export_graph
 from lamp_trt.export.sizes import first_frame_sizes, video_sizes
 
@@ -40,20 +41,30 @@ def locations(component: str, stored: str) -> dict[str, Location]:
     return places
 
 
-def main(network: str, precision: str) -> None:
+def full_size_sizes() -> dict[str, int]:
+    """Of the default build: 512x320, 16 frames, first frame 1024x640."""
     configs = {name: config_of(name) for name in COMPONENTS}
     sizes = video_sizes(configs, 320, 512, 16)
-    sizes |= first_frame_sizes(configs, sizes, None, None)
+    return sizes | first_frame_sizes(configs, sizes, None, None)
+
+
+def full_size_graph(network: str, precision: Precision, official: bool = False) -> bytes:
+    """A serialized graph; `official`: of the LAMP UNet in the official formulation."""
     spec = NETWORKS[network]
     kept = COMPONENT_PRECISION.get(spec.component, precision)
-    assert kept in PRECISIONS
-    start = time.monotonic()
-    module = empty_network(network, spec.component, configs[spec.component], DTYPES[kept])
+    module = empty_module(spec.component, config_of(spec.component), DTYPES[kept])
+    exported: nn.Module = LampUnetNetwork(module) if official else wrap(network, module)
     places = locations(spec.component, STORED_DTYPES[kept])
-    graph = export_graph(module, *spec.resolve(sizes, kept), places)
+    return export_graph(exported, *spec.resolve(full_size_sizes(), kept), places)
+
+
+def main(network: str, precision: str) -> None:
+    assert precision in PRECISIONS
+    start = time.monotonic()
+    graph = full_size_graph(network, precision)
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     figures = {"seconds": time.monotonic() - start, "peak_bytes": peak_kib * 1024, "graph_bytes": len(graph)}
-    print(json.dumps({"network": network, "precision": kept, **figures}))
+    print(json.dumps({"network": network, "precision": precision, **figures}))
 
 
 if __name__ == "__main__":
