@@ -244,3 +244,62 @@ def test_ctrl_c_in_a_build_exits_130_and_a_second_build_completes(toy: Path, tmp
     assert not list(out.rglob("*.lamp-tmp"))
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert set(Bundle.open(out).manifest.networks) == {"vae_encoder", "vae_decoder"}
+
+
+def test_engines_are_built_by_options_that_reach_their_builder(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from lamp_trt.engine import tensorrt_build
+    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.tensorrt_options import TensorRtOptions
+
+    asked: list[tuple[Path, TensorRtOptions, Path | None]] = []
+
+    def build_engines(bundle: Bundle, options: TensorRtOptions, engine_dir: Path | None) -> list[Any]:
+        asked.append((bundle.path, options, engine_dir))
+        return []
+
+    monkeypatch.setattr(tensorrt_build, "build_engines", build_engines)
+    command = ["build", f"--out={toy_bundle}", "--backend=tensorrt", f"--engine-dir={tmp_path}", "--json"]
+    command += [
+        "--only",
+        "lamp_unet",
+        "vae_decoder",
+        "--no-refit",
+        "--workspace=1.5",
+        "--optimization-level=4",
+    ]
+    command += ["--profile=vae_decoder.latents=1x4x8x8:2x4x8x8:4x4x8x8", "--device=cuda:1"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == {"engines": []}
+    ((path, options, folder),) = asked
+    assert (path, folder) == (toy_bundle, tmp_path)
+    assert options.networks == ("lamp_unet", "vae_decoder")
+    assert options.refit is False
+    assert (options.workspace_bytes, options.optimization_level, options.device) == (3 << 29, 4, 1)
+    assert options.profiles[0].greatest == (4, 4, 8, 8)
+    for wrong, message in (
+        (["--device=cpu"], "device is 'cpu'; TensorRT engines are for GPUs"),
+        (["--optimization-level=6"], "optimization level is 6; choose 0"),
+        (["--profile=vae_decoder"], "expected NETWORK.INPUT=LEAST:OPTIMAL:GREATEST"),
+    ):
+        assert main(["build", f"--out={toy_bundle}", "--backend=tensorrt", *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--device=gpu"], 2, "device is 'gpu'; choose 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        (["--backend=magic"], 2, "backend is 'magic'; on the CPU choose 'auto', onnxruntime, aotinductor"),
+        (["--backend=tensorrt"], 2, "backend is 'tensorrt'; on the CPU choose"),
+        (["--device=cuda", "--num-threads=2"], 2, "num_threads is 2, but on a GPU nothing uses it"),
+        (["--engine-dir=/nowhere"], 2, "engine_dir is '/nowhere', which is no folder"),
+        (["--expect-bundle", "0" * 64], 1, "expected 0000"),
+    ],
+)
+def test_a_place_that_does_not_exist_is_refused(
+    toy_bundle: Path, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "x", f"--bundle={toy_bundle}", "--first-frame=x.png", *arguments]) == code
+    assert message in capsys.readouterr().err
