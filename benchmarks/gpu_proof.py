@@ -97,16 +97,38 @@ PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
 }
 
 
-def load_unet(backend: str, bundle: Any, device: Any, motion: str) -> Any:
-    """The LAMP UNet on a backend; Unavailable where that backend is not installed or cannot compile it."""
+def load_unet(backend: str, work: Any, motion: str) -> Any:
+    """The LAMP UNet on a backend, compiled first where that is needed; Unavailable where it cannot be."""
     from lamp_trt.engine.backends import device_engine
 
     try:
+        compile_unet(backend, work)
         return device_engine(
-            backend, bundle, "lamp_unet", device=device.ordinal, stream=device.stream, motion=motion
+            backend,
+            work.bundle,
+            "lamp_unet",
+            device=work.device.ordinal,
+            stream=work.device.stream,
+            motion=motion,
         )
     except ModuleNotFoundError as error:
         raise Unavailable(f"{error.name} is not installed") from error
+
+
+def compile_unet(backend: str, work: Any) -> None:
+    """Into the bundle, if it is not there yet."""
+    start = time.perf_counter()
+    if backend == "tensorrt":
+        from lamp_trt.engine.tensorrt_build import build_engines
+        from lamp_trt.engine.tensorrt_options import TensorRtOptions
+
+        build_engines(work.bundle, TensorRtOptions(networks=("lamp_unet",)))
+    elif backend == "aotinductor":
+        from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
+        from lamp_trt.export.recipe import recipe_from_options
+
+        build_packages(work.bundle, recipe_from_options(work.options), AotInductorOptions("cuda"))
+    print(f"{backend}: compiled in {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def make(claim: str, function: Callable[[], str]) -> Outcome:

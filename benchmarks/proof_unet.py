@@ -21,6 +21,7 @@ from lamp_trt.benchmarks.random_checkpoints import write_lamp_unet
 from lamp_trt.engine.backend import DeviceEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.networks import Precision
+from lamp_trt.export.recipe import BuildOptions
 from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.cuda_device import Device
 from lamp_trt.runtime.cuda_engines import BoundEngine, EngineSet
@@ -38,8 +39,8 @@ MOTIONS = ("first", "second")
 YARDSTICK = 2.0
 """Our distance to fp32 may be so many times PyTorch's own at that precision."""
 
-LoadEngine = Callable[[str, Bundle, Device, str], DeviceEngine]
-"""(backend, bundle, device, motion) → the LAMP UNet's engine."""
+LoadEngine = Callable[[str, "Work", str], DeviceEngine]
+"""(backend, work, motion) → the LAMP UNet's engine."""
 
 
 def repeat(function: Callable[[], None], times: int) -> None:
@@ -67,24 +68,25 @@ class Work:
     _reference: dict[torch.dtype, np.ndarray] = field(default_factory=dict)
 
     @property
+    def options(self) -> BuildOptions:
+        """Of the bundle: two motions over shared weights."""
+        return BuildOptions(
+            motions={name: self.folder / name for name in MOTIONS},
+            precision=self.precision,
+            height=self.height,
+            width=self.width,
+            num_frames=self.num_frames,
+        )
+
+    @property
     def bundle(self) -> Bundle:
-        """Two motions over shared weights; made once."""
+        """Made when it is first asked for."""
         if self._bundle is None:
             from lamp_trt.export.build import build_bundle
-            from lamp_trt.export.recipe import BuildOptions
 
-            motions = {
-                name: write_lamp_unet(self.folder / name, self.config, motion=number)
-                for number, name in enumerate(MOTIONS)
-            }
-            options = BuildOptions(
-                motions=motions,
-                precision=self.precision,
-                height=self.height,
-                width=self.width,
-                num_frames=self.num_frames,
-            )
-            build_bundle(self.folder / "bundle", options)
+            for number, name in enumerate(MOTIONS):
+                write_lamp_unet(self.folder / name, self.config, motion=number)
+            build_bundle(self.folder / "bundle", self.options)
             self._bundle = Bundle.open(self.folder / "bundle")
         return self._bundle
 
@@ -133,8 +135,9 @@ class UnetProof:
 
     def load(self) -> str:
         work, device = self.work, self.work.device
-        bundle, before, start = work.bundle, device.free_bytes(), time.perf_counter()
-        engines = EngineSet(device, lambda network: work.load(self.backend, bundle, device, MOTIONS[0]))
+        assert work.bundle
+        before, start = device.free_bytes(), time.perf_counter()
+        engines = EngineSet(device, lambda network: work.load(self.backend, work, MOTIONS[0]))
         unet = engines.add("lamp_unet")
         engines.share_scratch()
         loop = DeviceLoop(device, unet, self.backend, lambda: engines.generation)

@@ -15,7 +15,6 @@ from lamp_trt.benchmarks.proof import Unavailable
 from lamp_trt.benchmarks.proof_unet import UnetProof, Work
 from lamp_trt.benchmarks.random_checkpoints import write_component
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.weights import read_weight_file
 
@@ -41,12 +40,13 @@ class WrongAfterASwitch(OnnxRuntimeEngine):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    def load(backend: str, bundle: Bundle, device: Any, motion: str) -> HostDeviceEngine:
+    def load(backend: str, work: Work, motion: str) -> HostDeviceEngine:
         if backend == "missing":
             raise Unavailable("missing is not installed")
         make = WrongAfterASwitch if backend == "residue" else OnnxRuntimeEngine
-        engine = make(bundle, "lamp_unet", motion=motion, num_threads=1)
-        return HostDeviceEngine(engine, device, motion=motion)
+        engine = make(work.bundle, "lamp_unet", motion=motion, num_threads=1)
+        assert isinstance(work.device, HostDevice)
+        return HostDeviceEngine(engine, work.device, motion=motion)
 
     return Work(
         tmp_path_factory.mktemp("proof"),
