@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contracts of an engine: one network, compiled or loaded, ready to run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
 
 Array = NDArray[np.generic]
@@ -82,3 +83,14 @@ class DeviceEngine(Protocol):
     def close(self) -> None:
         """Give the device memory back. The engine is unfit for use afterwards."""
         ...
+
+
+def check_arrays(network: str, inputs: Sequence[IOTensor], arrays: Mapping[str, Array]) -> None:
+    """EngineError unless `arrays` have the shapes and dtypes of `inputs`."""
+    for tensor in inputs:
+        array = arrays[tensor.name]
+        if (array.shape, array.dtype.name) != (tensor.shape, tensor.dtype):
+            raise EngineError(
+                f"{network}: input {tensor.name} is {array.dtype} {list(array.shape)}, "
+                f"this bundle's engine takes {tensor.dtype} {list(tensor.shape)}."
+            )

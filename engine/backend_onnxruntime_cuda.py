@@ -8,10 +8,12 @@ so nobody else may capture it. Unproven: no GPU has run this module yet.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.ort_session import bundle_model, new_session
+from lamp_trt.engine.ort_session import bundle_model, motion_arrays, new_session, shared_file
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -20,8 +22,9 @@ class OnnxRuntimeCudaEngine:
     """One network of a bundle in an ONNX Runtime session on CUDA device `device`.
 
     Every node runs on the GPU, or the session is refused: neither it nor a node falls back to the CPU. Memory
-    for intermediate values is the session's own. A session's weights cannot be exchanged, so `set_motion`
-    drops it and makes another. Raises EngineError if there is no CUDA provider or the graph does not load.
+    for intermediate values is the session's own. The motion's tensors are inputs in device memory, which
+    `set_motion` overwrites; only a motion whose shared tensors differ takes a new session. Raises EngineError
+    if there is no CUDA provider or the graph does not load.
 
     cuda_graph    replay the provider's own graph (ONNX Runtime's enable_cuda_graph)
     prefer_nhwc   let convolutions work channels-last
@@ -53,9 +56,15 @@ class OnnxRuntimeCudaEngine:
         }
         self._stream = stream
         self._bound: dict[str, int] = {}
-        self._motion = motion
-        self._session: Any = self._new_session(motion)
+        self._motion: str | None = None
+        self._motion_values: dict[str, Any] = {}
+        self._motion_shapes: dict[str, tuple[int, ...]] = {}
+        self._session: Any = None
         self._binding: Any = None
+        if motion is None:
+            self._session = self._new_session(None)
+        else:
+            self.set_motion(motion)
 
     def bind(self, name: str, pointer: int) -> None:
         if self._binding is not None and self._bound.get(name) != pointer:
@@ -90,16 +99,31 @@ class OnnxRuntimeCudaEngine:
     def set_motion(self, motion: str) -> bool:
         if motion == self._motion:
             return False
-        self._motion = self._session = self._binding = None  # one live session: not twice its memory
-        self._session = self._new_session(motion)
+        import onnxruntime
+
+        shown, self._motion = self._motion, None
+        anew = shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown)
+        if anew:
+            self._session = self._binding = None  # one live session: not twice its memory
+            self._session = self._new_session(motion)
+        arrays = motion_arrays(self._bundle, motion, self._motion_shapes)
+        for name, array in arrays.items():
+            if name in self._motion_values:
+                self._motion_values[name].update_inplace(np.ascontiguousarray(array))
+            else:
+                make = onnxruntime.OrtValue.ortvalue_from_numpy
+                self._motion_values[name] = make(np.ascontiguousarray(array), "cuda", self._device)
         self._motion = motion
-        return True
+        return anew
 
     def close(self) -> None:
         self._session = self._binding = None
+        self._motion_values.clear()
 
     def _new_session(self, motion: str | None) -> Any:
         import onnxruntime
+
+        from lamp_trt.engine.ort_graph import take_motion_as_inputs
 
         if PROVIDER not in onnxruntime.get_available_providers():
             raise EngineError(
@@ -107,6 +131,8 @@ class OnnxRuntimeCudaEngine:
                 "pip install 'lamp-trt[gpu]' (the two packages overwrite each other)."
             )
         model = bundle_model(self._bundle, self._network, motion)
+        if motion is not None:
+            self._motion_shapes = take_motion_as_inputs(model)
         session = new_session(
             self._bundle,
             self._network,
@@ -123,8 +149,6 @@ class OnnxRuntimeCudaEngine:
 
     def _new_binding(self) -> Any:
         """Every tensor at its address."""
-        import numpy as np
-
         binding = self._session.io_binding()
         for tensors, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for tensor in tensors:
@@ -132,4 +156,6 @@ class OnnxRuntimeCudaEngine:
                     raise EngineError(f"{self._network}: {tensor.name} is bound to no address.")
                 dtype = np.dtype(tensor.dtype)
                 bind(tensor.name, "cuda", self._device, dtype, tensor.shape, self._bound[tensor.name])
+        for name, value in self._motion_values.items():
+            binding.bind_ortvalue_input(name, value)
         return binding

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.weights import TensorRef, WeightFile
 
 _CONTRIB_DOMAIN = "com.microsoft"
@@ -104,3 +105,18 @@ def relocate_initializers(model: onnx.ModelProto, file: str, tensors: Mapping[st
             initializer.external_data.add(key=key, value=str(value))
         count += 1
     return count
+
+
+def take_motion_as_inputs(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Make inputs of the LAMP UNet's motion tensors, so that one session shows any motion; their shapes.
+
+    A motion's file holds the same elements, of a convolution over frames in one axis less.
+    """
+    moving = [tensor for tensor in model.graph.initializer if is_motion_tensor(tensor.name)]
+    kept = [tensor for tensor in model.graph.initializer if not is_motion_tensor(tensor.name)]
+    for tensor in moving:
+        value = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        model.graph.input.append(value)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return {tensor.name: tuple(tensor.dims) for tensor in moving}

@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lamp_trt.engine.backend import Array
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.bundle_paths import weights_path
 from lamp_trt.engine.errors import EngineError
@@ -22,6 +23,19 @@ def bundle_model(bundle: Bundle, network: str, motion: str | None) -> Any:
         base, own = ((file, read_weight_file(bundle.path_of(file))) for file in files)
         point_at_motion(model, base, own)
     return model
+
+
+def shared_file(bundle: Bundle, motion: str) -> str:
+    """Where the tensors lie that a session with this motion cannot exchange: all but the motion's, which a
+    full motion brings itself."""
+    entry = bundle.manifest.motions[motion]
+    return entry.file if entry.kind == "full" else weights_path(bundle.network("lamp_unet").component)
+
+
+def motion_arrays(bundle: Bundle, motion: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """A motion's tensors in the shapes of `take_motion_as_inputs`, views of the mapped file."""
+    arrays = read_weight_file(bundle.motion_path(motion)).arrays()
+    return {name: arrays[name].reshape(shape) for name, shape in shapes.items()}
 
 
 def new_session(

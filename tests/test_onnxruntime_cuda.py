@@ -11,7 +11,9 @@ from lamp_trt.engine import backend_onnxruntime_cuda
 from lamp_trt.engine.backend_onnxruntime_cuda import OnnxRuntimeCudaEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.ort_session import new_session
+from lamp_trt.engine.weights import read_weight_file
 
 
 class Binding:
@@ -22,6 +24,21 @@ class Binding:
         self.bound[name] = place
 
     bind_output = bind_input
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.bound[name] = (value,)
+
+
+class DeviceValue:
+    """An OrtValue in device memory."""
+
+    def __init__(self, array: np.ndarray, place: str, device: int) -> None:
+        assert (place, device) == ("cuda", 1)
+        self.array = array.copy()
+
+    def update_inplace(self, array: np.ndarray) -> None:
+        assert array.shape == self.array.shape
+        self.array[...] = array
 
 
 class Session:
@@ -55,6 +72,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     monkeypatch.setattr(backend_onnxruntime_cuda, "new_session", make)
     available = [backend_onnxruntime_cuda.PROVIDER, "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
+    monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", DeviceValue)
     return made
 
 
@@ -96,24 +114,32 @@ def test_a_run_is_enqueued_between_the_bound_addresses_without_a_wait(
         engine.enqueue(1)
 
 
-def test_a_switched_motion_is_a_new_session_that_points_at_it(
+def test_a_switched_motion_overwrites_every_motion_tensor_where_it_is(
     toy_bundle: Path, sessions: list[Session]
 ) -> None:
     engine = unet(toy_bundle)
     bind_all(engine)
     engine.enqueue(0x5EED)
+    (session,) = sessions
+    inputs = {value.name for value in session.model.graph.input}
+    moving = {name for name in inputs if is_motion_tensor(name)}
+    assert inputs - moving == {"sample", "timestep", "encoder_hidden_states"}
+    assert not any(is_motion_tensor(tensor.name) for tensor in session.model.graph.initializer)
+    ((binding, _),) = session.runs
+    stored = {
+        motion: read_weight_file(toy_bundle / "motions" / f"{motion}.safetensors").arrays()
+        for motion in ("horse_run", "rain")
+    }
+    assert moving == stored["rain"].keys()
     assert not engine.set_motion("horse_run")
-    assert engine.set_motion("rain")
+    for motion in ("horse_run", "rain", "horse_run"):
+        assert not engine.set_motion(motion)  # addresses stay, so what was captured does
+        for name in moving:
+            (value,) = binding.bound[name]
+            np.testing.assert_array_equal(value.array.ravel(), stored[motion][name].ravel())
     engine.enqueue(0x5EED)
-
-    def files(session: Session) -> set[str]:
-        entries = (entry for tensor in session.model.graph.initializer for entry in tensor.external_data)
-        return {entry.value for entry in entries if entry.key == "location"}
-
-    horse, rain = map(files, sessions)
-    assert horse == {"weights/unet.safetensors", "motions/horse_run.safetensors"}
-    assert rain == {"weights/unet.safetensors", "motions/rain.safetensors"}
-    assert [len(session.runs) for session in sessions] == [1, 1]
+    assert len(sessions) == 1
+    assert session.runs[1][0] is binding
     engine.close()
     with pytest.raises(EngineError, match="no motion since"):
         engine.enqueue(0x5EED)
