@@ -248,6 +248,7 @@ class CudaVideoStages:
     def set_motion(self, motion: str) -> None:
         self._device.synchronize()
         if self._conditions.unet.engine.set_motion(motion):
+            self._engines.share_scratch()  # a motion's own engine may need more
             self._loop.invalidate()
             self._loop.prepare()
 
