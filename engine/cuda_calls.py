@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of the CUDA runtime that an engine makes itself, with their status turned into an EngineError."""
 
+import logging
 from typing import Any
 
 from lamp_trt.engine.errors import EngineError
+
+log = logging.getLogger("lamp_trt")
 
 
 def cuda(name: str, *arguments: Any) -> Any:
@@ -36,3 +39,11 @@ def architecture(ordinal: int) -> str:
         )
     )
     return f"sm_{major}{minor}"
+
+
+def release(name: str, handle: Any) -> None:
+    """Call a function that gives something back, from a finalizer: nobody is left to take an error."""
+    try:
+        cuda(name, handle)
+    except EngineError as error:
+        log.warning("%s", error)

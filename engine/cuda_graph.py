@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import finalize
 
-from lamp_trt.engine.cuda_calls import cuda
+from lamp_trt.engine.cuda_calls import cuda, release
 from lamp_trt.engine.errors import EngineError
 
 
@@ -40,7 +40,7 @@ class CapturedGraph:
     def __init__(self, stream: int, graph: Any) -> None:
         self._stream = stream
         self._executable = cuda("cudaGraphInstantiate", graph, 0)
-        finalize(self, cuda, "cudaGraphExecDestroy", self._executable).atexit = False
+        finalize(self, release, "cudaGraphExecDestroy", self._executable).atexit = False
 
     def __call__(self) -> None:
         cuda("cudaGraphLaunch", self._executable, self._stream)

@@ -16,7 +16,7 @@ from weakref import finalize
 
 import numpy as np
 
-from lamp_trt.engine.cuda_calls import cuda
+from lamp_trt.engine.cuda_calls import cuda, release
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.weights import WeightFile
@@ -136,5 +136,5 @@ class _CudaCopy:
         allocate, free = ("cudaMalloc", "cudaFree") if on_device else ("cudaMallocHost", "cudaFreeHost")
         kind = Kind.cudaMemcpyHostToDevice if on_device else Kind.cudaMemcpyHostToHost
         self.address = int(cuda(allocate, source.nbytes))
-        finalize(self, cuda, free, self.address).atexit = False
+        finalize(self, release, free, self.address).atexit = False
         cuda("cudaMemcpy", self.address, source.ctypes.data, source.nbytes, kind)

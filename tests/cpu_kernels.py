@@ -29,7 +29,7 @@ KERNELS = Path(os.environ.get("LAMP_TRT_KERNELS", Path(__file__).parents[1] / "r
 ON_GPU = bool(os.environ.get("LAMP_TRT_TEST_GPU"))
 """Run the same tests on a GPU (benchmarks/proof_kernels.py)."""
 
-GUARD = 64
+GUARD = 256
 """Bytes on either side of an array that no kernel may touch, and the alignment of the array."""
 
 

@@ -57,13 +57,26 @@ class HostStream:
     def idle(self) -> bool:
         return not self._pending
 
+    @property
+    def recording(self) -> bool:
+        return self._recording is not None
+
+    def begin_recording(self) -> None:
+        assert self._recording is None, "a stream is captured already"
+        self._recording = []
+
+    def end_recording(self) -> list[Work]:
+        assert self._recording is not None, "the stream is not captured"
+        recorded, self._recording = self._recording, None
+        self.recordings += 1
+        return recorded
+
     def record(self, work: Work) -> Work:
-        self._recording = recorded = []
+        self.begin_recording()
         try:
             work()
         finally:
-            self._recording = None
-        self.recordings += 1
+            recorded = self.end_recording()
         return lambda: self._pending.extend(recorded)
 
 
