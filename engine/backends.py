@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.engine import compiled
 from lamp_trt.engine.backend import DeviceEngine, Engine
 from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.compiled import CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
 
 HOST_ENGINES = {
@@ -56,7 +58,8 @@ def choose_backend(ordinal: int | None, backend: str, engine_dir: Path) -> str:
         return next(iter(HOST_ENGINES))
     for name in DEVICE_ENGINES:
         if name in ENGINE_SUFFIX:
-            if any(engine_dir.glob(f"lamp_unet-*{ENGINE_SUFFIX[name]}")):
+            keys = [engine.key for engine in compiled.known(engine_dir)]
+            if any(k.network == "lamp_unet" and k.backend.startswith(name) and _for_gpu(k) for k in keys):
                 return name
         elif importlib.util.find_spec(name):
             return name
@@ -64,6 +67,11 @@ def choose_backend(ordinal: int | None, backend: str, engine_dir: Path) -> str:
         f"nothing runs this bundle on a GPU: {engine_dir} holds no engines, ONNX Runtime is not installed. "
         "Build engines (lamp-trt build --backend tensorrt) or pip install 'lamp-trt[gpu]'."
     )
+
+
+def _for_gpu(key: CompiledKey) -> bool:
+    """Whether an engine is for a GPU; AOTInductor's may be for a CPU."""
+    return key.backend != "aotinductor" or key.device.startswith("sm_")
 
 
 def host_engine(
