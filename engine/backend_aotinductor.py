@@ -347,7 +347,7 @@ def _constant(record: dict[str, Any]) -> Constant:
 
 def _run(model: Any, tensors: "Sequence[Tensor]") -> "tuple[Tensor, ...]":
     outputs = model(*tensors)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 def _laid_out(value: "Tensor", stride: tuple[int, ...]) -> "Tensor":
@@ -369,7 +369,7 @@ def _device_tensor(pointer: int, tensor: IOTensor, device: "torch.device") -> "T
     interface = {
         "data": (pointer, False),
         "shape": tensor.shape,
-        "typestr": "<u2" if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).str,
+        "typestr": "<i2" if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).str,
         "strides": None,
         "version": 3,
     }

@@ -14,12 +14,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from lamp_trt.engine import compiled
@@ -28,7 +30,7 @@ from lamp_trt.engine.backend_aotinductor import CONSTANTS
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledEngine, CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
-from lamp_trt.engine.networks import NETWORKS, IOTensor
+from lamp_trt.engine.networks import IOTensor
 from lamp_trt.export.convert import DTYPES
 from lamp_trt.export.networks import empty_network
 from lamp_trt.export.recipe import Recipe
@@ -39,12 +41,20 @@ MAX_VALUES = 4096
 """Elements of a constant that is no weight, such as the position ids of CLIP (77). Its values go into the
 package's metadata as JSON."""
 
+ATTENTION = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
 
 @dataclass(frozen=True)
 class AotInductorOptions:
     """How to compile. InputError for what does not go together.
 
     device         "cpu", "cuda" or "cuda:N": packages run on that kind of device in this machine only
+    attention      the kernel that attention prefers on a GPU where it fits: "flash", "efficient" or "cudnn";
+                   "auto" is torch's own order
     max_autotune   measure candidates for every matrix product and convolution while compiling. That takes
                    the GPU and many times as long; how much it brings has to be measured. Not for the CPU,
                    where candidates pack weights when they are compiled, so that none could be exchanged
@@ -52,6 +62,7 @@ class AotInductorOptions:
 
     device: str = "cpu"
     max_autotune: bool = False
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         kind, _, ordinal = self.device.partition(":")
@@ -59,6 +70,10 @@ class AotInductorOptions:
             raise InputError(f"device is {self.device!r}; choose 'cpu', 'cuda' or 'cuda:N'.")
         if self.max_autotune and kind == "cpu":
             raise InputError("max_autotune is for GPUs: on a CPU it would bake the weights in. Leave it out.")
+        if self.attention != "auto" and (kind == "cpu" or self.attention not in ATTENTION):
+            raise InputError(
+                f"attention is {self.attention!r}; choose 'auto', on a GPU also {', '.join(ATTENTION)}."
+            )
 
     @property
     def layout(self) -> torch.memory_format:
@@ -68,7 +83,8 @@ class AotInductorOptions:
     @property
     def flags(self) -> dict[str, bool | str]:
         """What of it is part of a package's key."""
-        return {"max_autotune": self.max_autotune, "layout": str(self.layout).removeprefix("torch.")}
+        layout = str(self.layout).removeprefix("torch.")
+        return {"max_autotune": self.max_autotune, "attention": self.attention, "layout": layout}
 
 
 def build_packages(
@@ -86,10 +102,10 @@ def build_packages(
     if missing:
         _require_compiler()
     for name in tqdm(missing, "AOTInductor", unit=" packages", disable=None):
-        component = NETWORKS[name].component
+        component = recipe.specs[name].component
         config = recipe.components[component].files.config
         dtype = DTYPES[recipe.precision_of(component)]
-        module = empty_network(name, component, config, dtype)
+        module = empty_network(name, component, config, dtype, recipe.hoisted_from(name))
         build_package(bundle, name, module, keys[name], options, folder)
     by_stem = {engine.path.stem: engine for engine in compiled.known(folder)}
     return [by_stem[key.stem] for key in keys.values()]
@@ -126,7 +142,7 @@ def compile_module(
     device = torch.device(options.device)
     _move_empty(module, device, options.layout)
     arguments = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype), device=device) for t in inputs)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _preferred_attention(options.attention):
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(module, arguments, strict=False)
@@ -143,6 +159,16 @@ def compile_module(
             )
         except RuntimeError as error:
             raise EngineError(f"the compiler failed ({path.stem}): {error}") from error
+
+
+def _preferred_attention(name: str) -> AbstractContextManager[None]:
+    """While a network is traced, the order in which kernels for attention are tried."""
+    if name == "auto":
+        return nullcontext()
+    preferred = ATTENTION[name]
+    others = [backend for backend in (*ATTENTION.values(), SDPBackend.MATH) if backend != preferred]
+    order: AbstractContextManager[None] = sdpa_kernel([preferred, *others], set_priority=True)
+    return order
 
 
 def _move_empty(module: nn.Module, device: torch.device, layout: torch.memory_format) -> None:
