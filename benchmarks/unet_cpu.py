@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LAMP UNet on a CPU: ONNX Runtime against eager PyTorch (SDPA), official and lean formulation.
+"""The LAMP UNet on a CPU: ONNX Runtime and an AOTInductor package against eager PyTorch (SDPA), official and
+lean formulation.
 
     python -m lamp_trt.benchmarks.unet_cpu [--out FILE.json] [--rounds 5]
 
 One step (guidance batch 2, 16 frames, 40x64 latents, fp32) of a UNet with widths (64, 128, 256, 256), 8 heads
-and seeded random weights. Each engine has a process of its own, so that its peak memory is its own; the three
-take turns, one run each a round, so that a busy machine slows all of them.
+and seeded random weights. Each engine has a process of its own, so that its peak memory is its own; they take
+turns, one run each a round, so that a busy machine slows all of them. Compiling the package takes minutes.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-ENGINES = ("onnxruntime", "lean", "official")
+ENGINES = ("onnxruntime", "aotinductor", "lean", "official")
+BASELINES = ("official", "lean")
 CONFIG = {
     "_class_name": "UNet3DConditionModel",
     "block_out_channels": [64, 128, 256, 256],
@@ -62,24 +64,24 @@ def inputs() -> dict[str, np.ndarray]:
 def engine(name: str, folder: Path) -> Callable[[], np.ndarray]:
     """A function that runs one step of the UNet in `folder`."""
     arrays = inputs()
-    if name == "onnxruntime":
-        from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
+    if name not in BASELINES:
+        from lamp_trt.engine.backends import host_engine
         from lamp_trt.engine.bundle import Bundle
 
-        session = OnnxRuntimeEngine(Bundle.open(folder / "bundle"), "lamp_unet", motion="random")
-        return lambda: session.run(arrays)["noise_pred"]
+        unet = host_engine(name, Bundle.open(folder / "bundle"), "lamp_unet", motion="random")
+        return lambda: unet.run(arrays)["noise_pred"]
     import torch
 
     from lamp_trt.export.lamp_unet import load_lamp_unet
     from lamp_trt.export.lean_unet import make_lean
 
-    unet = load_lamp_unet(folder / "checkpoint")
+    module = load_lamp_unet(folder / "checkpoint")
     if name == "lean":
-        unet = make_lean(unet)
+        module = make_lean(module)
 
     def run() -> np.ndarray:
         with torch.inference_mode():
-            output: np.ndarray = unet(*map(torch.from_numpy, arrays.values())).numpy()
+            output: np.ndarray = module(*map(torch.from_numpy, arrays.values())).numpy()
             return output
 
     return run
@@ -100,14 +102,8 @@ def work(name: str, folder: Path) -> None:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
-    from lamp_trt.export.build import build_bundle
-    from lamp_trt.export.recipe import BuildOptions
-
     write_checkpoint(folder / "checkpoint")
-    motions = {"random": folder / "checkpoint"}
-    build_bundle(
-        folder / "bundle", BuildOptions(motions=motions, height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES)
-    )
+    package = build(folder)
     command = [sys.executable, "-m", "lamp_trt.benchmarks.unet_cpu", "--folder", str(folder), "--worker"]
     workers = {
         name: subprocess.Popen(
@@ -128,7 +124,23 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
             runs[name].append(json.loads(line))
     for worker in workers.values():
         worker.communicate()
-    return {"engines": {name: summary(measured) for name, measured in runs.items()}, **parity(folder)}
+    engines = {name: summary(measured) for name, measured in runs.items()}
+    return {"engines": engines, "package": package, **parity(folder)}
+
+
+def build(folder: Path) -> dict[str, Any]:
+    """Make the bundle in `folder` and its package; what compiling that took."""
+    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
+    from lamp_trt.export.build import build_bundle
+    from lamp_trt.export.recipe import BuildOptions, recipe_from_options
+
+    motions = {"random": folder / "checkpoint"}
+    options = BuildOptions(motions=motions, height=HEIGHT, width=WIDTH, num_frames=NUM_FRAMES)
+    build_bundle(folder / "bundle", options)
+    bundle = Bundle.open(folder / "bundle")
+    (package,) = build_packages(bundle, recipe_from_options(options), AotInductorOptions())
+    return {"compile_s": package.extra["seconds"], "size_bytes": package.path.stat().st_size}
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -148,7 +160,8 @@ def parity(folder: Path) -> dict[str, float]:
     outputs = {name: np.load(folder / f"{name}.npy") for name in ENGINES}
     return {
         f"{name}_rel_l2": distance(outputs[name], outputs["official"]).rel_l2
-        for name in ("onnxruntime", "lean")
+        for name in ENGINES
+        if name != "official"
     }
 
 
@@ -193,11 +206,16 @@ def main() -> None:
             **measure(Path(scratch), args.rounds),
         }
     engines = result["engines"]
-    for other in ("official", "lean"):
+    for other in BASELINES:
         ratio = engines[other]["wall_s"] / engines["onnxruntime"]["wall_s"]
         result[f"speedup_over_{other}"] = ratio
         print(f"ONNX Runtime is {ratio:.2f}x as fast as eager PyTorch, {other} formulation")
-    print(f"ONNX Runtime's peak memory: {engines['onnxruntime']['peak_bytes'] / 1e9:.2f} GB")
+    ratio = engines["aotinductor"]["wall_s"] / engines["onnxruntime"]["wall_s"]
+    result["speedup_over_aotinductor"] = ratio
+    seconds = result["package"]["compile_s"]
+    print(f"... and {ratio:.2f}x as fast as an AOTInductor package, which took {seconds:.0f} s to compile")
+    for name, title in (("onnxruntime", "ONNX Runtime"), ("aotinductor", "the package")):
+        print(f"peak memory of {title}: {engines[name]['peak_bytes'] / 1e9:.2f} GB")
     text = json.dumps(result, indent=2)
     if args.out:
         args.out.write_text(text + "\n")
