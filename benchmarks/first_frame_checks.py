@@ -30,6 +30,7 @@ def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -
     except LampError as error:
         report.checks.append(Check("clip", "sdxl image", problem=f"{error} ({cause})"))
         return
+    report.clips["first frame from text"] = traces[0].frames, traces[1].frames
     steps = report.steps["first frame from text"] = step_figures(traces)
     report.checks += loop_checks("sdxl ", "", traces, steps, cause)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lamp_trt.benchmarks.checks import Check, figures, finite_json
-from lamp_trt.benchmarks.metrics import Distance
+from lamp_trt.benchmarks.metrics import Distance, Frames
 from lamp_trt.engine.errors import LampError
 
 REPORT_VERSION = 1
@@ -51,13 +51,15 @@ class StepFigures:
 class Report:
     """Of one run. `subject` is what was verified and on what; `settings` of the loops that were run.
 
-    not_verified: parts of the bundle that nothing was compared with, and what would be needed.
+    not_verified: parts of the bundle that nothing was compared with, and what would be needed. clips: by
+    loop, PyTorch's frames in fp32 and the bundle's, uint8 (f, h, w, 3); not in the JSON.
     """
 
     subject: Mapping[str, Any]
     settings: Mapping[str, Any]
     checks: list[Check] = field(default_factory=list)
     steps: dict[str, list[StepFigures]] = field(default_factory=dict)
+    clips: dict[str, tuple[Frames, Frames]] = field(default_factory=dict)
     not_verified: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0

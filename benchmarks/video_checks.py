@@ -3,12 +3,11 @@
 
 import logging
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.checks import Check, follows
 from lamp_trt.benchmarks.loop_checks import Traces, loop_checks, step_figures
+from lamp_trt.benchmarks.pictures import synthetic_picture
 from lamp_trt.benchmarks.traces import reference_trace, runtime_trace, video_job
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
@@ -34,6 +33,7 @@ def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> Non
         except LampError as error:
             report.checks.append(Check("clip", "video", motion, problem=f"{error} ({cause})"))
             continue
+        report.clips[motion] = traces[0].frames, traces[1].frames
         steps = report.steps[motion] = step_figures(traces)
         report.checks += loop_checks("", motion, traces, steps, cause)
 
@@ -54,13 +54,3 @@ def video_traces(pipeline: LampPipeline, motion: str, options: VerifyOptions) ->
     if pipeline.bundle.network("lamp_unet").precision == "fp16":
         own = reference_trace(options.checkpoints, motion, job, torch.float16, exact.steps)
     return exact, runtime_trace(pipeline, motion, job, exact.steps), own
-
-
-def synthetic_picture(height: int, width: int) -> NDArray[np.uint8]:
-    """A smooth picture with all levels and a few edges, uint8 RGB (height, width, 3)."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-    y, x = y / height, x / width
-    colours = np.stack([np.sin(5 * x + 3 * y), np.cos(7 * x * y), np.sin(9 * y - 2 * x)], axis=-1)
-    disc = (x - 0.6) ** 2 + (y - 0.4) ** 2 < 0.04
-    colours[disc] = colours[disc][:, ::-1] * 0.8
-    return np.rint(127.5 + 120 * colours).astype(np.uint8)

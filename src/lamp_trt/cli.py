@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import lamp_trt
-from lamp_trt.commands import build, doctor, generate, image, inspect, motion, toy, verify
+from lamp_trt.commands import bench, build, doctor, generate, image, inspect, motion, toy, verify
 from lamp_trt.engine.errors import LampError
 
 log = logging.getLogger("lamp_trt")
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lamp-trt {lamp_trt.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (build, generate, image, inspect, verify, doctor, toy):
+    for module in (build, generate, image, inspect, verify, bench, doctor, toy):
         sub = commands.add_parser(
             module.__name__.rpartition(".")[2],
             help=module.DESCRIPTION,

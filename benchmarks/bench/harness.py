@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures entries: the same care for each of them, whatever it is that they do.
+
+An entry is data. Entries that are set up at the same time take turns, so that a machine that slows down slows
+all of them and shows in everyone's spread; and they are measured until the medians settle or the time is up.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamp_trt.benchmarks.bench.measurement import ClockName, Group, Measurement, median_error
+from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.engine.errors import LampError
+
+log = logging.getLogger("lamp_trt")
+
+SETTLED_SHARE = 0.01
+"""A median is settled when its standard error is this share of it."""
+MIN_SAMPLES, MAX_SAMPLES, FEW_SAMPLES = 10, 200, 5
+TURN_S = 0.1
+"""A turn of a short entry is several calls, about this long together, and MAX_TURN of them at most."""
+MAX_TURN = 10
+PAUSE_S = 0.01
+"""Before each turn: long enough for another engine's threads to end their spinning."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds of one call, and the process's CPU seconds in it."""
+
+    seconds: float
+    process_s: float | None
+
+
+class Clock(Protocol):
+    """Time, and how a call is measured."""
+
+    def now(self) -> float:
+        """Seconds, for budgets."""
+        ...
+
+    def pause(self, seconds: float) -> None: ...
+
+    def sample(self, function: Callable[[], Any]) -> tuple[Sample, Any]:
+        """Call once; what it took and what it returned."""
+        ...
+
+
+class HostClock:
+    """Wall time and process time of this machine."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def sample(self, function: Callable[[], Any]) -> tuple[Sample, Any]:
+        process, start = time.process_time(), time.perf_counter()
+        output = function()
+        end = time.perf_counter()
+        return Sample(end - start, time.process_time() - process), output
+
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is measured.
+
+    setup        gives the function to call and owns what it needs, closed when the entry is done
+    clock        "wall"; "stream" if the function returns seconds by a GPU's events; "own" if it returns the
+                 seconds that another process measured
+    reference    outputs that the function's first ones are compared with, by name; None: not compared
+    reference_name   what made them
+    parts        stage → seconds of a call, from what it returned
+    held_bytes   memory that is in use between setup and close, for deciding what may be held together
+    few          true for a call that is too dear for MIN_SAMPLES: FEW_SAMPLES are taken
+    """
+
+    name: str
+    group: Group
+    backend: str
+    setup: Callable[[], AbstractContextManager[Callable[[], Any]]]
+    clock: ClockName = "wall"
+    flops: int = 0
+    bytes_moved: int = 0
+    held_bytes: int = 0
+    reference: Callable[[], Outputs] | None = None
+    reference_name: str = ""
+    parts: Callable[[Any], Mapping[str, float]] | None = None
+    few: bool = False
+
+
+@dataclass
+class _Running:
+    """An entry that is set up."""
+
+    entry: Entry
+    function: Callable[[], Any]
+    setup_s: float
+    cold: Sample
+    rel_l2: float | None
+    samples: list[Sample] = field(default_factory=list)
+    parts: list[Mapping[str, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        return tuple(sample.seconds for sample in self.samples)
+
+    @property
+    def typical_s(self) -> float:
+        return float(np.median(self.seconds)) if self.samples else self.cold.seconds
+
+    @property
+    def settled(self) -> bool:
+        enough = len(self.samples) >= (FEW_SAMPLES if self.entry.few else MIN_SAMPLES)
+        return enough and median_error(self.seconds) <= SETTLED_SHARE * self.typical_s
+
+    @property
+    def done(self) -> bool:
+        most = FEW_SAMPLES if self.entry.few else MAX_SAMPLES
+        return self.settled or len(self.samples) >= most
+
+
+@dataclass
+class Harvest:
+    """What was measured, in the order of the entries, and what was not: name and reason."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    not_measured: list[str] = field(default_factory=list)
+
+
+def run_entries(
+    entries: Sequence[Entry], budget_s: float, clock: Clock, *, memory_limit: int = 2**62
+) -> Harvest:
+    """Measure `entries` within about `budget_s` seconds: none is begun after that, one that was is ended.
+
+    memory_limit: bytes that entries which are set up together may hold; more are measured in batches, each
+    with its share of the time. An entry that raises a LampError, or lacks a module, is not measured; any
+    other error is a bug and passes through.
+    """
+    harvest = Harvest()
+    start = clock.now()
+    finished = 0
+    for batch in _batches(entries, memory_limit):
+        share = (finished + len(batch)) / len(entries)
+        _run_batch(batch, start + budget_s * share, start + budget_s, clock, harvest)
+        finished += len(batch)
+    return harvest
+
+
+def _batches(entries: Sequence[Entry], memory_limit: int) -> list[list[Entry]]:
+    batches: list[list[Entry]] = []
+    held = 0
+    for entry in entries:
+        if not batches or held + entry.held_bytes > memory_limit:
+            batches.append([])
+            held = 0
+        batches[-1].append(entry)
+        held += entry.held_bytes
+    return batches
+
+
+def _run_batch(batch: Sequence[Entry], deadline: float, last: float, clock: Clock, harvest: Harvest) -> None:
+    with ExitStack() as stack:
+        running = []
+        for entry in batch:
+            what = f"{entry.name} ({entry.backend})"
+            if clock.now() >= last:
+                harvest.not_measured.append(f"{what}: the budget ended before it")
+                continue
+            log.info("setting up %s", what)
+            try:
+                running.append(_set_up(entry, stack, clock))
+            except (LampError, ModuleNotFoundError) as error:
+                harvest.not_measured.append(f"{what}: {error}")
+        _take_turns(running, deadline, clock)
+        harvest.measurements += [_measurement(row) for row in running]
+
+
+def _set_up(entry: Entry, stack: ExitStack, clock: Clock) -> _Running:
+    """Set up, call twice (cold, and one sample that every row has), compare."""
+    begin = clock.now()
+    with ExitStack() as guard:
+        function = guard.enter_context(entry.setup())
+        setup_s = clock.now() - begin
+        cold, output = _sample(entry, function, clock)
+        rel_l2 = None
+        if entry.reference is not None:
+            expected = entry.reference()
+            rel_l2 = max(distance(np.asarray(output[name]), array).rel_l2 for name, array in expected.items())
+        row = _Running(entry, function, setup_s, cold, rel_l2)
+        _add_sample(row, clock)
+        stack.push(guard.pop_all())
+    return row
+
+
+def _take_turns(rows: Sequence[_Running], deadline: float, clock: Clock) -> None:
+    """Rounds of turns until all are done or the next turn would end after the deadline."""
+    going = list(rows)
+    while going:
+        for row in list(going):
+            calls = int(np.clip(TURN_S / max(row.typical_s, 1e-9), 1, MAX_TURN))
+            if row.done or clock.now() + calls * row.typical_s > deadline:
+                going.remove(row)
+                continue
+            clock.pause(PAUSE_S)
+            for _ in range(calls):
+                _add_sample(row, clock)
+
+
+def _add_sample(row: _Running, clock: Clock) -> None:
+    sample, output = _sample(row.entry, row.function, clock)
+    row.samples.append(sample)
+    if row.entry.parts:
+        row.parts.append(row.entry.parts(output))
+
+
+def _sample(entry: Entry, function: Callable[[], Any], clock: Clock) -> tuple[Sample, Any]:
+    sample, output = clock.sample(function)
+    if entry.clock == "wall":
+        return sample, output
+    return Sample(float(output), None), output
+
+
+def _measurement(row: _Running) -> Measurement:
+    entry = row.entry
+    process = [sample.process_s for sample in row.samples if sample.process_s is not None]
+    return Measurement(
+        name=entry.name,
+        group=entry.group,
+        backend=entry.backend,
+        samples_s=row.seconds,
+        cold_s=row.cold.seconds,
+        setup_s=row.setup_s,
+        settled=row.settled,
+        clock=entry.clock,
+        process_s=float(np.median(process)) if process else None,
+        flops=entry.flops,
+        bytes_moved=entry.bytes_moved,
+        parts={
+            stage: float(np.median([parts[stage] for parts in row.parts]))
+            for stage in (row.parts[0] if row.parts else ())
+        },
+        rel_l2=row.rel_l2,
+        reference=entry.reference_name if row.rel_l2 is not None else "",
+    )

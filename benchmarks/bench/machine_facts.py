@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a published number needs beside it: machine, programs, their state. Never a user's or host's name."""
+
+import datetime
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lamp_trt.doctor.machine import cpu_count, memory_bytes, processor
+
+_PACKAGES = (
+    "lamp-trt",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnx",
+    "torch",
+    "diffusers",
+    "transformers",
+    "tensorrt-cu13",
+    "tensorrt-rtx",
+    "cuda-core",
+)
+_GPU_FACTS = {
+    "name": "gpu",
+    "driver_version": "driver",
+    "power.limit": "power_limit",
+    "memory.total": "gpu_memory",
+    "clocks.max.sm": "max_sm_clock",
+}
+_GPU_STATE = {
+    "clocks.sm": "sm_clock",
+    "clocks.mem": "memory_clock",
+    "temperature.gpu": "temperature",
+    "power.draw": "power_draw",
+}
+_LOAD = Path("/proc/loadavg")
+
+
+def machine_facts(ordinal: int | None) -> dict[str, Any]:
+    """What stays as it is during a run. ordinal: of the CUDA device that is measured, None for the CPU."""
+    facts: dict[str, Any] = {
+        "cpu": processor(),
+        "cpu_threads": cpu_count(),
+        "memory_gb": round(memory_bytes()[0] / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    if ordinal is not None:
+        facts |= _ask_gpu(ordinal, _GPU_FACTS)
+    return facts
+
+
+def machine_state(ordinal: int | None) -> dict[str, Any]:
+    """What may change during a run, and is written down before and after it."""
+    state: dict[str, Any] = {"cpu_mhz": _cpu_mhz(), "load_average": _load_average()}
+    if ordinal is not None:
+        state |= _ask_gpu(ordinal, _GPU_STATE)
+    return state
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_mhz() -> float | None:
+    """Mean over the cores, where the kernel tells."""
+    speeds = re.findall(r"cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text())
+    return round(sum(map(float, speeds)) / len(speeds)) if speeds else None
+
+
+def _load_average() -> float | None:
+    """Of the last minute."""
+    return float(_LOAD.read_text().split()[0]) if _LOAD.is_file() else None
+
+
+def _commit() -> str:
+    """Of the checkout that this file lies in, with "-dirty" if that differs; "" where it lies in none."""
+    folder = Path(__file__).resolve().parent
+    if not shutil.which("git"):
+        return ""
+    head = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    if head and _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"):
+        head += "-dirty"
+    return head
+
+
+def _ask_gpu(ordinal: int, fields: dict[str, str]) -> dict[str, str]:
+    """nvidia-smi's answers by our names; none where there is no nvidia-smi."""
+    if not shutil.which("nvidia-smi"):
+        return {}
+    query = f"--query-gpu={','.join(fields)}"
+    answer = _output("nvidia-smi", query, "--format=csv,noheader", f"--id={ordinal}")
+    return dict(zip(fields.values(), (value.strip() for value in answer.split(",")), strict=False))
+
+
+def _output(*command: str) -> str:
+    """What a program prints, "" where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

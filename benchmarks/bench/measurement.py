@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row of a benchmark: every sample, and what is said of them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Group = Literal["start", "networks", "stages", "videos", "peers", "ceilings", "sweep"]
+"""What kind of work a row is. `ceilings` are the machine's limits, measured among the rest."""
+
+ClockName = Literal["wall", "stream", "own"]
+"""Who measured: the host's clock, CUDA events on the stream, or the work itself in a process of its own."""
+
+_ROBUST_SIGMA = 2 * 1.2815515655446004
+"""p90 - p10 of a normal distribution, in standard deviations."""
+
+_MEDIAN_SE = math.sqrt(math.pi / 2)
+"""Standard error of a median of normal numbers over that of their mean."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times are seconds of one call.
+
+    samples_s    warm calls in the order in which they were made, never empty
+    cold_s       the first call after `setup_s`, which loaded what is called
+    process_s    median CPU time of a warm call, over all threads; None where another process or a GPU works
+    settled      the median was known to SETTLED_SHARE when measuring ended; else the budget ended it
+    flops, bytes_moved   of one call, counted; 0 where nothing was counted
+    parts        medians by stage, for a row that consists of stages
+    rel_l2       distance of the cold call's output to the reference's; None where there was none
+    reference    what that reference is, "" for none
+    """
+
+    name: str
+    group: Group
+    backend: str
+    samples_s: tuple[float, ...]
+    cold_s: float
+    setup_s: float
+    settled: bool
+    clock: ClockName = "wall"
+    process_s: float | None = None
+    flops: int = 0
+    bytes_moved: int = 0
+    parts: Mapping[str, float] = field(default_factory=dict)
+    rel_l2: float | None = None
+    reference: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.samples_s:
+            raise ValueError(f"{self.name} of {self.backend} has no samples")
+        if self.group not in get_args(Group) or self.clock not in get_args(ClockName):
+            raise ValueError(f"{self.name}: unknown group {self.group!r} or clock {self.clock!r}")
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What identifies the row among files."""
+        return self.name, self.backend
+
+    @property
+    def median_s(self) -> float:
+        return self.percentile_s(50)
+
+    def percentile_s(self, percent: float) -> float:
+        """Linear between samples."""
+        return float(np.percentile(self.samples_s, percent))
+
+    @property
+    def sigma_s(self) -> float:
+        return sigma(self.samples_s)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, and the statistics for readers that do not compute."""
+        return {
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+            "samples_s": list(self.samples_s),
+            "parts": dict(self.parts),
+            "median_s": self.median_s,
+            **{f"p{percent}_s": self.percentile_s(percent) for percent in (10, 90, 99)},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Measurement":
+        """What `to_json` gave; statistics are computed anew. KeyError, TypeError or ValueError if it is not
+        that."""
+        known = {f.name: values[f.name] for f in fields(cls)}
+        return cls(**{**known, "samples_s": tuple(map(float, values["samples_s"]))})
+
+
+def sigma(samples_s: tuple[float, ...]) -> float:
+    """Standard deviation of the bulk of the samples: (p90 - p10) as of a normal distribution. A stray slow
+    call does not widen it."""
+    low, high = np.percentile(samples_s, (10, 90))
+    return float(high - low) / _ROBUST_SIGMA
+
+
+def median_error(samples_s: tuple[float, ...]) -> float:
+    """Standard error of the median, in seconds; infinite for a single sample."""
+    if len(samples_s) < 2:
+        return math.inf
+    return _MEDIAN_SE * sigma(samples_s) / math.sqrt(len(samples_s))

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `lamp-trt bench` can be asked for. Loads no torch, so that the command line can."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lamp_trt.benchmarks.verify_options import PROMPT, Checkpoints
+from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.config import GenerationConfig, thread_count
+
+BUDGET = "60s"
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """InputError for a budget, a seed or a number of steps that cannot be.
+
+    budget_s      time for measuring; what is set up or compared with PyTorch comes on top
+    filter        only rows whose name or backend holds this, in any case
+    full          also whole videos, PyTorch beside us, builds and several videos at once
+    sweep         also the UNet at other frame counts, sizes and precisions, built from the first motion
+    num_inference_steps   of whole videos; parity_steps: of the loops that are compared with PyTorch
+    compare       results of earlier runs, the one to be judged against last
+    """
+
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    budget_s: float = 60.0
+    filter: str = ""
+    full: bool = False
+    sweep: bool = False
+    device: str = "auto"
+    backend: str = "auto"
+    engine_dir: Path | None = None
+    expect_bundle: str | None = None
+    num_threads: int | None = None
+    num_inference_steps: int = 50
+    parity_steps: int = 4
+    prompt: str = PROMPT
+    seed: int = 0
+    compare: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        GenerationConfig(seed=self.seed, num_inference_steps=self.num_inference_steps)
+        thread_count(self.num_threads)
+        if not (math.isfinite(self.budget_s) and self.budget_s > 0):
+            raise InputError(f"the budget is {self.budget_s} s; expected more than 0.")
+        if self.sweep and not self.checkpoints.motions:
+            raise InputError("--sweep builds the UNet at other sizes: add --motion NAME=DIR.")
+
+    @property
+    def compares_with_pytorch(self) -> bool:
+        given = self.checkpoints
+        return bool(given.sd or given.sdxl or given.motions)
+
+
+def budget_seconds(text: str) -> float:
+    """ "60", "90s", "5m" or "1h" in seconds. InputError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None or float(match[1]) <= 0:
+        raise InputError(f"--budget is {text!r}; expected a time like 60s, 5m or 1h.")
+    return float(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch beside us, in the same run and on the same inputs: eager with SDPA, and torch.compile.
+
+The LAMP UNet comes in the official formulation and as our lean modules, which are what is exported. Text
+encoders, VAEs and SDXL's UNet are transformers' and diffusers' own modules.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lamp_trt.benchmarks.bench.ceilings import torch_seconds
+from lamp_trt.benchmarks.bench.harness import Entry, Outputs
+from lamp_trt.benchmarks.bench.subject import Subject
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+COMPILED = ("lamp_unet", "sdxl_unet")
+"""What torch.compile is tried on; the others run once a video."""
+
+HELD_PER_WEIGHT = 1.5
+
+
+class Peers:
+    """PyTorch's modules for the networks whose checkpoints are given; none without --full."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._expected = cache(self._reference)
+
+    def given(self, network: str) -> bool:
+        if not self._subject.options.full or not self._subject.options.compares_with_pytorch:
+            return False
+        from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
+
+        checkpoint = REFERENCE_NETWORKS[network].checkpoint
+        if not self._subject.options.checkpoints.given(checkpoint):
+            return False
+        return network != "lamp_unet" or self._motion in self._subject.options.checkpoints.motions
+
+    def reference(self, network: str) -> tuple[Callable[[], Outputs], str] | None:
+        """Expected outputs of a network on the subject's inputs, computed once and in fp32 on the CPU."""
+        if not self.given(network):
+            return None
+        return partial(self._expected, network), "PyTorch fp32, official formulation"
+
+    def entries(self) -> list[Entry]:
+        entries = []
+        for network in filter(self.given, self._subject.networks):
+            entries.append(self._entry(network, "PyTorch eager", lean=False, compiled=False))
+            if network == "lamp_unet":
+                entries.append(self._entry(network, "PyTorch eager, lean", lean=True, compiled=False))
+            if network in COMPILED:
+                entries.append(self._entry(network, "torch.compile", lean=False, compiled=True))
+            if network == "lamp_unet":
+                entries.append(self._entry(network, "torch.compile, lean", lean=True, compiled=True))
+        return entries
+
+    @property
+    def _motion(self) -> str:
+        return self._subject.motion_of("lamp_unet") or ""
+
+    def _entry(self, network: str, backend: str, *, lean: bool, compiled: bool) -> Entry:
+        on_host = self._subject.ordinal is None
+        reference = self.reference(network) if on_host else None
+        return Entry(
+            name=network,
+            group="peers",
+            backend=backend,
+            setup=partial(self._setup, network, lean, compiled),
+            clock="wall" if on_host else "stream",
+            flops=self._subject.work[network].flops,
+            bytes_moved=self._subject.work[network].bytes_moved,
+            held_bytes=int(HELD_PER_WEIGHT * self._subject.weight_bytes(network)) if on_host else 0,
+            reference=reference[0] if reference else None,
+            reference_name=reference[1] if reference else "",
+        )
+
+    def _reference(self, network: str) -> Outputs:
+        import torch
+
+        from lamp_trt.benchmarks.reference_networks import reference_outputs
+
+        inputs = self._subject.inputs(network)
+        outputs = reference_outputs(network, self._folder(network), torch.float32, inputs)
+        names = [tensor.name for tensor in self._subject.bundle.network(network).outputs]
+        return dict(zip(names, outputs, strict=True))
+
+    def _folder(self, network: str) -> Any:
+        from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
+
+        checkpoint = REFERENCE_NETWORKS[network].checkpoint
+        motion = self._motion if checkpoint == "--motion" else ""
+        return self._subject.options.checkpoints.folder(checkpoint, motion)
+
+    @contextmanager
+    def _setup(self, network: str, lean: bool, compiled: bool) -> Iterator[Callable[[], Any]]:
+        import torch
+
+        from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
+
+        subject, entry = self._subject, REFERENCE_NETWORKS[network]
+        half = subject.bundle.network(network).precision == "fp16"
+        device = "cpu" if subject.ordinal is None else f"cuda:{subject.ordinal}"
+        module = entry.load(self._folder(network), torch.float16 if half else torch.float32).to(device)
+        if lean:
+            module = _lean(module)
+        called: Any = torch.compile(module) if compiled else module
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.inputs(network).items()}
+        names = [tensor.name for tensor in subject.bundle.network(network).outputs]
+
+        def forward() -> tuple["torch.Tensor", ...]:
+            with torch.inference_mode():
+                return entry.run(called, inputs)
+
+        def on_host() -> dict[str, np.ndarray[Any, Any]]:
+            return {name: t.float().numpy() for name, t in zip(names, forward(), strict=True)}
+
+        with _threads(subject.options.num_threads):
+            if subject.ordinal is None:
+                yield on_host
+            else:
+                yield torch_seconds(forward, subject.ordinal)
+
+
+def _lean(module: "nn.Module") -> "nn.Module":
+    from lamp_trt.export.lean_unet import make_lean
+
+    lean: nn.Module = make_lean(module)  # type: ignore[arg-type]
+    return lean
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """PyTorch with as many CPU threads as our backends get."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a fresh process can tell: import and load time, and the memory of one network alone.
+
+    python -m lamp_trt.benchmarks.bench.probe import
+    python -m lamp_trt.benchmarks.bench.probe load BUNDLE DEVICE BACKEND ENGINE_DIR THREADS
+    python -m lamp_trt.benchmarks.bench.probe network BUNDLE NETWORK BACKEND ENGINE_DIR THREADS
+
+prints a JSON object. "" stands for an argument's default.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lamp_trt.engine.errors import EngineError
+
+RUNS = 3
+
+
+def probe(*arguments: str) -> dict[str, float]:
+    """What a process of its own printed. EngineError, with the last line that it wrote, if it failed."""
+    command = [sys.executable, "-m", "lamp_trt.benchmarks.bench.probe", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise EngineError(f"measuring {arguments[0]} in a process of its own failed: {last}")
+    answer: dict[str, float] = json.loads(done.stdout)
+    return answer
+
+
+def memory_bytes() -> tuple[int, int]:
+    """This process's memory, now and at its peak, in which the parent's has no part."""
+    status = Path("/proc/self/status").read_text()
+    fields = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status))
+    return 1024 * int(fields["VmRSS"]), 1024 * int(fields["VmHWM"])
+
+
+def _import() -> dict[str, float]:
+    code = (
+        "import time; start = time.perf_counter(); import lamp_trt.runtime.pipeline; "
+        "print(time.perf_counter() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {"import_s": float(done.stdout)}
+
+
+def _load(bundle: str, device: str, backend: str, engine_dir: str, threads: str) -> dict[str, float]:
+    import lamp_trt
+
+    start = time.perf_counter()
+    pipeline = lamp_trt.load(
+        bundle,
+        device=device or "auto",
+        backend=backend or "auto",
+        engine_dir=engine_dir or None,
+        num_threads=int(threads) if threads else None,
+    )
+    seconds = time.perf_counter() - start
+    loaded, peak = memory_bytes()
+    del pipeline
+    return {"load_s": seconds, "loaded_bytes": loaded, "peak_bytes": peak}
+
+
+def _network(bundle: str, network: str, backend: str, engine_dir: str, threads: str) -> dict[str, float]:
+    """On the CPU. bare_bytes: the process before the network was loaded, its libraries included."""
+    from lamp_trt.benchmarks.bench.options import BenchOptions
+    from lamp_trt.benchmarks.bench.subject import Subject
+    from lamp_trt.engine.backends import host_engine
+    from lamp_trt.engine.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    subject = Subject(opened, BenchOptions())
+    arrays = subject.inputs(network)
+    if backend == "onnxruntime":
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    bare, _ = memory_bytes()
+    start = time.perf_counter()
+    engine = host_engine(
+        backend,
+        opened,
+        network,
+        motion=subject.motion_of(network),
+        num_threads=int(threads) if threads else None,
+        engine_dir=Path(engine_dir) if engine_dir else None,
+    )
+    load_s = time.perf_counter() - start
+    loaded, _ = memory_bytes()
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        engine.run(arrays)
+        times.append(time.perf_counter() - start)
+    return {
+        "load_s": load_s,
+        "run_s": min(times),
+        "bare_bytes": bare,
+        "loaded_bytes": loaded,
+        "peak_bytes": memory_bytes()[1],
+    }
+
+
+_PROBES: dict[str, Any] = {"import": _import, "load": _load, "network": _network}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_PROBES[sys.argv[1]](*sys.argv[2:])))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lamp-trt bench`: everything that was asked for, in one run."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lamp_trt.benchmarks.bench.ceilings import ceiling_entries
+from lamp_trt.benchmarks.bench.compare import compare
+from lamp_trt.benchmarks.bench.harness import Clock, Entry, HostClock, run_entries
+from lamp_trt.benchmarks.bench.machine_facts import machine_facts, machine_state
+from lamp_trt.benchmarks.bench.memory import network_memory
+from lamp_trt.benchmarks.bench.network_entries import network_entries
+from lamp_trt.benchmarks.bench.options import BenchOptions
+from lamp_trt.benchmarks.bench.ort_profile import operator_seconds
+from lamp_trt.benchmarks.bench.peers import Peers
+from lamp_trt.benchmarks.bench.result import BenchResult, read_result
+from lamp_trt.benchmarks.bench.start_entries import start_entries
+from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.benchmarks.bench.sweeps import run_sweep
+from lamp_trt.benchmarks.bench.video_entries import between_entries, video_entries
+from lamp_trt.doctor.machine import memory_bytes
+from lamp_trt.engine.backends import HOST_ENGINES
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.errors import InputError
+
+log = logging.getLogger("lamp_trt")
+
+HELD_SHARE = 0.5
+"""Of the memory that is available, what entries may hold that are set up together."""
+
+MEASURING_SHARE = 0.75
+"""Of the budget; the rest is for memory and operators, which have no spread to settle."""
+
+
+def run_bench(path: Path, options: BenchOptions, clock: Clock | None = None) -> BenchResult:
+    """Measure the bundle at `path`. Raises BundleError and InputError before anything is measured; what fails
+    while it is measured is listed in `not_measured`."""
+    start = time.monotonic()
+    clock = clock or HostClock()
+    earlier = [read_result(file) for file in options.compare]
+    bundle = Bundle.open(path, expect_digest=options.expect_bundle)
+    subject = Subject.of(bundle, options)
+    entries = chosen(all_entries(subject), options.filter)
+    result = BenchResult(
+        machine=machine_facts(subject.ordinal),
+        subject=subject.summary(),
+        settings=_settings(options),
+        state_before=machine_state(subject.ordinal),
+    )
+    begin = clock.now()
+    held = int(HELD_SHARE * memory_bytes()[1])
+    harvest = run_entries(entries, MEASURING_SHARE * options.budget_s, clock, memory_limit=held)
+    result.measurements, result.not_measured = harvest.measurements, harvest.not_measured
+    _look_inside(result, subject, begin + options.budget_s, clock)
+    result.not_measured += _left_out(subject)
+    if options.sweep:
+        result.growth, missing = run_sweep(subject)
+        result.not_measured += missing
+    result.state_after = machine_state(subject.ordinal)
+    if options.compares_with_pytorch:
+        _compare_with_pytorch(result, path, options)
+    bundle.check_unchanged()
+    if earlier:
+        result.changes = compare(earlier[-1].measurements, result.measurements)
+        result.history = [_medians(old) for old in earlier]
+    result.seconds = time.monotonic() - start
+    return result
+
+
+def all_entries(subject: Subject) -> list[Entry]:
+    """Everything that can be measured of a bundle with these options, the quickest to set up first."""
+    peers = Peers(subject)
+    return [
+        *ceiling_entries(subject.ordinal),
+        *network_entries(subject, peers.reference),
+        *between_entries(subject),
+        *peers.entries(),
+        *video_entries(subject),
+        *start_entries(subject),
+    ]
+
+
+def chosen(entries: Sequence[Entry], word: str) -> list[Entry]:
+    """Entries whose name or backend holds `word`, and the ceilings, which are everyone's. InputError, listing
+    the names, if there is no such entry."""
+    matching = [e for e in entries if word.lower() in f"{e.name} {e.backend}".lower()]
+    if not any(e.group != "ceilings" for e in matching) and word:
+        known = sorted({e.name for e in entries})
+        raise InputError(f"--filter {word!r} matches nothing; there are: {', '.join(known)}.")
+    return [e for e in entries if e in matching or e.group == "ceilings"]
+
+
+def _look_inside(result: BenchResult, subject: Subject, deadline: float, clock: Clock) -> None:
+    """Memory of every measured network in a process of its own, and its operators; while time lasts."""
+    for name in dict.fromkeys(m.name for m in result.measurements if m.group == "networks"):
+        if clock.now() >= deadline:
+            result.not_measured.append(f"memory and operators of {name}: the budget ended before them")
+            continue
+        log.info("memory and operators of %s", name)
+        result.memory[name], problem = network_memory(subject, name)
+        result.not_measured += [problem] * bool(problem)
+        if subject.ordinal is None and result.row(name, "onnxruntime"):
+            result.operators[name] = operator_seconds(subject, name)
+
+
+def _compare_with_pytorch(result: BenchResult, path: Path, options: BenchOptions) -> None:
+    """What `lamp-trt verify` finds, and contact sheets of its clips."""
+    from lamp_trt.benchmarks.bench.contact_sheet import sheet_png
+    from lamp_trt.benchmarks.verify import verify_bundle
+    from lamp_trt.benchmarks.verify_options import VerifyOptions
+
+    log.info("comparing with PyTorch")
+    report = verify_bundle(
+        path,
+        VerifyOptions(
+            options.checkpoints,
+            prompt=options.prompt,
+            seed=options.seed,
+            num_inference_steps=options.parity_steps,
+            num_threads=options.num_threads,
+        ),
+    )
+    result.parity = report.to_json()
+    result.sheets = {name: sheet_png(*clip) for name, clip in report.clips.items()}
+
+
+def _left_out(subject: Subject) -> list[str]:
+    options = subject.options
+    missing = []
+    if options.backend == "auto":
+        for name in subject.backends_without_engines:
+            if subject.ordinal is not None or name in HOST_ENGINES:
+                missing.append(f"{name}: it has no engines for this bundle; lamp-trt build --backend {name}")
+    if not options.full:
+        missing.append("whole videos, PyTorch, builds, several videos in flight: add --full")
+    if not options.compares_with_pytorch:
+        missing.append("PyTorch beside us, and parity with it: name the checkpoints (--sd, --motion, --sdxl)")
+    if not options.sweep:
+        missing.append("growth with frames, size and precision: add --sweep")
+    if not subject.makes_videos:
+        missing.append("stages and videos: the bundle lacks networks for them")
+    return missing
+
+
+def _settings(options: BenchOptions) -> dict[str, Any]:
+    """JSON values, without paths."""
+    names = ("budget_s", "filter", "full", "sweep", "device", "backend", "num_threads")
+    values = {name: getattr(options, name) for name in (*names, "num_inference_steps", "prompt", "seed")}
+    return {**values, "motions_compared": list(options.checkpoints.motions)}
+
+
+def _medians(old: BenchResult) -> dict[str, Any]:
+    """An earlier result as a point of the history."""
+    return {
+        "commit": old.machine.get("commit", ""),
+        "date": old.machine.get("date", ""),
+        "medians": [[m.name, m.backend, m.median_s] for m in old.measurements],
+    }
