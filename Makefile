@@ -9,7 +9,9 @@ DEMO := demo
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install demo test test-all lint clean
+TORTURE_MINUTES ?= 20
+
+.PHONY: install demo test test-all torture lint clean
 
 install: $(INSTALLED)
 
@@ -31,6 +33,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+torture: $(INSTALLED)
+	$(BIN)/python -m pytest -m torture --torture-minutes=$(TORTURE_MINUTES)
 
 clean:
 	rm -rf $(VENV) $(DEMO) build

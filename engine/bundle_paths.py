@@ -42,7 +42,7 @@ def check_relative(relative: str) -> str:
     segments = relative.split("/")
     if not all(_SEGMENT.fullmatch(segment) for segment in segments):
         raise BundleError(
-            f"{relative!r} cannot name a file of a bundle: expected a relative path of plain names "
+            f"{relative!r:.150} cannot name a file of a bundle: expected a relative path of plain names "
             "(letters, digits and ._+-, none starting with a dot)"
         )
     if (

@@ -140,17 +140,17 @@ class Manifest:
         document = parse_object(data)
         version = document.pop("schema_version", None)
         if not isinstance(version, int) or isinstance(version, bool):
-            raise BundleError(f"schema_version is {version!r}, expected {SCHEMA_VERSION}")
+            raise BundleError(f"schema_version is {version!r:.100}, expected {SCHEMA_VERSION}")
         if version != SCHEMA_VERSION:
             origin = "a newer lamp-trt: upgrade this one" if version > SCHEMA_VERSION else "an older lamp-trt"
             raise BundleError(
-                f"schema_version is {version}, this lamp-trt reads {SCHEMA_VERSION}; made by {origin}"
+                f"schema_version is {version!r:.100}, this lamp-trt reads {SCHEMA_VERSION}; made by {origin}"
             )
         content = document.pop("content_sha256", None)
         manifest: Manifest = decode(cls, {"first_frame": None, **document}, "")
         if manifest.to_json() != data:
             raise BundleError(
-                f"content_sha256 is {content!r} and does not fit: the file was edited or damaged"
+                f"content_sha256 is {content!r:.100} and does not fit: the file was edited or damaged"
             )
         return manifest
 

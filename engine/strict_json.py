@@ -15,7 +15,7 @@ from lamp_trt.engine.errors import BundleError
 def parse_object(data: bytes) -> dict[str, Any]:
     """The JSON object in `data`. BundleError for anything else, duplicate keys, NaN, or absurd nesting."""
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -23,7 +23,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object_pairs_hook that raises ValueError where json.loads would keep the last of equal keys."""
     value = dict(pairs)
     if len(value) != len(pairs):
         raise ValueError("a key occurs twice")

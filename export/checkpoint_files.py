@@ -5,6 +5,7 @@ A component is a folder with a config and weights (`unet/`, `vae/`, `text_encode
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from lamp_trt.engine.errors import CheckpointError
 
 DEFAULT_SCALING_FACTOR = 0.18215
 """What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
+
+_MAX_JSON_BYTES = 16 << 20
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -105,8 +108,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} has no weight_map.")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise CheckpointError(f"{index} names the file {name!r}, which is not beside it.")
+        if Path(name).name != name or not os.path.isfile(index.parent / name):
+            raise CheckpointError(f"{index} names the file {name!r:.150}, which is not beside it.")
     return tuple(index.parent / name for name in names)
 
 
@@ -122,6 +125,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
     refuse_lfs_pointer(path)
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} has more than {_MAX_JSON_BYTES >> 20} MiB: it is no configuration.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

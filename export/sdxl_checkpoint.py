@@ -74,12 +74,12 @@ def check_scheduler(folder: Path, config: Mapping[str, Any]) -> None:
     prediction = config.get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise CheckpointError(
-            f"{folder / 'scheduler'} has prediction_type {prediction!r}; only 'epsilon' is supported "
+            f"{folder / 'scheduler'} has prediction_type {prediction!r:.100}; only 'epsilon' is supported "
             "(Stable Diffusion v1.4, v1.5 and SDXL; not v2.x at 768 pixels)."
         )
     schedule = config.get("beta_schedule", "scaled_linear")
     if schedule not in BETA_SCHEDULES or config.get("trained_betas") is not None:
-        what = f"beta_schedule {schedule!r}" if schedule not in BETA_SCHEDULES else "trained_betas"
+        what = f"beta_schedule {schedule!r:.100}" if schedule not in BETA_SCHEDULES else "trained_betas"
         raise CheckpointError(
             f"{folder / 'scheduler'} has {what}; supported are {' and '.join(BETA_SCHEDULES)} schedules, "
             "which Stable Diffusion v1.4 and SDXL have. Was the file edited?"
@@ -119,7 +119,7 @@ def _check_unet(folder: Path, config: Mapping[str, Any]) -> None:
     elif config.get("in_channels", 4) != 4 or config.get("out_channels", 4) != 4:
         problem = f"has {config.get('in_channels')} input channels, SDXL's latents have 4"
     elif config.get("addition_embed_type") != "text_time":
-        problem = f"has addition_embed_type {config.get('addition_embed_type')!r}, SDXL's is 'text_time'"
+        problem = f"has addition_embed_type {config.get('addition_embed_type')!r:.100}, SDXL's is 'text_time'"
     elif config.get("time_cond_proj_dim") is not None:
         problem = "takes the guidance scale as an input (time_cond_proj_dim): it is distilled, like LCM"
     if problem:

@@ -53,7 +53,7 @@ def one_of(name: str, value: object, choices: object) -> None:
     """Raises InputError unless `value` is among the arguments of the Literal type `choices`."""
     allowed = get_args(choices)
     if value not in allowed:
-        raise InputError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
+        raise InputError(f"{name} is {value!r:.100}; choose one of {', '.join(allowed)}.")
 
 
 def whole_number(name: str, value: object, low: int, high: int | None = None) -> int:
@@ -64,14 +64,14 @@ def whole_number(name: str, value: object, low: int, high: int | None = None) ->
     except TypeError:
         number = None
     if number is None or isinstance(value, bool) or number < low or (high is not None and number > high):
-        raise InputError(f"{name} is {value!r}; expected {expected}.")
+        raise InputError(f"{name} is {value!r:.100}; expected {expected}.")
     return number
 
 
 def finite_number(name: str, value: object) -> float:
     """`value`, Python's or NumPy's, as float; InputError if it is no finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise InputError(f"{name} is {value!r}; expected a finite number.")
+        raise InputError(f"{name} is {value!r:.100}; expected a finite number.")
     return float(value)
 
 
@@ -122,7 +122,7 @@ class GenerationConfig:
         if self.histogram is not None:
             one_of("histogram", self.histogram, Histogram)
         if not isinstance(self.mix_noise, bool):
-            raise InputError(f"mix_noise is {self.mix_noise!r}; expected True or False.")
+            raise InputError(f"mix_noise is {self.mix_noise!r:.100}; expected True or False.")
 
     @property
     def early_steps(self) -> int:

@@ -55,7 +55,7 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> NDArray
     config = {**SD_SCHEDULER, **(scheduler_config or {})}
     if config["prediction_type"] != "epsilon":
         raise InputError(
-            f"the scheduler's prediction_type is {config['prediction_type']!r}; "
+            f"the scheduler's prediction_type is {config['prediction_type']!r:.100}; "
             "only checkpoints that predict 'epsilon' are supported."
         )
     if config.get("trained_betas") is not None:
@@ -70,7 +70,7 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> NDArray
         betas = _linspace(start**0.5, end**0.5, n) ** 2
     else:
         raise InputError(
-            f"the scheduler's beta_schedule is {config['beta_schedule']!r}; "
+            f"the scheduler's beta_schedule is {config['beta_schedule']!r:.100}; "
             f"supported are {' and '.join(BETA_SCHEDULES)}."
         )
     return np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)

@@ -4,7 +4,6 @@ input."""
 
 import base64
 import os
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -20,6 +19,9 @@ script does; `crop` cuts the longer side equally at both ends; `pad` adds black 
 side."""
 
 Image = NDArray[np.uint8]
+
+MAX_FILE_BYTES = 2**29
+"""Of an image file: OpenCV reads all of it before it looks."""
 
 MAX_PIXELS = 2**27
 """A file that decodes to more (16384 x 8192) is refused: a small file can hold an image that fills the
@@ -41,8 +43,12 @@ def load_first_frame(
 
 def read_image(path: str | os.PathLike[str]) -> Image:
     """A file as uint8 RGB (h, w, 3), see load_first_frame."""
-    if not Path(path).is_file():
-        raise InputError(f"the image {os.fspath(path)!r} does not exist or is not a file.")
+    if not os.path.isfile(path):
+        raise InputError(f"the image {os.fspath(path)!r:.300} does not exist or is not a file.")
+    if os.path.getsize(path) > MAX_FILE_BYTES:
+        raise InputError(
+            f"the image {os.fspath(path)!r} has more than {MAX_FILE_BYTES >> 20} MiB; save it as PNG or JPEG."
+        )
     cv2 = _cv2()
     refusal = InputError(
         f"the image {os.fspath(path)!r} cannot be read: it is damaged, of a format unknown to OpenCV, "

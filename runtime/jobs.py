@@ -3,6 +3,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -94,7 +95,7 @@ def job_from_sidecar(path: Path) -> Job:
         raise InputError(f"{path} is no settings file of a video: it lacks `prompt` or `first_frame_png`.")
     if settings.get("injected"):
         raise InputError(
-            f"{path} is of a video that was given its own {settings['injected']}, "
+            f"{path} is of a video that was given its own {settings['injected']!r:.100}, "
             "which the file does not hold. Repeat it from Python."
         )
     fields = {key: value for key, value in settings.items() if key in known}
@@ -155,8 +156,8 @@ def run_jobs(
             log.warning("this bundle is not the one of the video to repeat: the result may differ")
         check_destination(job.out, *pipeline.size)
         frame_rate(job.fps)
-        if isinstance(job.first_frame, Path) and not job.first_frame.is_file():
-            raise InputError(f"the image {str(job.first_frame)!r} does not exist or is not a file.")
+        if isinstance(job.first_frame, Path) and not os.path.isfile(job.first_frame):
+            raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
         by_motion.setdefault(str(motion), []).append(job)
     for motion, group in by_motion.items():
         for job in group:
@@ -174,10 +175,10 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
     own = ("prompt", "motion", "first_frame", "out", "fps")
     unknown = sorted(fields.keys() - {*own, *OPTIONS})
     if unknown:
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join((*own, *OPTIONS))}.")
+        raise InputError(f"{where}: unknown field {unknown[0]!r:.100}; known: {', '.join((*own, *OPTIONS))}.")
     for name in ("motion", "first_frame", "out"):
         if not isinstance(fields.get(name, ""), str | None):
-            raise InputError(f"{where}: {name} is {fields[name]!r}; expected a string.")
+            raise InputError(f"{where}: {name} is {fields[name]!r:.100}; expected a string.")
     first_frame, out = fields.get("first_frame"), fields.get("out")
     return replace(
         defaults,
@@ -192,9 +193,11 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
 
 def _text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_JOB_FILE_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_JOB_FILE_BYTES + 1)  # a pipe or a device tells no size
+        if len(content) > MAX_JOB_FILE_BYTES:
             raise InputError(f"{path} is larger than {MAX_JOB_FILE_BYTES >> 20} MiB; split it.")
-        return path.read_text(encoding="utf-8")
+        return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 MAX_TOKENS = 77
 """Positions of CLIP's text encoders, begin and end of text included."""
 
+MAX_PROMPT_CHARS = 100_000
+"""Of a prompt, of which 77 tokens are read; a megabyte takes seconds to tokenize."""
+
+_MAX_FILE_BYTES = 64 << 20
+
 _SPECIAL_TOKENS = {
     "bos_token": "<|startoftext|>",
     "eos_token": "<|endoftext|>",
@@ -53,10 +58,15 @@ class CLIPTokenizer:
         """Begin of text, the prompt's first max_length - 2 tokens, end of text, padding.
 
         Unpaired surrogates, which no text encoding can hold, become U+FFFD. Raises InputError if it is no
-        string.
+        string, or longer than MAX_PROMPT_CHARS.
         """
         if not isinstance(prompt, str):
-            raise InputError(f"the prompt is {prompt!r}; expected a string.")
+            raise InputError(f"the prompt is {prompt!r:.100}; expected a string.")
+        if len(prompt) > MAX_PROMPT_CHARS:
+            raise InputError(
+                f"the prompt has {len(prompt)} characters, expected at most {MAX_PROMPT_CHARS}; only "
+                f"{self.max_length} tokens are read, a few hundred characters: shorten it."
+            )
         text = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         encoding = self.backend.encode(text)
         ids, cut = encoding.ids, ""
@@ -76,7 +86,14 @@ def load_tokenizer(folder: str | Path, max_length: int = MAX_TOKENS) -> CLIPToke
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 
     folder = Path(folder)
-    special, added = _special_tokens(folder)
+    try:
+        special, added = _special_tokens(folder)
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the special tokens in {folder} are not as published, a text or its fields each: {error!r:.200}."
+        ) from error
     backend = Tokenizer(_bpe(folder, special["unk_token"]))
     vocabulary = backend.get_vocab()
     missing = sorted(set(special.values()) - vocabulary.keys())
@@ -119,7 +136,7 @@ def _bpe(folder: Path, unk_token: str) -> "BPE":
     except CheckpointError:
         raise
     except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{folder} holds no BPE vocabulary: {error}.") from error
+        raise CheckpointError(f"{folder} holds no BPE vocabulary: {error!s:.300}.") from error
 
 
 def _special_tokens(folder: Path) -> tuple[dict[str, str], list["AddedToken"]]:
@@ -152,6 +169,13 @@ def _file(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {name}; expected the published tokenizer folder.")
+    return _small(path)
+
+
+def _small(path: Path) -> Path:
+    """The path. CheckpointError if the file is larger than any tokenizer's."""
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise CheckpointError(f"{path} has more than {_MAX_FILE_BYTES >> 20} MiB: it is no tokenizer file.")
     return path
 
 
@@ -160,8 +184,10 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(_small(path).read_text(encoding="utf-8"))
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {type(value).__name__}; expected a JSON object.")

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES = 200
 """Of a destination: its sidecar and its temporary folder have longer names, and file systems take 255."""
 
+MAX_PATH_BYTES = 4096 - MAX_NAME_BYTES
+"""Linux takes 4096, the temporary name included."""
+
 Frames = NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
 
@@ -96,6 +99,7 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
     """The path, if a video of this size can be saved there; InputError otherwise. Asked before a video is
     made, it spares a wait for one that can't be kept."""
     destination = Path(path)
+    _check_name(destination)
     suffix = destination.suffix.lower()
     if suffix not in ("", *_ENCODERS) and not destination.is_dir():
         raise InputError(
@@ -107,12 +111,10 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
             f"H.264 needs an even width and height, the video is {width}x{height}; "
             "save it as .gif, .webp or a folder of PNGs."
         )
-    if not destination.parent.is_dir():
+    if not os.path.isdir(destination.parent):
         raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
     if not os.access(destination.parent, os.W_OK | os.X_OK):
         raise InputError(f"the folder {str(destination.parent)!r} cannot be written to; choose another.")
-    if len(os.fsencode(destination.name)) > MAX_NAME_BYTES:
-        raise InputError(f"the output's name {destination.name!r} is longer than {MAX_NAME_BYTES} bytes.")
     if suffix == "" and destination.exists() and not destination.is_dir():
         raise InputError(f"the output {str(path)!r} is a file, and a folder of PNGs is to go there.")
     if destination.is_dir():
@@ -121,6 +123,18 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
             held = f"holds {foreign[0]!r}" if foreign else "is a folder"
             raise InputError(f"the output {str(path)!r} {held} and would be replaced; choose another name.")
     return destination
+
+
+def _check_name(destination: Path) -> None:
+    """InputError for a path that no file can have, or whose name leaves no room for its sidecar's."""
+    try:
+        encoded = os.fsencode(destination)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded or len(encoded) > MAX_PATH_BYTES:
+        raise InputError(f"the output {str(destination)!r:.100} cannot be the name of a file.")
+    if len(os.fsencode(destination.name)) > MAX_NAME_BYTES:
+        raise InputError(f"the output's name {destination.name!r} is longer than {MAX_NAME_BYTES} bytes.")
 
 
 @contextmanager
