@@ -146,12 +146,7 @@ class TensorRtEngine:
     def _load(self, plan: CompiledEngine, motion: str | None) -> None:
         """Deserialize and prepare a plan, and give it what it lacks: stripped weights, the motion."""
         trt = self._trt
-        runtime = trt.Runtime(self._logger)
-        runtime.engine_host_code_allowed = bool(plan.key.flags.get("version_compatible"))
-        with plan.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            engine = runtime.deserialize_cuda_engine(data)
-        if engine is None:
-            raise EngineError(f"TensorRT does not load {plan.path}: {taken_errors(trt)}")
+        runtime, engine = deserialize(trt, plan)
         self._check_tensors(engine, plan.path)
         if plan.extra.get("stripped"):
             restore_weights(trt, engine, self._logger, graph_weights(self._bundle, self._network, motion))
@@ -221,6 +216,17 @@ class TensorRtEngine:
     def _require_fit(self) -> None:
         if self._unfit:
             raise EngineError(self._unfit)
+
+
+def deserialize(trt: Any, plan: CompiledEngine) -> tuple[Any, Any]:
+    """A plan's Runtime and ICudaEngine, on the current device. EngineError if TensorRT does not take it."""
+    runtime = trt.Runtime(logger(trt))
+    runtime.engine_host_code_allowed = bool(plan.key.flags.get("version_compatible"))
+    with plan.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise EngineError(f"TensorRT does not load {plan.path}: {taken_errors(trt)}")
+    return runtime, engine
 
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int32": "INT32", "int64": "INT64"}

@@ -60,6 +60,11 @@ class TensorLocation(Enum):
     HOST = auto()
 
 
+class LayerInformationFormat(Enum):
+    ONELINE = auto()
+    JSON = auto()
+
+
 class ExecutionContextAllocationStrategy(Enum):
     STATIC = auto()
     ON_PROFILE_CHANGE = auto()
@@ -197,6 +202,9 @@ class ICudaEngine:
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.DEVICE
 
+    def create_engine_inspector(self) -> "EngineInspector":
+        return EngineInspector(self)
+
     def create_execution_context(
         self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
     ) -> "IExecutionContext":
@@ -235,6 +243,18 @@ class ICudaEngine:
         self.weights.update(values)
         self.absent -= values.keys()
         self.refits += 1
+
+
+class EngineInspector:
+    """[engine] Layers by name, or in detail for a plan that was built so."""
+
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine = engine
+
+    def get_engine_information(self, format: LayerInformationFormat) -> str:
+        assert format is LayerInformationFormat.JSON
+        nodes = bundle_model(self._engine._bundle, self._engine._network, None).graph.node
+        return json.dumps({"Layers": [node.name for node in nodes], "Bindings": [*self._engine.tensors]})
 
 
 class IExecutionContext:
@@ -384,6 +404,9 @@ class CudaDouble:
 
     def cudaDeviceGetAttribute(self, attribute: Any, device: int) -> tuple[Any, int]:
         return self.success, self._attribute(attribute)
+
+    def cudaSetDevice(self, device: int) -> tuple[Any]:
+        return (self.success,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[Any]:
         self.modes.append(mode)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import gc
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from tensorrt_double import CudaDouble, ILogger, Refitter, Violation, Weights
 from tolerances import DEVICE_LATENTS_ATOL, DEVICE_LEVELS_DIFFERING
 
 import lamp_trt
-from lamp_trt.engine import backend_tensorrt, compiled
+from lamp_trt.engine import backend_tensorrt, compiled, tensorrt_layers
 from lamp_trt.engine.backend_tensorrt import TensorRtEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError
@@ -339,7 +340,8 @@ def test_a_stripped_engine_computes_nothing_before_it_has_its_weights(
 
 
 @pytest.mark.parametrize(
-    "kind", ["Runtime", "ICudaEngine", "IExecutionContext", "Refitter", "Weights", "ILogger"]
+    "kind",
+    ["Runtime", "ICudaEngine", "IExecutionContext", "EngineInspector", "Refitter", "Weights", "ILogger"],
 )
 def test_the_double_has_no_call_that_tensorrt_lacks(kind: str) -> None:
     """Names of methods, attributes and arguments, as the bindings of tensorrt_rtx say them."""
@@ -642,6 +644,37 @@ def test_a_switch_whose_plan_does_not_load_leaves_an_engine_that_says_so(
         bound.engine.set_motion("rain")
     with pytest.raises(EngineError, match="lamp_unet has no engine since a switch failed"):
         bound.engine.enqueue(bound.device.stream)
+
+
+# --- layers -------------------------------------------------------------------------------------------
+
+
+def test_the_layers_of_a_plan_are_told(
+    bundle: Bundle, cuda: CudaDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_layers, "tensorrt", lambda: double)
+    keep_plan(bundle, tmp_path, "vae_encoder")
+    layers = tensorrt_layers.plan_layers(bundle, "vae_encoder", engine_dir=tmp_path)
+    graph = bundle_model(bundle, "vae_encoder", None).graph
+    assert [layer.name for layer in layers] == [node.name for node in graph.node]
+    assert tensorrt_layers.layers_text(layers).endswith(f"{len(layers)} layers")
+
+
+def test_layers_in_detail_name_kernel_and_outputs() -> None:
+    """As TensorRT 10's inspector writes them."""
+    output = {"Name": "y", "Dimensions": [2, 320, 40, 64], "Format/Datatype": "Half"}
+    detailed = {"Name": "conv1", "LayerType": "CaskConvolution", "Outputs": [output], "TacticName": "sm90_k"}
+    layers = tensorrt_layers.parse_layers(
+        json.dumps({"Layers": [detailed, {"Name": "noop"}], "Bindings": []})
+    )
+    assert layers[0] == tensorrt_layers.PlanLayer(
+        "conv1", "CaskConvolution", "sm90_k", ("y 2x320x40x64 Half",)
+    )
+    text = tensorrt_layers.layers_text(layers)
+    assert text.splitlines()[0] == "CaskConvolution       conv1  sm90_k"
+    assert text.endswith("2 layers: 1 CaskConvolution")
+    with pytest.raises(EngineError, match="inspector said what we do not read: 'nothing'"):
+        tensorrt_layers.parse_layers("nothing")
 
 
 # --- the whole pipeline -------------------------------------------------------------------------------
