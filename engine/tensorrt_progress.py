@@ -10,6 +10,9 @@ from tqdm import tqdm
 
 Result = TypeVar("Result")
 
+POLL_SECONDS = 0.2
+"""How late Ctrl-C is noticed at most, if another thread got the signal."""
+
 
 def progress_monitor(module: ModuleType, label: str) -> Any:
     """An IProgressMonitor with a bar for each phase that is under way, on a terminal.
@@ -74,7 +77,8 @@ def interruptible(work: Callable[[], Result], cancel: Callable[[], None]) -> Res
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        thread.join()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
     except KeyboardInterrupt:
         cancel()
         thread.join()
