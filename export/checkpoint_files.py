@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.export.config_limits import check_config
 
 DEFAULT_SCALING_FACTOR = 0.18215
 """What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
@@ -79,6 +80,7 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
             f"{'' if parent_only else ' or config.json'}; it holds {entries}. {_LAYOUT_HINT}"
         )
     config = read_json(root / "config.json")
+    check_config(root / "config.json", config)
     return ComponentFiles(name, root, config, _find_weights(root, name))
 
 
