@@ -43,6 +43,12 @@ class NetworkSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def named_axes(self) -> set[str]:
+        """Names of the sizes that this network depends on."""
+        tensors = (*self.inputs, *self.outputs)
+        return {axis for tensor in tensors for axis in tensor.axes if isinstance(axis, str)}
+
     def resolve(
         self, axis_sizes: Mapping[str, int], precision: Precision
     ) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:

@@ -16,6 +16,7 @@ from lamp_trt.engine.bundle_paths import MANIFEST, graph_path, motion_path, weig
 from lamp_trt.engine.bundle_writer import BundleWriter
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import BundleError
+from lamp_trt.engine.hoisting import HOISTED, unet_of
 from lamp_trt.engine.manifest import Manifest, MotionEntry, NetworkEntry
 from lamp_trt.engine.networks import NETWORKS, Precision, is_motion_tensor
 from lamp_trt.engine.weights import read_weight_file
@@ -25,7 +26,7 @@ from lamp_trt.export.bundle_files import (
     FileMaker,
 )
 from lamp_trt.export.lent_weights import BORROWER, LENDER, borrow_later, borrows, check_lender_stays
-from lamp_trt.export.motions import UNET, entry_of, make_motion
+from lamp_trt.export.motions import UNET, entry_of, make_motion, refuse_whole_motions
 from lamp_trt.export.recipe import (
     BuildOptions,
     Recipe,
@@ -65,6 +66,7 @@ def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = N
             for name, source in recipe.motions.items()
         }
         motions = {**(kept.motions if kept else {}), **made_motions}
+        refuse_whole_motions(made_motions, recipe.networks)
         default_motion = next(iter(made_motions), kept.default_motion if kept else None)
         for network, entry in entries.items():
             _make_graph(maker, recipe, network, entry.component, default_motion)
@@ -132,7 +134,7 @@ def _make_weights(maker: FileMaker, recipe: Recipe, component: str) -> None:
 
 
 def _entry(recipe: Recipe, network: str, borrowed: bool) -> NetworkEntry:
-    component = NETWORKS[network].component
+    component = recipe.specs[network].component
     stored_in = LENDER if borrowed and component == BORROWER else component
     return NetworkEntry(graph_path(network), stored_in, recipe.precision_of(component), *recipe.io(network))
 
@@ -141,7 +143,7 @@ def _make_graph(
     maker: FileMaker, recipe: Recipe, network: str, stored_in: str, default_motion: str | None
 ) -> None:
     """<network>.onnx, pointing at the weights of component `stored_in`, and of the default motion."""
-    component = NETWORKS[network].component
+    component = recipe.specs[network].component
     graph_key = key = recipe.graph_key(network)
     weight_files = [weights_path(stored_in)]
     if stored_in != component:
@@ -156,13 +158,13 @@ def _make_graph(
         from lamp_trt.export.networks import empty_network
         from lamp_trt.export.onnx_export import Location, export_graph
 
-        config = recipe.components[component].files.config
+        config, dtype = recipe.components[component].files.config, DTYPES[recipe.precision_of(component)]
         locations = {
             name: Location(path, ref)
             for path in weight_files
             for name, ref in read_weight_file(maker.writer.path_of(path)).tensors.items()
         }
-        module = empty_network(network, component, config, DTYPES[recipe.precision_of(component)])
+        module = empty_network(network, component, config, dtype, recipe.hoisted_from(network))
         file.write(export_graph(module, *recipe.io(network), locations, metadata={GRAPH_KEY: graph_key}))
 
     maker.make(graph_path(network), key, write)
@@ -186,9 +188,10 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
     """
     if manifest is None:
         return None
-    for name in manifest.networks.keys() - set(recipe.networks):
+    for name in manifest.networks.keys() - {*recipe.networks, *_dropped(recipe)}:
         entry = manifest.networks[name]
-        component = NETWORKS[name].component
+        spec = NETWORKS[unet_of(name)]
+        component = spec.component
         if entry.precision != recipe.precision_of(component):
             raise BundleError(
                 f"{out} holds {name} in {entry.precision}, this build is in {recipe.precision}: two "
@@ -201,7 +204,7 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
                 f"Build {name} too (--only), or choose another --out."
             )
         sizes = {**manifest.sizes, **recipe.sizes}
-        if (entry.inputs, entry.outputs) != NETWORKS[name].resolve(sizes, entry.precision):
+        if any(sizes[axis] != manifest.sizes.get(axis) for axis in spec.named_axes):
             raise BundleError(
                 f"{out} holds {name} for {_size(manifest.sizes)}, this build is for {_size(sizes)}. Give the "
                 f"bundle's size (--height, --width, --frames) or the checkpoint of {name} too, "
@@ -220,6 +223,12 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
     return manifest
 
 
+def _dropped(recipe: Recipe) -> set[str]:
+    """Networks beside the recipe's UNets that these, as they are now, do without."""
+    beside = {name for unet in HOISTED.keys() & recipe.specs for name in HOISTED[unet]}
+    return beside - recipe.specs.keys()
+
+
 def _manifest(
     maker: FileMaker,
     recipe: Recipe,
@@ -230,6 +239,8 @@ def _manifest(
 ) -> Manifest:
     networks = {**(kept.networks if kept else {}), **entries}
     files = {**(kept.files if kept else {}), **maker.writer.files}
+    for name in _dropped(recipe) & networks.keys():
+        del networks[name], files[graph_path(name)]
     if all(entry.component != BORROWER for entry in networks.values()):
         files.pop(weights_path(BORROWER), None)
     return Manifest(

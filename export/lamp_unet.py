@@ -8,12 +8,9 @@ Diffusion v1.4). Notation: b videos, c channels, f frames, h x w latent pixels, 
 width; a video is (b, c, f, h, w). `lean_unet.py` computes the same with fewer operations.
 """
 
-import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,131 +19,11 @@ from torch import Tensor, nn
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.export.checkpoints import load_module
-
-logger = logging.getLogger("lamp_trt")
+from lamp_trt.export.lamp_config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES
+from lamp_trt.export.lamp_config import LampUNetConfig as LampUNetConfig
 
 TRANSFORMER_NORM_EPS = 1e-6
 """GroupNorm of the transformers; the ResNets and the output use the configuration's norm_eps (1e-5)."""
-
-
-@dataclass(frozen=True)
-class LampUNetConfig:
-    """The fields of an official `unet/config.json` that shape the network; defaults are the official ones.
-
-    `attention_head_dim` is the NUMBER of heads, one for all blocks or one for each (diffusers 0.11 named it
-    so): a head of Stable Diffusion v1.4 is 40, 80, 160 or 160 wide.
-    """
-
-    in_channels: int = 4
-    out_channels: int = 4
-    center_input_sample: bool = False
-    flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",)
-    up_block_types: tuple[str, ...] = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int = 1280
-    attention_head_dim: int | tuple[int, ...] = 8
-
-    def __post_init__(self) -> None:
-        blocks = len(self.block_out_channels)
-        for name, known in (("down_block_types", DOWN_BLOCK_TYPES), ("up_block_types", UP_BLOCK_TYPES)):
-            types = getattr(self, name)
-            if len(types) != blocks or not set(types) <= known.keys():
-                raise CheckpointError(
-                    f"unet config: {name} is {list(types)}, expected {blocks} (one for each of "
-                    f"block_out_channels) of {', '.join(known)}"
-                )
-        if len(self.heads) != blocks:
-            raise CheckpointError(
-                f"unet config: attention_head_dim lists {len(self.heads)} values for {blocks} blocks"
-            )
-        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
-            if channels % heads or channels % self.norm_num_groups:
-                raise CheckpointError(
-                    f"unet config: {channels} channels are not divisible into {heads} heads and "
-                    f"{self.norm_num_groups} norm groups"
-                )
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads of each block."""
-        if isinstance(self.attention_head_dim, int):
-            return (self.attention_head_dim,) * len(self.block_out_channels)
-        return self.attention_head_dim
-
-    @property
-    def time_embedding_dim(self) -> int:
-        return 4 * self.block_out_channels[0]
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "LampUNetConfig":
-        """Read the content of a `config.json`.
-
-        As in the official loader, missing fields take the class's default and unknown ones are ignored with a
-        warning. Options that would make another network than LAMP's raise CheckpointError.
-        """
-        class_name = config.get("_class_name", "UNet3DConditionModel")
-        if class_name != "UNet3DConditionModel":
-            raise CheckpointError(
-                f"unet config: _class_name is {class_name!r}, expected 'UNet3DConditionModel' (a LAMP "
-                "checkpoint); give the `unet` folder that LAMP's training wrote, not Stable Diffusion's"
-            )
-        for name, value in FIXED_OPTIONS.items():
-            if config.get(name, value) != value:
-                raise CheckpointError(f"unet config: {name} is {config[name]!r}, only {value!r} is supported")
-        names = {field.name for field in fields(cls)}
-        known = names | FIXED_OPTIONS.keys() | IGNORED_OPTIONS
-        unknown = {name for name in config if name not in known and not name.startswith("_")}
-        if unknown:
-            logger.warning("unet config: ignoring unknown fields %s", ", ".join(sorted(unknown)))
-        return cls(**{name: _checked(name, config[name]) for name in names & config.keys()})
-
-
-DOWN_BLOCK_TYPES = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
-UP_BLOCK_TYPES = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
-"""Block type -> whether it has attention."""
-
-FIXED_OPTIONS: dict[str, Any] = {
-    "act_fn": "silu",
-    "class_embed_type": None,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock3DCrossAttn",
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "resnet_time_scale_shift": "default",
-    "upcast_attention": False,
-    "use_linear_projection": False,
-}
-"""Options of the official class that have this value in every checkpoint derived from Stable Diffusion v1."""
-
-IGNORED_OPTIONS = {
-    "sample_size",  # the training resolution: the network takes any
-    "use_temp",  # stored by the official layers and never read
-}
-
-
-def _checked(name: str, value: Any) -> Any:
-    """The value of a config field, a list as a tuple, if it is of the kind that the default is."""
-    default = LampUNetConfig.__dataclass_fields__[name].default
-    value = tuple(value) if isinstance(value, list) else value
-    items = value if isinstance(value, tuple) else (value,)
-    item_type = type(default[0]) if isinstance(default, tuple) else type(default)
-    may_list = isinstance(default, tuple) or name == "attention_head_dim"
-    must_list = isinstance(default, tuple)
-    if (
-        not items
-        or any(type(item) is not item_type for item in items)
-        or isinstance(value, tuple) not in (may_list, must_list)
-        or (item_type is int and name != "freq_shift" and min(items) < 1)
-    ):
-        raise CheckpointError(f"unet config: {name} is {value!r}, expected something like {default!r}")
-    return value
 
 
 def fold_frames(x: Tensor) -> Tensor:
@@ -209,9 +86,14 @@ class ResnetBlock3D(nn.Module):
     def forward(self, x: Tensor, time_embedding: Tensor) -> Tensor:
         """(b, c_in, f, h, w), (b, 4*C0) -> (b, c_out, f, h, w)."""
         h: Tensor = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(F.silu(time_embedding))[:, :, None, None, None]
+        h = h + self.project_time(time_embedding)[:, :, None, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def project_time(self, time_embedding: Tensor) -> Tensor:
+        """(b, 4*C0) -> (b, c_out)."""
+        projected: Tensor = self.time_emb_proj(F.silu(time_embedding))
+        return projected
 
 
 class Downsample3D(nn.Module):
@@ -252,9 +134,13 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q, k, v = (self.split_heads(t) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        q, k, v = self.split_heads(self.to_q(x)), *self.keys_values(context)
         out: Tensor = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Each (n, heads, context tokens, c / heads)."""
+        return self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context))
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(n, tokens, c) -> (n, heads, tokens, c / heads)."""
@@ -418,12 +304,15 @@ class UpBlock3D(nn.Module):
     def forward(self, x: Tensor, time_embedding: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
         """Takes its skip tensors from the end of `skips`."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), time_embedding)
+            x = resnet(self.join(x, skips.pop()), time_embedding)
             if self.attentions:
                 x = self.attentions[i](x, text)
         for upsampler in self.upsamplers:
             x = upsampler(x, skips[-1].shape[3:])
         return x
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([x, skip], dim=1)
 
 
 def _transformers(count: int, channels: int, heads: int | None, config: LampUNetConfig) -> nn.ModuleList:
@@ -506,18 +395,24 @@ class LampUNet(nn.Module):
         """
         self._check_inputs(sample, encoder_hidden_states)
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
-        # The sinusoid is fp32 in every precision and rounded once, as the official code does.
-        time_embedding = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        return self.predict(sample, self.embed_time(timesteps, sample.dtype), encoder_hidden_states)
 
+    def embed_time(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        """(b,) -> (b, 4*C0). The sinusoid is fp32 in every precision, then rounded, as officially."""
+        embedding: Tensor = self.time_embedding(self.time_proj(timesteps).to(dtype))
+        return embedding
+
+    def predict(self, sample: Tensor, time_embedding: Tensor, text: Tensor) -> Tensor:
+        """(b, 4, f, h, w), (b, 4*C0), (b, tokens, text width) -> (b, 4, f, h, w)."""
         x = 2 * sample - 1 if self.config.center_input_sample else sample
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x, block_skips = block(x, time_embedding, encoder_hidden_states)
+            x, block_skips = block(x, time_embedding, text)
             skips += block_skips
-        x = self.mid_block(x, time_embedding, encoder_hidden_states)
+        x = self.mid_block(x, time_embedding, text)
         for block in self.up_blocks:
-            x = block(x, time_embedding, encoder_hidden_states, skips)
+            x = block(x, time_embedding, text, skips)
         noise_pred: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return noise_pred
 

@@ -8,6 +8,8 @@ What differs from the official formulation, layer by layer:
   every frame: the queries of all frames are one sequence of f*L tokens.
 - Tokens stay in one layout (b, f, L, c); the temporal attention moves the frame axis while it splits heads.
 - Nearest neighbour enlarges the 4-D view (b, c*f, h, w).
+- One video may be given for several texts: it is computed once until the first text attention, whose queries,
+  residual and skip tensors are then repeated for every text.
 The time embedding, GroupNorms and SiLUs are as they are in lamp_unet.py: native operations on the 5-D video.
 """
 
@@ -24,6 +26,7 @@ from lamp_trt.export.lamp_unet import (
     LampUNet,
     TemporalAttention,
     Transformer3DModel,
+    UpBlock3D,
     Upsample3D,
     fold_frames,
     unfold_frames,
@@ -71,12 +74,17 @@ class LeanUpsample3D(Upsample3D):
         return torch.unflatten(F.interpolate(x.flatten(1, 2), size, mode="nearest"), 1, x.shape[1:3])
 
 
+class LeanUpBlock3D(UpBlock3D):
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([x, repeat(skip, x.shape[0])], dim=1)
+
+
 class LeanAttention(Attention):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (b, f, L, c) attends to context (b, tokens, width), the same for every frame."""
-        q, k, v = (
-            self.split_heads(t) for t in (self.to_q(x).flatten(1, 2), self.to_k(context), self.to_v(context))
-        )
+        """x (b or 1, f, L, c) attends to context (b, tokens, width), the same for every frame, for
+        (b, f, L, c)."""
+        k, v = self.keys_values(context)
+        q = repeat(self.split_heads(self.to_q(x).flatten(1, 2)), k.shape[0])
         out: Tensor = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return torch.unflatten(out, 1, x.shape[1:3])
 
@@ -96,7 +104,7 @@ class LeanTemporalAttention(TemporalAttention):
 
 class LeanTransformerBlock(BasicTransformerBlock):
     def forward(self, x: Tensor, text: Tensor) -> Tensor:  # type: ignore[override]
-        """Tokens x (b, f, L, c), text (b, 77, d) -> (b, f, L, c)."""
+        """Tokens x (b or 1, f, L, c), text (b, 77, d) -> (b, f, L, c)."""
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed[:, 0])
         x = x + self.attn2(self.norm2(x), text)
@@ -115,6 +123,11 @@ class LeanTransformer3DModel(Transformer3DModel):
         return x + unfold_frames(images, num_frames)
 
 
+def repeat(x: Tensor, batch: int) -> Tensor:
+    """(batch or 1, ...) -> (batch, ...). A graph that has nothing to repeat shows no trace of it."""
+    return x if x.shape[0] == batch else x.expand(batch, *x.shape[1:])
+
+
 LEAN_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     InflatedConv3d: LeanInflatedConv3d,
     Upsample3D: LeanUpsample3D,
@@ -122,4 +135,5 @@ LEAN_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     TemporalAttention: LeanTemporalAttention,
     BasicTransformerBlock: LeanTransformerBlock,
     Transformer3DModel: LeanTransformer3DModel,
+    UpBlock3D: LeanUpBlock3D,
 }

@@ -7,6 +7,7 @@ which the others differ too is kept whole, as a "full" motion that shares nothin
 
 import dataclasses
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lamp_trt.engine.atomic_files import NewFile
@@ -21,6 +22,7 @@ from lamp_trt.engine.bundle_paths import (
 from lamp_trt.engine.bundle_writer import BundleWriter
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.hoisting import HOISTED
 from lamp_trt.engine.manifest import FileEntry, Manifest, MotionEntry
 from lamp_trt.engine.networks import Precision, is_motion_tensor
 from lamp_trt.engine.weights import read_weight_file
@@ -69,6 +71,18 @@ def make_motion(maker: FileMaker, name: str, source: Source, precision: Precisio
     return MotionEntry(path, "full" if full else "motion", source.digest)
 
 
+def refuse_whole_motions(motions: Mapping[str, MotionEntry], networks: Collection[str]) -> None:
+    """Raise BundleError for a motion with shared tensors of its own beside networks that show the base's."""
+    beside = [name for name in HOISTED[UNET] if name in networks]
+    whole = [name for name, motion in motions.items() if motion.kind == "full"]
+    if beside and whole:
+        raise BundleError(
+            f"motion {whole[0]!r} differs from the shared weights outside the motion tensors too, but "
+            f"{' and '.join(beside)} compute with the shared ones for every motion. "
+            "Build it into a bundle without --hoist text and time."
+        )
+
+
 def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None = None) -> BuildReport:
     """Add the LAMP checkpoint in `folder` to a bundle as motion `name`. Nothing else changes.
 
@@ -93,6 +107,7 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
 
             writer.require_free(stored_bytes(source.files, precision, is_motion_tensor))
         motion = make_motion(FileMaker(writer, report), name, source, precision)
+        refuse_whole_motions({name: motion}, manifest.networks)
         report.digest = writer.commit(
             dataclasses.replace(
                 manifest,

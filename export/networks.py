@@ -5,19 +5,27 @@ A wrapper holds its model as `model`; apart from that prefix its parameter names
 is what lets a graph point into the weight files by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.export.checkpoint_files import ComponentFiles
 from lamp_trt.export.checkpoints import (
     check_tensors,
     clip_from_config,
     diffusers_module_from_config,
     empty_weights,
+)
+from lamp_trt.export.hoisted_unets import (
+    HoistedLampUnetNetwork,
+    HoistedSdxlUnetNetwork,
+    LampTimeProjectionsNetwork,
+    SdxlTimeProjectionsNetwork,
+    TextKeysValuesNetwork,
 )
 from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
 from lamp_trt.export.lean_unet import make_lean
@@ -108,7 +116,8 @@ class SdxlTextEncoder2Network(nn.Module):
         penultimate = _run_layers(text_model.encoder.layers[:-1], text_model.embeddings(input_ids=input_ids))
         last = text_model.final_layer_norm(_run_layers(text_model.encoder.layers[-1:], penultimate))
         end = _end_of_text(input_ids, text_model.config.eos_token_id)
-        pooled: Tensor = self.model.text_projection(last[torch.arange(len(input_ids)), end])  # type: ignore[operator]
+        rows = torch.arange(len(end), device=end.device)
+        pooled: Tensor = self.model.text_projection(last[rows, end])  # type: ignore[operator]
         return penultimate, pooled
 
 
@@ -198,6 +207,15 @@ WRAPPERS: Mapping[str, type[nn.Module]] = {
     "sdxl_text_encoder_2": SdxlTextEncoder2Network,
     "sdxl_unet": SdxlUnetNetwork,
     "sdxl_vae_decoder": VaeDecoderNetwork,
+    "lamp_text_keys_values": TextKeysValuesNetwork,
+    "lamp_time_projections": LampTimeProjectionsNetwork,
+    "sdxl_text_keys_values": TextKeysValuesNetwork,
+    "sdxl_time_projections": SdxlTimeProjectionsNetwork,
+}
+
+HOISTED_WRAPPERS: Mapping[str, Callable[[Any, Collection[str]], nn.Module]] = {
+    "lamp_unet": HoistedLampUnetNetwork,
+    "sdxl_unet": HoistedSdxlUnetNetwork,
 }
 
 
@@ -217,10 +235,11 @@ def module_from_config(component: str, config: Mapping[str, Any]) -> nn.Module:
     raise ValueError(component)
 
 
-def wrap(network: str, module: nn.Module) -> nn.Module:
+def wrap(network: str, module: nn.Module, hoist: Collection[str] = ()) -> nn.Module:
     """`module` (of network's component, with or without weights) as the network that is exported.
 
-    It is changed for the purpose, and good for nothing else afterwards.
+    hoist: what a UNet's graph leaves out, see engine/hoisting.py. The module is changed for the purpose, and
+    good for nothing else afterwards.
     """
     if network == "sdxl_text_encoder_2":
         use_causal_attention(module.text_model)  # type: ignore[arg-type]
@@ -229,12 +248,20 @@ def wrap(network: str, module: nn.Module) -> nn.Module:
     elif network == "lamp_unet":
         assert isinstance(module, LampUNet)
         module = make_lean(module)
+    if hoist:
+        return HOISTED_WRAPPERS[network](module, hoist)
     return WRAPPERS[network](module)
 
 
-def empty_network(network: str, component: str, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """The network as it is exported, over `empty_module`'s parameters."""
-    return wrap(network, empty_module(component, config, dtype))
+def empty_network(
+    network: str,
+    component: str,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    hoist: Collection[str] = (),
+) -> nn.Module:
+    """The network as it is exported, over `empty_module`'s parameters; hoist as in `wrap`."""
+    return wrap(network, empty_module(component, config, dtype), hoist)
 
 
 def empty_module(component: str, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
@@ -252,6 +279,13 @@ def empty_module(component: str, config: Mapping[str, Any], dtype: torch.dtype) 
 
 def check_component(files: ComponentFiles) -> None:
     """Raise CheckpointError unless `files` hold exactly the tensors that their config asks for."""
-    with empty_weights():
-        module = module_from_config(files.name, files.config)
+    try:
+        with torch.device("meta"):  # nothing is allocated, whatever sizes the config names
+            module = module_from_config(files.name, files.config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # diffusers, transformers and torch raise as many kinds as there are mistakes
+        raise CheckpointError(
+            f"{files.folder / 'config.json'} describes no {files.name} that can be made: {error!r:.300}."
+        ) from error
     check_tensors(files, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})

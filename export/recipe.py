@@ -19,8 +19,16 @@ import lamp_trt
 from lamp_trt.engine.bundle_paths import validate_motion_name
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.hoisting import HOISTED, HOISTS, hoisted_specs
 from lamp_trt.engine.manifest import FirstFrameEntry
-from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, PRECISIONS, IOTensor, Precision
+from lamp_trt.engine.networks import (
+    COMPONENT_PRECISION,
+    NETWORKS,
+    PRECISIONS,
+    IOTensor,
+    NetworkSpec,
+    Precision,
+)
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,
@@ -29,7 +37,8 @@ from lamp_trt.export.checkpoint_files import (
 )
 from lamp_trt.export.sdxl_checkpoint import FOLDERS as SDXL_FOLDERS
 from lamp_trt.export.sdxl_checkpoint import check_scheduler, open_sdxl, refuse_other_family
-from lamp_trt.export.sizes import first_frame_sizes, video_sizes
+from lamp_trt.export.sizes import Configs, first_frame_sizes, video_sizes
+from lamp_trt.export.unet_layout import condition_layout
 
 log = logging.getLogger("lamp_trt")
 
@@ -60,7 +69,8 @@ _USAGE = {
 class BuildOptions:
     """What `lamp-trt build` was asked for. Raises InputError for sizes that no network takes.
 
-    first_frame_height, first_frame_width: of SDXL's image, None for twice the video's.
+    first_frame_height, first_frame_width: of SDXL's image, None for twice the video's. hoist: of HOISTS, what
+    the UNets' graphs leave out; networks of their own then compute it.
     """
 
     sd: Path | None = None
@@ -73,6 +83,7 @@ class BuildOptions:
     first_frame_height: int | None = None
     first_frame_width: int | None = None
     only: tuple[str, ...] = ()
+    hoist: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -88,6 +99,9 @@ class BuildOptions:
         unknown = [name for name in self.only if name not in NETWORKS]
         if unknown:
             raise InputError(f"there is no network {unknown[0]!r}; --only takes {', '.join(NETWORKS)}.")
+        unknown = [name for name in self.hoist if name not in HOISTS]
+        if unknown:
+            raise InputError(f"there is no hoist {unknown[0]!r}; choose of {', '.join(HOISTS)}.")
         for name in self.motions or {}:
             validate_motion_name(name)
 
@@ -102,10 +116,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The parts of a bundle that this build makes or confirms."""
+    """The parts of a bundle that this build makes or confirms. specs: of its networks, by name."""
 
     precision: Precision
-    networks: tuple[str, ...]
+    specs: Mapping[str, NetworkSpec]
+    hoist: tuple[str, ...]
     components: Mapping[str, Source]
     motions: Mapping[str, Source]
     tokenizers: Mapping[str, Path]
@@ -114,11 +129,19 @@ class Recipe:
     sizes: Mapping[str, int]
     first_frame: FirstFrameEntry | None
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return tuple(self.specs)
+
+    def hoisted_from(self, network: str) -> tuple[str, ...]:
+        """What this network's graph leaves out."""
+        return hoisted_from(network, self.hoist)
+
     def precision_of(self, component: str) -> Precision:
         return COMPONENT_PRECISION.get(component, self.precision)
 
     def io(self, network: str) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:
-        spec = NETWORKS[network]
+        spec = self.specs[network]
         return spec.resolve(self.sizes, self.precision_of(spec.component))
 
     def weights_key(self, component: str) -> str:
@@ -129,10 +152,11 @@ class Recipe:
         """Of a graph that points at its own component's weights alone. The LAMP UNet's becomes a
         `motion_graph_key`, the SDXL text encoder's a `lent_graph_key` where it does not."""
         inputs, outputs = self.io(network)
-        component = NETWORKS[network].component
+        component = self.specs[network].component
         return digest_of(
             [EXPORTER_VERSION, lamp_trt.__version__, *_exporter_versions()],
             network,
+            self.hoisted_from(network),
             [[t.name, t.shape, t.dtype] for t in (*inputs, *outputs)],
             dict(self.components[component].files.config),
             self.weights_key(component),
@@ -208,7 +232,39 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
                 *(sizes[f"{of}{side}"] for of in ("first_frame_", "") for side in ("width", "height")),
             )
     return Recipe(
-        options.precision, networks, sources, motions, tokenizers, scheduler, scaling, sizes, first_frame
+        options.precision,
+        specs_of(networks, options.hoist, configs),
+        options.hoist,
+        sources,
+        motions,
+        tokenizers,
+        scheduler,
+        scaling,
+        sizes,
+        first_frame,
+    )
+
+
+def specs_of(networks: tuple[str, ...], hoist: tuple[str, ...], configs: Configs) -> dict[str, NetworkSpec]:
+    """Of these networks, and after each UNet of those that stand beside it."""
+    specs: dict[str, NetworkSpec] = {}
+    for name in networks:
+        spec, taken = NETWORKS[name], hoisted_from(name, hoist)
+        if taken:
+            layout = condition_layout(spec.component, configs[spec.component])
+            specs |= hoisted_specs(name, layout, taken)
+        else:
+            specs[name] = spec
+    return specs
+
+
+def hoisted_from(network: str, hoist: tuple[str, ...]) -> tuple[str, ...]:
+    """What of `hoist` concerns a network, in the order of HOISTS: SDXL's halves share no prefix."""
+    concerned = network in HOISTED
+    return tuple(
+        name
+        for name in HOISTS
+        if name in hoist and concerned and (name != "prefix" or network == "lamp_unet")
     )
 
 

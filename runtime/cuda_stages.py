@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.hoisting import networks_beside
 from lamp_trt.engine.manifest import Manifest
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
@@ -90,8 +91,8 @@ class CudaImageStages:
 
     def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
         device = engines.device
-        need = memory_need(manifest, FIRST_FRAME_NETWORKS)
-        require_memory(need, device.free_bytes(), "making first frames")
+        networks = (*FIRST_FRAME_NETWORKS, *networks_beside(manifest, "sdxl_unet"))
+        require_memory(memory_need(manifest, networks), device.free_bytes(), "making first frames")
         self._manifest, self._device, self._engines = manifest, device, engines
         self._encoders = (engines.add("sdxl_text_encoder"), engines.add("sdxl_text_encoder_2"))
         first, second = (encoder.arrays["penultimate_hidden_state"] for encoder in self._encoders)
@@ -194,7 +195,8 @@ class CudaVideoStages:
 
     def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
         device = engines.device
-        require_memory(memory_need(manifest, VIDEO_NETWORKS), device.free_bytes(), "making videos")
+        networks = (*VIDEO_NETWORKS, *networks_beside(manifest, "lamp_unet"))
+        require_memory(memory_need(manifest, networks), device.free_bytes(), "making videos")
         self._manifest, self._device, self._engines = manifest, device, engines
         self._images: CudaImageStages | None = None
         sizes = manifest.sizes

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.backend import Engine
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.hoisting import HOISTED
 from lamp_trt.engine.manifest import Manifest
 from lamp_trt.runtime import latents as latent_ops
 from lamp_trt.runtime.histogram import match_histograms, uint8_frames
@@ -58,6 +59,7 @@ class HostImageStages:
                     job.schedule,
                     job.guidance_scale,
                     job.on_step,
+                    beside=_beside(self._engines, "sdxl_unet"),
                 )
             with timed(timings, "decode"):
                 image = self._decode(latents)
@@ -123,8 +125,15 @@ class HostVideoStages:
             first_frame_latents = self.encode_image(image, job.config.seed, job.posterior_noise)
         latents = self._initial_latents(job, first_frame_latents)
         with timed(timings, "denoise"):
-            unet = self._engines["lamp_unet"]
-            latents = denoise_video(unet, latents, text_embeddings, job.schedule, job.config, job.on_step)
+            latents = denoise_video(
+                self._engines["lamp_unet"],
+                latents,
+                text_embeddings,
+                job.schedule,
+                job.config,
+                job.on_step,
+                beside=_beside(self._engines, "lamp_unet"),
+            )
         with timed(timings, "decode"):
             frames = self.decode(latents)
         with timed(timings, "histogram"):
@@ -173,6 +182,10 @@ class HostVideoStages:
         if base_noise is None and config.preset == "paper":
             base_noise = latent_noise(config.seed, Purpose.PAPER_BASE, (1, channels, 1, height, width))
         return latent_ops.mix_noise(noise, first_frame_latents, base_noise)
+
+
+def _beside(engines: Mapping[str, Engine], unet: str) -> list[Engine]:
+    return [engines[name] for name in HOISTED[unet] if name in engines]
 
 
 def time_ids(sizes: Mapping[str, int]) -> NDArray[np.float32]:

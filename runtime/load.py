@@ -11,6 +11,7 @@ from lamp_trt.engine.backend import DeviceEngine, Engine
 from lamp_trt.engine.backends import choose_backend, device_engine, host_engine, parse_device
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.hoisting import networks_beside
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 from lamp_trt.runtime.config import thread_count
 from lamp_trt.runtime.cuda_device import CudaDevice
@@ -130,7 +131,7 @@ def load_first_frame_maker(
 def _host_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoStages, FirstFrameMaker | None]:
     engines = {
         name: place.host_engine(bundle, name, motion if name == "lamp_unet" else None)
-        for name in VIDEO_NETWORKS
+        for name in (*VIDEO_NETWORKS, *networks_beside(bundle.manifest, "lamp_unet"))
     }
     if missing_networks(bundle):
         return HostVideoStages(bundle.manifest, engines, None), None
@@ -146,7 +147,8 @@ def _cuda_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoSt
 
 
 def _host_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
-    engines = {name: place.host_engine(bundle, name) for name in FIRST_FRAME_NETWORKS}
+    networks = (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, "sdxl_unet"))
+    engines = {name: place.host_engine(bundle, name) for name in networks}
     bundle.check_unchanged()
     return HostImageStages(bundle.manifest, engines)
 

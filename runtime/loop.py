@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The denoising loop over an engine that runs on host arrays: the plain one, reference of faster loops."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lamp_trt.engine.backend import Engine
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.runtime.conditioning import conditions_by_step
 from lamp_trt.runtime.config import GenerationConfig
 from lamp_trt.runtime.ddim import DDIMSchedule
 from lamp_trt.runtime.latents import ddim_step, denoise_step, final_adain
@@ -26,25 +27,23 @@ def denoise_video(
     schedule: DDIMSchedule,
     config: GenerationConfig,
     on_step: StepCallback | None = None,
+    beside: Sequence[Engine] = (),
 ) -> Latents:
     """Algorithm 1's loop: from initial latents (1, 4, f, h, w) to those that are decoded, float32.
 
     text_embeddings  (2, tokens, width): [unconditional, conditional]; with guidance_scale <= 1 the
                      conditional text is run in both halves
+    beside           engines of the networks beside the UNet, see conditioning.py
     Latents stay float32 between steps; the UNet sees them in its own precision. Raises EngineError, naming
     the step, if the UNet returns values that are not finite.
     """
     sample_dtype = np.dtype(unet.inputs[0].dtype)
     text = text_embeddings if config.guidance_scale > 1 else text_embeddings[[1, 1]]
+    conditions = conditions_by_step(unet, beside, {"encoder_hidden_states": text}, schedule.timesteps)
     steps = tqdm(enumerate(schedule.timesteps), "denoising", len(schedule), unit=" steps", disable=None)
     for step, timestep in steps:
-        noise_pred = unet.run(
-            {
-                "sample": np.repeat(latents, 2, axis=0).astype(sample_dtype),
-                "timestep": np.array([timestep], np.float32),
-                "encoder_hidden_states": text,
-            }
-        )["noise_pred"]
+        sample = np.repeat(latents, 2, axis=0).astype(sample_dtype)
+        noise_pred = unet.run({"sample": sample, **next(conditions)})["noise_pred"]
         require_finite(noise_pred, f"the LAMP UNet at step {step} of {len(schedule)} (timestep {timestep})")
         latents = denoise_step(
             latents,
@@ -68,25 +67,23 @@ def denoise_image(
     schedule: DDIMSchedule,
     guidance_scale: float,
     on_step: StepCallback | None = None,
+    beside: Sequence[Engine] = (),
 ) -> Latents:
     """SDXL's loop: from noise (1, 4, h, w) to the latents of an image, float32.
 
     conditions  encoder_hidden_states, text_embeds and time_ids, each [unconditional, conditional]; with
                 guidance_scale <= 1 the conditional ones are run in both halves
+    beside      engines of the networks beside the UNet, see conditioning.py
     Raises EngineError as `denoise_video` does.
     """
     sample_dtype = np.dtype(unet.inputs[0].dtype)
     if guidance_scale <= 1:
         conditions = {name: array[[1, 1]] for name, array in conditions.items()}
+    by_step = conditions_by_step(unet, beside, conditions, schedule.timesteps)
     steps = tqdm(enumerate(schedule.timesteps), "first frame", len(schedule), unit=" steps", disable=None)
     for step, timestep in steps:
-        noise_pred = unet.run(
-            {
-                "sample": np.repeat(latents, 2, axis=0).astype(sample_dtype),
-                "timestep": np.array([timestep], np.float32),
-                **conditions,
-            }
-        )["noise_pred"]
+        sample = np.repeat(latents, 2, axis=0).astype(sample_dtype)
+        noise_pred = unet.run({"sample": sample, **next(by_step)})["noise_pred"]
         require_finite(noise_pred, f"SDXL's UNet at step {step} of {len(schedule)} (timestep {timestep})")
         ends = schedule.alpha_t[step], schedule.alpha_prev[step]
         latents = ddim_step(latents, noise_pred, *ends, guidance_scale)

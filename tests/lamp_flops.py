@@ -27,12 +27,12 @@ class LampFlops:
     def __post_init__(self) -> None:
         self.flops: Counter[str] = Counter()
         self.now = 1 if "prefix" in self.hoisted else self.batch  # videos, until the text enters
+        self.time_rows = 0 if "time" in self.hoisted else self.now
 
     def unet(self, widths: Sequence[int], attention: Sequence[bool], layers: int = 2) -> int:
         """Of a UNet with `widths`, levels with attention as given; the sum of `flops`."""
         time_width, sizes = 4 * widths[0], [(self.height, self.width)]
-        rows = 0 if "time" in self.hoisted else self.now
-        self.flops["time"] += 2 * rows * (widths[0] * time_width + time_width**2)
+        self.flops["time"] += 2 * self.time_rows * (widths[0] * time_width + time_width**2)
         self.time_width = time_width
         self.inflated(4, widths[0], 9, sizes[0])
         x, skips = widths[0], [widths[0]]
@@ -74,7 +74,7 @@ class LampFlops:
         self.inflated(outputs, outputs, 9, size)
         if inputs != outputs:
             self.inflated(inputs, outputs, 1, size)
-        self.flops["time"] += 0 if "time" in self.hoisted else 2 * self.now * self.time_width * outputs
+        self.flops["time"] += 2 * self.time_rows * self.time_width * outputs
 
     def transformer(self, width: int, size: tuple[int, int]) -> None:
         area = size[0] * size[1]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.networks import is_motion_tensor
+from lamp_trt.export.lamp_config import FIXED_OPTIONS
 from lamp_trt.export.lamp_unet import (
-    FIXED_OPTIONS,
     InflatedConv3d,
     LampUNet,
     LampUNetConfig,

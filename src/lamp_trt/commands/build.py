@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamp_trt.commands.shared import mb, named_folders, print_report
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.hoisting import HOISTS
 from lamp_trt.engine.networks import NETWORKS, PRECISIONS
 from lamp_trt.engine.tensorrt_options import HARDWARE_COMPATIBILITY, ShapeRange, TensorRtOptions
 
@@ -45,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--only", action="extend", nargs="+", default=[], help=f"of {', '.join(NETWORKS)}", metavar="NETWORK"
+    )
+    parser.add_argument(
+        "--hoist",
+        type=lambda names: tuple(names.split(",")),
+        default=(),
+        help="of " + "; ".join(f"{name}: {what}" for name, what in HOISTS.items()),
+        metavar="NAME,…",
     )
     parser.add_argument(
         "--backend",
@@ -114,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
         first_frame_height=args.first_frame_height,
         first_frame_width=args.first_frame_width,
         only=tuple(args.only),
+        hoist=args.hoist,
     )
     report = build_bundle(args.out, options)
     if not args.json:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a UNet's text attentions and time projections are, and how wide, from its config alone."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.hoisting import ConditionLayout
+from lamp_trt.export.lamp_config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, LampUNetConfig
+
+
+@dataclass(frozen=True)
+class _Level:
+    """down, up: whether these blocks have attention. depth: transformer blocks in each attention."""
+
+    down: bool
+    up: bool
+    channels: int
+    heads: int
+    depth: int = 1
+
+
+def condition_layout(component: str, config: Mapping[str, Any]) -> ConditionLayout:
+    """Of component "unet" (LAMP) or "sdxl_unet". CheckpointError for a config that is not theirs."""
+    if component == "unet":
+        return lamp_layout(LampUNetConfig.from_dict(config))
+    return sdxl_layout(config)
+
+
+def lamp_layout(config: LampUNetConfig) -> ConditionLayout:
+    down = (DOWN_BLOCK_TYPES[name] for name in config.down_block_types)
+    up = (UP_BLOCK_TYPES[name] for name in reversed(config.up_block_types))
+    levels = map(_Level, down, up, config.block_out_channels, config.heads)
+    return _layout(list(levels), config.layers_per_block)
+
+
+def sdxl_layout(config: Mapping[str, Any]) -> ConditionLayout:
+    """Fields that are missing take the defaults of diffusers' UNet2DConditionModel. The number of heads is
+    called attention_head_dim there."""
+    channels, layers = config["block_out_channels"], config.get("layers_per_block", 2)
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+    depths = config.get("transformer_layers_per_block", 1)
+    heads, depths = ((of,) * len(channels) if isinstance(of, int) else of for of in (heads, depths))
+    if not isinstance(layers, int) or not all(isinstance(depth, int) for depth in depths):
+        raise CheckpointError(
+            f"sdxl unet config: layers_per_block is {layers!r}, transformer_layers_per_block {depths!r}; "
+            "hoisting takes a number, and a number for each block, as in SDXL base 1.0"
+        )
+    down = ("CrossAttn" in name for name in config["down_block_types"])
+    up = ("CrossAttn" in name for name in reversed(config["up_block_types"]))
+    return _layout(list(map(_Level, down, up, channels, heads, depths)), layers)
+
+
+def _layout(levels: list[_Level], layers: int) -> ConditionLayout:
+    attentions: dict[str, tuple[int, int]] = {}
+    projections: dict[str, int] = {}
+    for block, level, resnets, transformers in _blocks(levels, layers):
+        projections |= {f"{block}.resnets.{i}": level.channels for i in range(resnets)}
+        attentions |= {
+            f"{block}.attentions.{i}.transformer_blocks.{j}.attn2": (
+                level.heads,
+                level.channels // level.heads,
+            )
+            for i in range(transformers)
+            for j in range(level.depth)
+        }
+    return ConditionLayout(attentions, projections)
+
+
+def _blocks(levels: list[_Level], layers: int) -> Iterator[tuple[str, _Level, int, int]]:
+    """Path, level, number of ResNets and of attentions of every block, in the order of running."""
+    for i, level in enumerate(levels):
+        yield f"down_blocks.{i}", level, layers, layers * level.down
+    yield "mid_block", levels[-1], 2, 1
+    for i, level in enumerate(reversed(levels)):
+        yield f"up_blocks.{i}", level, layers + 1, (layers + 1) * level.up
