@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from lamp_trt.engine import compiled, trt
-from lamp_trt.engine.atomic_files import make_folders, replacing
+from lamp_trt.engine.atomic_files import replacing
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledEngine, CompiledKey, Setting
 from lamp_trt.engine.cuda_calls import architecture, cuda
@@ -132,52 +132,76 @@ def _build(
 ) -> CompiledEngine:
     """Compile and store one engine."""
     start = time.monotonic()
-    make_folders(folder)
     cache = _cache_path(folder, key) if options.timing_cache and not trt.is_rtx(module) else None
     monitor = progress_monitor(module, _title(target))
-
-    def compile_network() -> tuple[Any, int]:
-        if not trt.is_rtx(module):
-            cuda("cudaSetDevice", options.device)  # each thread has a current device of its own
-        parsed = parse_network(bundle, module, target.network, target.motion)
-        marked = parsed.mark_motion() if target.refittable else 0
-        return _compile(parsed, target, options, monitor, cache), marked
-
-    plan, marked = interruptible(compile_network, monitor.cancel)
-
-    def write(file: BinaryIO) -> None:
-        file.write(memoryview(plan))
-
+    parsed = parse_network(bundle, module, target.network, target.motion)
     extra: dict[str, Setting] = {
         "bundle": bundle.digest,
-        "refittable_weights": marked,
+        "refittable_weights": parsed.mark_motion() if target.refittable else 0,
         "stripped": target.stripped,
         "weight_streaming": options.weight_streaming,
     }
+
+    def write(file: BinaryIO) -> None:
+        def compile_network() -> None:
+            if not trt.is_rtx(module):
+                cuda("cudaSetDevice", options.device)  # each thread has a current device of its own
+            _compile(parsed, target, options, monitor, cache, file)
+
+        interruptible(compile_network, monitor.cancel)
+
     engine = compiled.store(folder, key, PLAN_SUFFIX, extra, write)
-    seconds = time.monotonic() - start
-    log.info("%s: %s, %.1f MB in %.1f s", _title(target), engine.path.name, plan.nbytes / 1e6, seconds)
+    size, seconds = engine.path.stat().st_size, time.monotonic() - start
+    log.info("%s: %s, %.1f MB in %.1f s", _title(target), engine.path.name, size / 1e6, seconds)
     return engine
 
 
 def _compile(
-    parsed: ParsedNetwork, target: Target, options: TensorRtOptions, monitor: Any, cache: Path | None
-) -> Any:
-    """The plan, in TensorRT's own host memory. EngineError if there is none."""
+    parsed: ParsedNetwork,
+    target: Target,
+    options: TensorRtOptions,
+    monitor: Any,
+    cache: Path | None,
+    file: BinaryIO,
+) -> None:
+    """Write the plan to `file`, piece by piece: as a whole it would be in memory once more.
+
+    EngineError if there is none, and whatever writing raises.
+    """
     module = parsed.module
     config = _config(parsed, target, options)
     config.progress_monitor = monitor
     if cache is not None:
         _attach_timing_cache(module, config, cache)
-    plan = parsed.builder.build_serialized_network(parsed.network, config)
-    if plan is None:
+    writer = stream_writer(module, file)
+    built = parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer)
+    if writer.error is not None:
+        raise writer.error
+    if not built:
         raise EngineError(
             f"TensorRT cannot build {_title(target)}: {trt.taken_errors(module)}. If memory ran out, limit "
             "--workspace or lower --optimization-level."
         )
     if cache is not None:
         _keep_timing_cache(config, cache)
-    return plan
+
+
+def stream_writer(module: ModuleType, file: BinaryIO) -> Any:
+    """An IStreamWriter into `file`. An exception must not cross TensorRT's code: it is kept as `error`."""
+
+    class Writer(module.IStreamWriter):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            module.IStreamWriter.__init__(self)
+            self.error: BaseException | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except BaseException as error:  # noqa: BLE001 - raised in _compile
+                self.error = error
+                return 0
+
+    return Writer()
 
 
 def _config(parsed: ParsedNetwork, target: Target, options: TensorRtOptions) -> Any:

@@ -2,7 +2,8 @@
 """One network at full size through TensorRT's parser, without a GPU or real weights. Run in a process
 of its own, prints what it cost as JSON: `python full_size_plan.py FOLDER NETWORK parse|build`.
 
-The bundle that it makes holds one fp16 network; its weight files are holes, zeros that take no disk.
+The bundle that it makes holds one fp16 network. For the parser its weight files are holes, zeros that take no
+disk; for the builder, which stores equal weights once, they are filled with noise.
 """
 
 import json
@@ -13,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 from full_size_graph import full_size_sizes
 from published import config_of, published_shapes, write_sparse
 from test_full_size import anonymous_bytes
@@ -31,6 +33,8 @@ from lamp_trt.export.networks import empty_module, wrap
 from lamp_trt.export.onnx_export import Location, export_graph
 
 MOTION = "rain"
+NOISE_VALUES = 1_000_003
+"""A prime, so that no two tensors begin with the same noise."""
 
 
 def sparse_bundle(folder: Path, network: str) -> Bundle:
@@ -70,19 +74,32 @@ def sparse_bundle(folder: Path, network: str) -> Bundle:
     return Bundle(folder, manifest, "0" * 64, {})
 
 
+def fill(path: Path) -> None:
+    """Put normal noise of deviation 0.02 behind the header of an fp16 weight file."""
+    rng = np.random.default_rng(0)
+    block = (0.02 * rng.standard_normal(NOISE_VALUES, np.float32)).astype(np.float16).tobytes()
+    start = min(ref.offset for ref in read_weight_file(path).tensors.values())
+    left = path.stat().st_size - start
+    with path.open("r+b") as file:
+        file.seek(start)
+        while left:
+            left -= file.write(block[:left])
+
+
 class PeakMemory:
-    """The most anonymous memory that this process has while the block runs, in bytes; mapped files are not
-    counted, for the kernel may drop them."""
+    """By how much this process's anonymous memory grows while the block runs, at most, in bytes; mapped files
+    are not counted, for the kernel may drop them."""
 
     def __enter__(self) -> "PeakMemory":
         self.nbytes, self._done = 0, threading.Event()
+        self._before = anonymous_bytes(os.getpid())
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
         while not self._done.wait(0.05):
-            self.nbytes = max(self.nbytes, anonymous_bytes(os.getpid()))
+            self.nbytes = max(self.nbytes, anonymous_bytes(os.getpid()) - self._before)
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
@@ -99,6 +116,9 @@ def main(folder: str, network: str, what: str) -> None:
     figures["marked"] = parsed.mark_motion() if network == "lamp_unet" else 0
     del parsed
     if what == "build":
+        for name in bundle.manifest.files:
+            if name.endswith(".safetensors"):
+                fill(bundle.path / name)
         start = time.monotonic()
         with PeakMemory() as peak:
             (plan,) = build_engines(bundle, TensorRtOptions(networks=(network,)))

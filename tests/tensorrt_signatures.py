@@ -30,6 +30,7 @@ CLASSES = (
     "INetworkDefinition",
     "IOptimizationProfile",
     "IProgressMonitor",
+    "IStreamWriter",
     "ITensor",
     "ITimingCache",
     "LayerInformationFormat",

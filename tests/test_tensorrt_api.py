@@ -30,7 +30,6 @@ USES = {
         "flag": "BuilderFlag",
         "parsed.builder": "Builder",
         "config.get_timing_cache()": "ITimingCache",
-        "plan": "IHostMemory",
     },
     "tensorrt_network.py": {
         "module": MODULE,

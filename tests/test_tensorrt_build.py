@@ -3,7 +3,9 @@
 checked on the options that it would be given."""
 
 import dataclasses
+import errno
 import logging
+import os
 import shutil
 import signal
 import threading
@@ -16,7 +18,7 @@ import onnx
 import pytest
 from recast_bundle import recast
 
-from lamp_trt.engine import compiled, tensorrt_build, trt
+from lamp_trt.engine import atomic_files, compiled, tensorrt_build, trt
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
 from lamp_trt.engine.networks import is_motion_tensor
@@ -537,6 +539,19 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing_half_built(
     finally:
         signal.signal(signal.SIGINT, before)
     assert monitors[0].cancelled
+    assert list(tmp_path.iterdir()) == []
+    trt.logger(rtx).errors.clear()
+
+
+def test_a_full_disk_ends_a_build_with_its_own_error(
+    half: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(descriptor: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic_files, "write", write)
+    with pytest.raises(EngineError, match=rf"cannot write a compiled engine to {tmp_path}: no space is left"):
+        build_engines(half, TensorRtOptions(networks=("text_encoder",)), tmp_path)
     assert list(tmp_path.iterdir()) == []
     trt.logger(rtx).errors.clear()
 
