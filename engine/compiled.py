@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +152,20 @@ def chosen(folder: Path, key: CompiledKey) -> CompiledKey:
         if candidate.digest() == engine.key.digest():
             return candidate
     return key
+
+
+def nearest(folder: Path, keys: Sequence[CompiledKey]) -> CompiledKey:
+    """Of `keys`, none of which is there, the one that an engine comes closest to, for `find` to say why not.
+
+    With that engine's profile and flags, as `chosen`; the first key if there is no such engine.
+    """
+    pairs = [
+        (dataclasses.replace(key, profile=engine.key.profile, flags=engine.key.flags), engine.key)
+        for key in keys
+        for engine in known(folder)
+        if (engine.key.network, engine.key.backend) == (key.network, key.backend)
+    ]
+    return min(pairs, key=lambda pair: len(_differences(pair[1], pair[0])), default=(keys[0], None))[0]
 
 
 def store(

@@ -87,7 +87,8 @@ def find_engine(
             return compiled.find(folder, key, rebuild)
     if not keys:
         raise EngineError(f"motion {motion} brings a whole UNet of its own and cannot be refitted: {rebuild}")
-    return compiled.find(folder, compiled.chosen(folder, keys[0]), rebuild)
+    keys.sort(key=lambda key: key.motion == "")  # tell of the motion asked for, not of refit
+    return compiled.find(folder, compiled.nearest(folder, keys), rebuild)
 
 
 def can_exchange(bundle: Bundle, motion: str | None) -> bool:
@@ -108,6 +109,8 @@ def _candidates(
 ) -> Iterator[CompiledKey]:
     """Keys of engines that would serve, the best first."""
     kinds = [True, False] if refittable is None else [refittable]
+    if not trt.can_refit(module):
+        kinds = [False]
     if network != MOTION_NETWORK:
         kinds = [False]
     elif not can_exchange(bundle, motion):

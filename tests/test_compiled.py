@@ -112,6 +112,19 @@ def test_who_loads_takes_the_profile_and_flags_of_the_latest_that_fits(tmp_path:
     assert compiled.find(tmp_path, compiled.chosen(tmp_path, asked), REBUILD).key == KEY
 
 
+def test_of_several_keys_the_one_that_an_engine_comes_closest_to_is_told_of(tmp_path: Path) -> None:
+    keys = [changed(device="sm_120", flags={}), changed(device="sm_80+", flags={}, graph="d" * 64)]
+    assert compiled.nearest(tmp_path, keys) == keys[0]
+    stored(tmp_path)
+    assert compiled.nearest(tmp_path, keys) == changed(device="sm_120")
+    stored(tmp_path, changed(device="sm_80+", flags={"refit": False}))
+    assert compiled.nearest(tmp_path, keys[1:]) == changed(
+        device="sm_80+", flags={"refit": False}, graph="d" * 64
+    )
+    with pytest.raises(EngineError, match=r"was built for sm_90, this device is sm_120\. Build it"):
+        compiled.find(tmp_path, compiled.nearest(tmp_path, keys[:1]), REBUILD)
+
+
 def test_shapes_may_be_lists_or_tuples(tmp_path: Path) -> None:
     key = changed(profile={"sample": (2, 4, 16, 40, 64)})
     stored(tmp_path, key)

@@ -95,7 +95,7 @@ def test_every_toy_network_is_built_and_found_again(half: Bundle, tmp_path: Path
         "timestep": "1",
         "encoder_hidden_states": "2x77x32",
     }
-    with pytest.raises(EngineError, match="has another motion baked in"):
+    with pytest.raises(EngineError, match=r"the tensorrt_rtx engine .* has another motion baked in\. Build"):
         find_engine(half, "lamp_unet", rtx, "sm_89", "horse_run", tmp_path)
     assert not list(tmp_path.glob("*.lamp-tmp"))
 
@@ -454,29 +454,33 @@ def test_a_refittable_engine_is_the_same_for_every_motion(half: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("built_for", "built_by", "served"),
+    ("built_for", "built_by", "refusal"),
     [
-        ("sm_90", "tensorrt 10.16.1", True),
-        ("sm_80+", "tensorrt 10.16.1", True),
-        ("sm_90", "tensorrt 10.x", True),
-        ("sm_80+", "tensorrt 10.x", True),
-        ("sm_89", "tensorrt 10.16.1", False),
-        ("sm_90", "tensorrt 10.14.1", False),
-        ("any RTX", "tensorrt 10.16.1", False),
+        ("sm_90", "tensorrt 10.16.1", ""),
+        ("sm_80+", "tensorrt 10.16.1", ""),
+        ("sm_90", "tensorrt 10.x", ""),
+        ("sm_80+", "tensorrt 10.x", ""),
+        ("sm_89", "tensorrt 10.16.1", "was built for sm_89, this device is sm_90"),
+        ("sm_90", "tensorrt 10.14.1", "was built by tensorrt 10.14.1, this is tensorrt 10.16.1"),
+        ("sm_90", "tensorrt 11.x", "was built by tensorrt 11.x, this is tensorrt 10.16.1"),
+        ("any RTX", "tensorrt 10.16.1", "was built for any RTX, this device is sm_90"),
     ],
 )
 def test_portable_engines_are_found_where_they_run(
-    built_for: str, built_by: str, served: bool, half: Bundle, tmp_path: Path
+    built_for: str, built_by: str, refusal: str, half: Bundle, tmp_path: Path
 ) -> None:
     module = enterprise("10.16.1")
     key = engine_key(half, "vae_decoder", module, built_for)
     key = dataclasses.replace(key, compiler=built_by, flags={"detailed": True})
     compiled.store(tmp_path, key, "plan", {}, lambda file: None)
-    if served:
+    if not refusal:
         assert find_engine(half, "vae_decoder", module, "sm_90", None, tmp_path).key == key
-    else:
-        with pytest.raises(EngineError, match=rf"was built (for|by) .*--engine-dir {tmp_path}"):
-            find_engine(half, "vae_decoder", module, "sm_90", None, tmp_path)
+        return
+    with pytest.raises(EngineError) as caught:
+        find_engine(half, "vae_decoder", module, "sm_90", None, tmp_path)
+    command = f"Build it: lamp-trt build --backend tensorrt --out {half.path} --engine-dir {tmp_path}"
+    engine = f"the tensorrt engine for vae_decoder in {tmp_path}"
+    assert str(caught.value) == f"{engine} {refusal}. {command}"
 
 
 def test_a_refittable_engine_is_preferred_and_either_can_be_asked_for(half: Bundle, tmp_path: Path) -> None:
