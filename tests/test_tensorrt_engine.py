@@ -629,7 +629,7 @@ def test_a_switch_to_a_motion_without_a_plan_keeps_the_present_one(
     bundle: Bundle, unet: Callable[..., Bound]
 ) -> None:
     bound, inputs = unet(refit=False), inputs_of(bundle, UNET)
-    with pytest.raises(EngineError, match=r"has a motion baked in.*lamp-trt build"):
+    with pytest.raises(EngineError, match=r"has another motion baked in.*lamp-trt build"):
         bound.engine.set_motion("rain")
     assert_equal(bound.run(inputs), expected(bundle, UNET, inputs, "horse_run"))
 
