@@ -24,12 +24,13 @@ def use_multi_head_attention(model: onnx.ModelProto) -> int:
     ONNX Runtime's CPU kernel for Attention materialises the scores (6.7 GB for one first-frame attention at
     40x64 latents), MultiHeadAttention works block by block. Query, key and value arrive as (b, heads, tokens,
     head_width) and are wanted as (b, tokens, width); the transposes added here cancel against the exporter's
-    own when the session is optimized.
+    own when the session is optimized. Keys and values that the graph is given are taken as they are.
     """
     shapes = {
         value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
-        for value in model.graph.value_info
+        for value in (*model.graph.input, *model.graph.value_info)
     }
+    given = {value.name for value in model.graph.input}
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, onnx.TensorProto] = {}
 
@@ -52,8 +53,9 @@ def use_multi_head_attention(model: onnx.ModelProto) -> int:
         count += 1
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         batch, heads, tokens, width = shapes[node.input[0]]
+        taken = list(node.input[1:3]) if given.issuperset(node.input[1:3]) else []
         packed = []
-        for source in node.input[:3]:
+        for source in node.input[: 3 - len(taken)]:
             _, _, length, source_width = shapes[source]
             rows = add("Transpose", [source], f"{node.output[0]}_{source}_rows", perm=[0, 2, 1, 3])
             packed.append(reshape(rows, [batch, length, heads * source_width], f"{rows}_packed"))
@@ -61,7 +63,7 @@ def use_multi_head_attention(model: onnx.ModelProto) -> int:
         nodes.append(
             helper.make_node(
                 "MultiHeadAttention",
-                packed,
+                [*packed, *taken],
                 [attended],
                 name=node.name or attended,
                 domain=_CONTRIB_DOMAIN,
