@@ -78,7 +78,7 @@ def _is_size(name: str, value: Any, limit: int) -> bool:
     if value is None:
         return name in _MAY_BE_NULL
     listed = isinstance(value, list)
-    if name == "block_out_channels" and not listed or listed and not 1 <= len(value) <= MAX_BLOCKS:
+    if (name == "block_out_channels" and not listed) or (listed and not 1 <= len(value) <= MAX_BLOCKS):
         return False
     if listed and name != "block_out_channels" and name not in _BY_BLOCK:
         return False

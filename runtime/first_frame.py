@@ -24,6 +24,7 @@ from lamp_trt.runtime.config import GenerationConfig
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.image import encode_png
 from lamp_trt.runtime.loop import Latents, StepCallback
+from lamp_trt.runtime.noise import check_noise
 from lamp_trt.runtime.stages import ImageJob, ImageStages, MadeImage, TokenIds
 from lamp_trt.runtime.tokenizer import CLIPTokenizer, load_tokenizer
 from lamp_trt.runtime.video import sidecar_path, written
@@ -161,8 +162,7 @@ class FirstFrameMaker:
         if noise is not None:
             sizes = self.bundle.manifest.sizes
             shape = (1, 4, sizes["first_frame_latent_height"], sizes["first_frame_latent_width"])
-            if noise.shape != shape:
-                raise InputError(f"first_frame_noise has shape {noise.shape}; expected {shape}.")
+            check_noise("first_frame_noise", noise, shape)
         return ImageJob(
             self.prompt_ids(prompt, negative_prompt),
             self._zero_negative(negative_prompt),
@@ -215,7 +215,7 @@ def prompt_ids(tokenizer: CLIPTokenizer, texts: tuple[str, ...], *, warn: bool =
         tokenized = tokenizer(text)
         if tokenized.truncated_text and warn:
             log.warning(
-                "the prompt is longer than %d tokens; this part of it is cut: %r",
+                "the prompt is longer than %d tokens; this part of it is cut: %.1000r",
                 tokenizer.max_length,
                 tokenized.truncated_text,
             )

@@ -69,11 +69,12 @@ class HostImageStages:
         one = self._engines["sdxl_text_encoder"].run({"input_ids": ids[0]})
         two = self._engines["sdxl_text_encoder_2"].run({"input_ids": ids[1]})
         states = [output["penultimate_hidden_state"] for output in (one, two)]
+        require_finite(states[0], "SDXL's first text encoder")
+        require_finite(states[1], "SDXL's second text encoder")
+        require_finite(two["text_embeds"], "SDXL's second text encoder")
         hidden_states, text_embeds = np.concatenate(states, axis=-1), two["text_embeds"]
         if zero_negative:
             hidden_states[0], text_embeds[0] = 0, 0
-        require_finite(hidden_states, "a text encoder of SDXL")
-        require_finite(text_embeds, "SDXL's second text encoder")
         return hidden_states, text_embeds
 
     def _decode(self, latents: Latents) -> Image:
@@ -150,6 +151,7 @@ class HostVideoStages:
         output = encoder.run({"image": model_input(image, np.dtype(encoder.inputs[0].dtype).type)})
         mean, logvar = output["latent_mean"], output["latent_logvar"]
         require_finite(mean, "the VAE encoder")
+        require_finite(logvar, "the VAE encoder")
         if posterior_noise is None:
             posterior_noise = latent_noise(seed, Purpose.POSTERIOR, mean.shape)
         return latent_ops.posterior_sample(mean, logvar, posterior_noise, self._scaling_factor)

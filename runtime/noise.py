@@ -72,6 +72,17 @@ def latent_noise(seed: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray
     return np.ascontiguousarray(frames.swapaxes(0, 1))[None]
 
 
+def check_noise(name: str, array: object, shape: tuple[int, ...]) -> None:
+    """InputError unless `array`, given as `name`, is a NumPy array of finite floats of this shape."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise InputError(f"{name}: {kind} was given; expected a NumPy array of floats.")
+    if array.shape != shape:
+        raise InputError(f"{name} has shape {array.shape}; expected {shape}.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} holds NaN or infinity; expected finite numbers.")
+
+
 def _halves(product: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     return (product >> np.uint64(32)).astype(np.uint32), product.astype(np.uint32)
 

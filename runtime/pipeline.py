@@ -2,7 +2,8 @@
 """LampPipeline: a prompt and a first frame in, a video out (Algorithm 1 of the LAMP paper)."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker, missing_networks, prompt_ids
 from lamp_trt.runtime.image import Fit, png_base64
 from lamp_trt.runtime.loop import Latents, StepCallback
+from lamp_trt.runtime.noise import check_noise
 from lamp_trt.runtime.stages import ImageJob, VideoJob, VideoStages, timed
 from lamp_trt.runtime.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.video import Video
@@ -46,6 +48,7 @@ class LampPipeline:
         """The motion that the UNet shows now; a call may switch it."""
         self._stages, self._tokenizer, self._first_frames = stages, tokenizer, first_frames
         self._lock = threading.Lock()
+        self._busy_thread: int | None = None
 
     def __repr__(self) -> str:
         motions = ", ".join(self.bundle.manifest.motions)
@@ -61,10 +64,25 @@ class LampPipeline:
         sizes = self.bundle.manifest.sizes
         return sizes["height"], sizes["width"]
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread after another. InputError where a thread would wait for itself, in a callback."""
+        if self._busy_thread == threading.get_ident():
+            raise InputError(
+                "a pipeline cannot be used from its own callback: keep the latents and use it when the call "
+                "has returned, or load a second one."
+            )
+        with self._lock:
+            self._busy_thread = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._busy_thread = None
+
     def set_motion(self, motion: str) -> None:
         """Switch the UNet to a motion of the bundle; BundleError, listing the known, if there is none."""
         self.bundle.motion_path(motion)
-        with self._lock:
+        with self._alone():
             self._set_motion(motion)
 
     def __call__(
@@ -143,7 +161,7 @@ class LampPipeline:
         one_of("fit", fit, Fit)
         injected = {"noise": noise, "base_noise": base_noise, "posterior_noise": posterior_noise}
         self._check_shapes(injected)
-        with self._lock:
+        with self._alone():
             source: Any = None
             if first_frame is not None:
                 source = self._stages.take_image(first_frame, fit)
@@ -207,7 +225,7 @@ class LampPipeline:
         InputError, also for a bundle without SDXL's networks, and EngineError if a network fails.
         """
         self.require_first_frame_networks()
-        with self._lock:
+        with self._alone():
             return self._first_frame_maker()(
                 prompt,
                 negative_prompt=negative_prompt,
@@ -231,7 +249,7 @@ class LampPipeline:
     def encode_prompt(self, prompt: str, negative_prompt: str | None = None) -> Array:
         """Text embeddings (2, tokens, width): [negative or empty prompt, prompt]."""
         ids = prompt_ids(self._tokenizer, (negative_prompt or "", prompt))
-        with self._lock:
+        with self._alone():
             return self._stages.encode_text(ids)
 
     def encode_first_frame(
@@ -241,16 +259,16 @@ class LampPipeline:
 
         A sample of the VAE's posterior, as in the official script.
         """
-        with self._lock:
+        with self._alone():
             return self._stages.encode_image(image, seed, posterior_noise)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
-        with self._lock:
+        with self._alone():
             return self._stages.decode(latents)
 
     def _check_shapes(self, noises: Mapping[str, Array | None]) -> None:
-        """InputError for a given noise that is not of this bundle's size, before any work."""
+        """InputError for a given noise that is none of this bundle's size, before any work."""
         sizes = self.bundle.manifest.sizes
         picture = (sizes["latent_height"], sizes["latent_width"])
         expected = {
@@ -259,9 +277,8 @@ class LampPipeline:
             "posterior_noise": (1, 4, *picture),
         }
         for name, shape in expected.items():
-            array = noises[name]
-            if array is not None and np.shape(array) != shape:
-                raise InputError(f"{name} has shape {np.shape(array)}; expected {shape}.")
+            if noises[name] is not None:
+                check_noise(name, noises[name], shape)
 
     def _first_frame_maker(self) -> FirstFrameMaker:
         assert self._first_frames is not None
@@ -295,6 +312,12 @@ def _on_step(pipeline: LampPipeline, callback: Callback | None) -> StepCallback 
 
     def on_step(step: int, timestep: int, latents: Latents) -> Latents:
         changed = callback(pipeline, step, timestep, {"latents": latents})
-        return latents if changed is None else changed.get("latents", latents)
+        if changed is None:
+            return latents
+        if not isinstance(changed, Mapping):
+            raise InputError(f"callback_on_step_end returned {changed!r:.100}; expected a mapping or None.")
+        if "latents" in changed:
+            check_noise("the latents of callback_on_step_end", changed["latents"], latents.shape)
+        return changed.get("latents", latents).astype(np.float32, copy=False)
 
     return on_step
