@@ -4,7 +4,8 @@
     python -m lamp_trt.benchmarks.gpu_proof [PART ...] [--out FOLDER] [--budget SECONDS]
 
 Parts, in this order if none is named: kernels, unet (the LAMP UNet on every backend that is installed:
-parity, capture, motions, time), peers (PyTorch on the same), pipeline (a prompt to a video, full size).
+parity, capture, motions, time), tensorrt (its builds, its timing cache, what refit costs), peers (PyTorch on
+the same), pipeline (a prompt to a video, full size).
 Weights are random. Each check is printed as it ends and written at once to <part>-proof-<gpu>.json, so that
 a cut-off loses nothing; what the budget leaves no time for is written as not run. Exit code 0: every check
 passed, or named what it lacks.
@@ -89,9 +90,17 @@ def pipeline(session: Session) -> Iterator[Check]:
         yield from PipelineProof(session.folder, backend, session.results).checks()
 
 
+def tensorrt(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks.proof_tensorrt import TensorRtProof
+
+    session.results = session.work.results
+    return TensorRtProof(session.work).checks()
+
+
 PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
     "kernels": kernels,
     "unet": unet,
+    "tensorrt": tensorrt,
     "peers": peers,
     "pipeline": pipeline,
 }
@@ -119,9 +128,11 @@ def compile_unet(backend: str, work: Any) -> None:
     """Into the bundle, if it is not there yet."""
     start = time.perf_counter()
     if backend == "tensorrt":
+        from lamp_trt.benchmarks.proof_tensorrt import installed
         from lamp_trt.engine.tensorrt_build import build_engines
         from lamp_trt.engine.tensorrt_options import TensorRtOptions
 
+        installed()
         build_engines(work.bundle, TensorRtOptions(networks=("lamp_unet",)))
     elif backend == "aotinductor":
         from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
