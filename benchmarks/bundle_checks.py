@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lamp_trt.benchmarks.checks import Check
+from lamp_trt.benchmarks.plain_engine import beside
 from lamp_trt.benchmarks.reference_networks import (
     REFERENCE_NETWORKS,
     force_zeros_for_empty_prompt,
@@ -213,11 +214,14 @@ class _Difference:
 
 
 def weights_check(bundle: Bundle, network: str, motion: str, files: ComponentFiles) -> Check:
-    """Whether the bytes that `network` reads (the UNet: with `motion`) are the checkpoint's tensors.
+    """Whether the bytes that `network` and those beside it read (the UNet's with `motion`) are the tensors of
+    the checkpoint.
 
     Tensors of the checkpoint that no place is given for (another network's) are passed over.
     """
     places = graph_places(bundle, network)
+    for name in beside(bundle, network):
+        places |= graph_places(bundle, name)
     if motion:
         places |= motion_places(bundle, motion)
     precision = bundle.network(network).precision

@@ -205,7 +205,8 @@ _ALWAYS_FLOAT32 = ("timestep", "time_ids")
 def seeded_inputs(
     network: str, inputs: tuple[IOTensor, ...], folder: Path, prompts: list[str], seed: int
 ) -> Arrays:
-    """Arrays for a network's inputs: the prompts' ids, TIMESTEP, a picture's range, else normal numbers."""
+    """Arrays for a network's inputs: the prompts' ids, TIMESTEP, a picture's range, else normal numbers; the
+    same sample in both halves, as guidance has it."""
     rng = np.random.default_rng(seed)
     arrays: dict[str, NDArray[Any]] = {}
     for tensor in inputs:
@@ -216,6 +217,9 @@ def seeded_inputs(
         elif tensor.name == "time_ids":
             size = [float(8 * axis) for axis in _axes(inputs, "sample")[-2:]]
             arrays[tensor.name] = np.tile(np.array([*size, 0, 0, *size], tensor.dtype), (tensor.shape[0], 1))
+        elif tensor.name == "sample":
+            half = rng.standard_normal((1, *tensor.shape[1:]), np.float32).astype(tensor.dtype)
+            arrays[tensor.name] = np.repeat(half, tensor.shape[0], axis=0)
         elif tensor.name == "image":
             arrays[tensor.name] = rng.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
         else:

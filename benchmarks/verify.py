@@ -76,7 +76,7 @@ def _not_verified(bundle: Bundle, networks: list[str], options: VerifyOptions) -
     missing = [
         f"{name} (give {REFERENCE_NETWORKS[name].checkpoint})"
         for name in manifest.networks
-        if name not in networks
+        if name in REFERENCE_NETWORKS and name not in networks
     ]
     if "lamp_unet" in networks:
         missing += [
