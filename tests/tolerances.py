@@ -130,3 +130,15 @@ guidance of 12.5 into 7e-5 at the first step; measured 1e-4 at most over 8 steps
 
 DEVICE_LEVELS_DIFFERING = 2e-2
 """Share of the bytes of frames from such latents that may differ, where truncation meets another side."""
+
+PACKAGE_REL_L2 = 5e-6
+"""An AOTInductor package for the CPU against eager PyTorch at fp32: fused kernels that sum in another order,
+as EXPORT_UNET_REL_L2."""
+
+HOISTED_RTOL = 5e-6
+"""A UNet with parts hoisted against the plain one on ONNX Runtime, of the largest value: matrix products of
+another number of rows sum in another order. Measured below 1e-6."""
+
+HOISTED_LATENTS_ATOL = 1e-4
+"""Latents of a few steps with guidance of 12.5 from UNets that differ by HOISTED_RTOL, as
+DEVICE_LATENTS_ATOL, in one implementation of the loop."""
