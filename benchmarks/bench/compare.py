@@ -81,7 +81,8 @@ def _drift(before: Mapping[tuple[str, str], Measurement], new: Sequence[Measurem
     """How much the machine's own speed changed, as a share; 0 without a ruler in both."""
     for row in new:
         if row.name == RULER and row.key in before:
-            return abs(row.median_s / before[row.key].median_s - 1)
+            ratio = row.median_s / before[row.key].median_s
+            return max(ratio, 1 / ratio) - 1
     return 0.0
 
 

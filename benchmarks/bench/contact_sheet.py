@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lamp_trt.benchmarks.metrics import Frames
 
 MOST_FRAMES, THUMBNAIL_WIDTH = 8, 160
-AMPLIFICATION = 16
+AMPLIFICATION = 32
 """Of the difference, so that a level or two can be seen."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from lamp_trt.benchmarks.bench.ceilings import torch_seconds
 from lamp_trt.benchmarks.bench.harness import Entry, Outputs
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.benchmarks.plain_engine import plain_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +39,20 @@ class Peers:
             return False
         from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
 
+        if network not in REFERENCE_NETWORKS:  # it stands beside a UNet, which is compared whole
+            return False
         checkpoint = REFERENCE_NETWORKS[network].checkpoint
         if not self._subject.options.checkpoints.given(checkpoint):
             return False
         return network != "lamp_unet" or self._motion in self._subject.options.checkpoints.motions
 
     def reference(self, network: str) -> tuple[Callable[[], Outputs], str] | None:
-        """Expected outputs of a network on the subject's inputs, computed once and in fp32 on the CPU."""
-        if not self.given(network):
+        """Expected outputs of a network on the subject's inputs, computed once and in fp32 on the CPU.
+
+        None also for a UNet that takes keys and values or projections: no module of PyTorch's does.
+        """
+        bundle = self._subject.bundle
+        if not self.given(network) or bundle.network(network).inputs != plain_inputs(bundle, network):
             return None
         return partial(self._expected, network), "PyTorch fp32, official formulation"
 
@@ -111,7 +118,8 @@ class Peers:
         if lean:
             module = _lean(module)
         called: Any = torch.compile(module) if compiled else module
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.inputs(network).items()}
+        arrays = subject.inputs(network, plain=True)
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         names = [tensor.name for tensor in subject.bundle.network(network).outputs]
 
         def forward() -> tuple["torch.Tensor", ...]:

@@ -42,7 +42,8 @@ def run_bench(path: Path, options: BenchOptions, clock: Clock | None = None) -> 
     clock = clock or HostClock()
     earlier = [read_result(file) for file in options.compare]
     bundle = Bundle.open(path, expect_digest=options.expect_bundle)
-    subject = Subject.of(bundle, options)
+    subject = Subject(bundle, options)
+    log.info("measuring on %s", subject.pipeline_backend)
     entries = chosen(all_entries(subject), options.filter)
     result = BenchResult(
         machine=machine_facts(subject.ordinal),

@@ -23,10 +23,10 @@ def start_entries(subject: Subject) -> list[Entry]:
         str(options.engine_dir or ""),
         str(options.num_threads or ""),
     )
-    entries = [_in_a_process("import", "import lamp_trt", "Python", lambda: probe("import")["import_s"])]
+    entries = [_in_a_process("import lamp_trt", "Python", lambda: probe("import")["import_s"])]
     if subject.makes_videos:
         load = partial(_load_seconds, arguments)
-        entries.append(_in_a_process("load", "load the video's networks", options.backend, load))
+        entries.append(_in_a_process("load the video's networks", subject.pipeline_backend, load))
     if options.full and _can_build(subject):
         for name, idle in (("build, from nothing", False), ("build, nothing to do", True)):
             setup = partial(_building, subject, idle)
@@ -38,7 +38,7 @@ def start_entries(subject: Subject) -> list[Entry]:
     return entries
 
 
-def _in_a_process(what: str, name: str, backend: str, seconds: Callable[[], float]) -> Entry:
+def _in_a_process(name: str, backend: str, seconds: Callable[[], float]) -> Entry:
     @contextmanager
     def setup() -> Iterator[Callable[[], float]]:
         yield seconds

@@ -9,9 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.bench.options import BenchOptions
-from lamp_trt.engine.backends import DEVICE_ENGINES, ENGINE_SUFFIX, HOST_ENGINES, parse_device
+from lamp_trt.benchmarks.plain_engine import plain_inputs
+from lamp_trt.engine.backends import (
+    DEVICE_ENGINES,
+    ENGINE_SUFFIX,
+    HOST_ENGINES,
+    choose_backend,
+    parse_device,
+)
 from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import VIDEO_NETWORKS, IOTensor
 from lamp_trt.runtime.memory_plan import memory_need
 from lamp_trt.runtime.stages import TokenIds
@@ -45,15 +51,6 @@ class Subject:
     bundle: Bundle
     options: BenchOptions
 
-    @classmethod
-    def of(cls, bundle: Bundle, options: BenchOptions) -> "Subject":
-        """InputError for an unknown device or backend."""
-        subject = cls(bundle, options)
-        known = HOST_ENGINES if subject.ordinal is None else DEVICE_ENGINES
-        if options.backend != "auto" and options.backend not in known:
-            raise InputError(f"backend is {options.backend!r}; choose 'auto', {', '.join(known)}.")
-        return subject
-
     @property
     def ordinal(self) -> int | None:
         """Of the CUDA device; None for the CPU."""
@@ -81,6 +78,12 @@ class Subject:
         folder = self.options.engine_dir or self.bundle.engine_folder
         return tuple(name for name, suffix in ENGINE_SUFFIX.items() if not any(folder.glob(f"*{suffix}")))
 
+    @property
+    def pipeline_backend(self) -> str:
+        """What a pipeline runs on, as `lamp_trt.load` chooses it, and with the same errors."""
+        folder = self.options.engine_dir or self.bundle.engine_folder
+        return choose_backend(self.ordinal, self.options.backend, folder)
+
     def motion_of(self, network: str) -> str | None:
         return self.bundle.manifest.default_motion if network == "lamp_unet" else None
 
@@ -103,12 +106,14 @@ class Subject:
             counted[name] = Work(sum(graph_flops(model).values()), weights + arrays)
         return counted
 
-    def inputs(self, network: str) -> Arrays:
-        """Arrays of the network's shapes: the prompt's token ids, TIMESTEP, an image's range, else normal."""
+    def inputs(self, network: str, plain: bool = False) -> Arrays:
+        """Arrays of the network's shapes: the prompt's token ids, TIMESTEP, an image's range, else normal.
+
+        Both halves of a sample are the same, as guidance has them. plain: for a UNet with nothing hoisted.
+        """
         rng = np.random.default_rng(self.options.seed)
-        return {
-            tensor.name: self._input(network, tensor, rng) for tensor in self.bundle.network(network).inputs
-        }
+        tensors = plain_inputs(self.bundle, network) if plain else self.bundle.network(network).inputs
+        return {tensor.name: self._input(network, tensor, rng) for tensor in tensors}
 
     def _input(self, network: str, tensor: IOTensor, rng: np.random.Generator) -> NDArray[Any]:
         match tensor.name:
@@ -122,6 +127,9 @@ class Subject:
                 return np.tile(np.array([*size, 0, 0, *size], tensor.dtype), (tensor.shape[0], 1))
             case "image":
                 return rng.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
+            case "sample":
+                half = rng.standard_normal((1, *tensor.shape[1:]), np.float32).astype(tensor.dtype)
+                return np.repeat(half, tensor.shape[0], axis=0)
         return rng.standard_normal(tensor.shape, np.float32).astype(tensor.dtype)
 
     def _prompt_ids(self, tokenizer: str) -> TokenIds:

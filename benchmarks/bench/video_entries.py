@@ -56,7 +56,7 @@ def video_entries(subject: Subject) -> list[Entry]:
     options, manifest = subject.options, subject.bundle.manifest
     shared = SharedPipeline(partial(_load, subject))
     held = int(HELD_PER_WEIGHT * memory_need(manifest, subject.networks).weights)
-    backend = _backend_name(subject)
+    backend = subject.pipeline_backend
     prompted = not missing_networks(subject.bundle)
 
     def entry(name: str, work: Callable[[LampPipeline], Callable[[], Any]], **fields: Any) -> Entry:
@@ -109,13 +109,6 @@ def _load(subject: Subject) -> LampPipeline:
         engine_dir=options.engine_dir,
         expect_bundle=subject.bundle.digest,
     )
-
-
-def _backend_name(subject: Subject) -> str:
-    """What `load_pipeline` will take, as a row's label."""
-    if subject.options.backend != "auto" or subject.ordinal is not None:
-        return subject.options.backend
-    return subject.backends[0]
 
 
 @contextmanager

@@ -26,26 +26,21 @@ from lamp_trt.benchmarks.report.svg import (
 )
 
 RIGHT = WIDTH - 20
+_CLOSE, _WIDE = (0.5, 0.8, 1.0, 1.25, 2.0), (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)
 
 
 def waterfall(m: Measurement) -> str:
     """The stages of a video, each beginning where the one before ended, in medians."""
     total = sum(m.parts.values())
-    x = Scale(0, total, 120, RIGHT - 60)
+    x = Scale(0, total, 112, RIGHT - 104)
     drawn, start, y = [], 0.0, 4
     for stage, spent in m.parts.items():
         words = f"{seconds(spent)}, {percent(spent / total)}"
         drawn += [
-            label(112, y + 14, stage.replace("_", " "), "end"),
+            label(104, y + 14, stage.replace("_", " "), "end"),
             bar(x(start), y + 3, x(start + spent) - x(start), ROW - 6, "s0", f"{stage}: {words}"),
+            label(WIDTH - 6, y + 14, words, "end", "value"),
         ]
-        end = x(start + spent)
-        if end > WIDTH / 2 + 40:
-            drawn.append(label(x(start) - 5, y + 14, words, "end"))
-            if x(start) < 250:
-                drawn[-1] = label(end + 5, y + 14, seconds(spent))
-        else:
-            drawn.append(label(end + 5, y + 14, words))
         start, y = start + spent, y + ROW
     drawn += x_axis(x, 2, y + 2, seconds)
     return figure(y + 24, drawn, f"{m.name}: {', '.join(f'{s} {seconds(v)}' for s, v in m.parts.items())}")
@@ -103,7 +98,7 @@ def changes(rows: Sequence[Change]) -> str:
     bottom = height * len(rows) + 4
     drawn = [
         part
-        for tick in (0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
+        for tick in (_WIDE if x.high / x.low > 6 else _CLOSE)
         if x.low < tick < x.high
         for part in (
             line(x(tick), 2, x(tick), bottom, "grid"),
@@ -140,7 +135,7 @@ def history(result: BenchResult, names: Sequence[tuple[str, str]]) -> str:
         return ""
     drawn, top = legend(list(curves), 0)
     bottom = top + 150
-    x = Scale(0, max(len(runs) - 1, 1), 48, RIGHT - 20)
+    x = Scale(0, max(len(runs) - 1, 1), 80, RIGHT - 30)
     y = scale([v for points in curves.values() for _, v in points] + [1.25], bottom, top)
     for tick in y.ticks():
         drawn += [line(48, y(tick), RIGHT, y(tick), "grid"), label(42, y(tick) + 4, f"{tick:g}x", "end")]

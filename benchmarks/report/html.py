@@ -4,14 +4,13 @@
 from collections.abc import Iterator
 from html import escape
 
+from lamp_trt.benchmarks.bench.contact_sheet import AMPLIFICATION
 from lamp_trt.benchmarks.bench.result import BenchResult
 from lamp_trt.benchmarks.bench.roofline import ceilings, roofs
 from lamp_trt.benchmarks.report import figures_time, figures_xy
 from lamp_trt.benchmarks.report.style import STYLE
 from lamp_trt.benchmarks.report.svg import tag
 from lamp_trt.benchmarks.report.tables import Table, headline, tables, title
-
-SCATTER_GROUPS = ("networks", "peers", "stages", "videos")
 
 
 def page(result: BenchResult) -> str:
@@ -58,13 +57,17 @@ def _sections(result: BenchResult) -> Iterator[str]:
 
 def _figures(result: BenchResult) -> Iterator[tuple[str, str]]:
     """Anchor of a table → the figures above it."""
-    scattered = [m for m in result.measurements if m.group in SCATTER_GROUPS]
-    staged = [m for m in result.measurements if m.parts]
-    parts = [_figure(f"{m.name}: its stages, medians", figures_time.waterfall(m)) for m in staged]
-    if scattered:
-        words = "Every call: dots; the middle 80 %: bar; median: stroke. Logarithmic."
-        parts.append(_figure(words, figures_time.scatter(scattered)))
-    yield "times", "".join(parts)
+    networks, rest = (
+        [m for m in result.measurements if m.group in groups]
+        for groups in (("networks", "peers"), ("stages", "videos"))
+    )
+    staged = [m for m in rest if m.parts]
+    waterfalls = [_figure(f"{m.name}: its stages, medians", figures_time.waterfall(m)) for m in staged]
+    words = "Every call: dots; the middle 80 %: bar; median: stroke. Logarithmic."
+    if networks:
+        yield "networks", _figure(words, figures_time.scatter(networks))
+    if rest:
+        yield "stages", _figure(words, figures_time.scatter(rest)) + "".join(waterfalls)
     limits, under = ceilings(result), roofs(result)
     if limits and under:
         yield "roofline", _figure("Under the roof", figures_xy.roofline(under, limits))
@@ -115,7 +118,10 @@ def _cell(name: str, words: str, left: bool) -> str:
 
 def _sheets(result: BenchResult) -> Iterator[str]:
     for name, png in result.sheets.items():
-        caption = f"{name}: PyTorch in fp32 above, this bundle in the middle, 16 times their difference below"
+        caption = (
+            f"{name}: PyTorch in fp32 above, this bundle in the middle, "
+            f"{AMPLIFICATION} times their difference below"
+        )
         image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{escape(png)}">'
         yield tag(
             "figure", tag("figcaption", escape(caption)) + tag("div", image, class_="wide"), class_="sheet"

@@ -28,8 +28,8 @@ h2 { font-size: 1.15rem; margin: 36px 0 4px; }
   display: flex; flex-direction: column; }
 .card span { font-size: .85rem; color: var(--soft); }
 .card b { font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.figures { display: grid; gap: 14px; margin-bottom: 12px; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
+.figures { columns: 2 420px; column-gap: 14px; }
+.figures figure { break-inside: avoid; margin-bottom: 14px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
   padding: 10px 12px; }
 figcaption { font-size: .85rem; margin-bottom: 6px; }
@@ -41,7 +41,7 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 th, td { padding: 4px 12px 4px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
-.words { text-align: left; min-width: 7em; max-width: 46em; overflow-wrap: anywhere; }
+.words { text-align: left; min-width: 7em; max-width: 46em; overflow-wrap: break-word; }
 ul { padding-left: 1.2em; max-width: 75ch; overflow-wrap: anywhere; }
 text { font-size: 12px; fill: var(--soft); font-family: inherit; }
 text.value { fill: var(--ink); }

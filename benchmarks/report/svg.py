@@ -65,7 +65,7 @@ def legend(names: Sequence[str], y: float) -> tuple[list[str], float]:
     """Names with their colours, in as many rows as they need, and the y below them."""
     drawn, x = [], 0.0
     for number, name in enumerate(names):
-        width = 22 + 6.6 * len(name)
+        width = 28 + 7 * len(name)
         if x and x + width > WIDTH:
             x, y = 0.0, y + ROW
         drawn += [bar(x, y + 4, 11, 11, f"s{number % SERIES}"), label(x + 16, y + 14, name)]

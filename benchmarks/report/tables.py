@@ -2,7 +2,7 @@
 """A benchmark as tables of text, which Markdown and HTML then set in their own way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lamp_trt.benchmarks.bench.compare import Change
@@ -12,7 +12,7 @@ from lamp_trt.benchmarks.bench.result import BenchResult
 from lamp_trt.benchmarks.bench.roofline import ceilings, roofs
 from lamp_trt.benchmarks.report.numbers import amount, digits, percent, seconds, small
 
-TOP_OPERATORS = 6
+TOP_OPERATORS = 4
 EAGER = "PyTorch eager"
 
 
@@ -50,8 +50,17 @@ def tables(result: BenchResult) -> list[Table]:
 def times_table(result: BenchResult, title: str, groups: Sequence[str], note: str) -> Table:
     rows = [_times_row(m) for m in result.measurements if m.group in groups]
     header = ("", "backend", "median", "p10–p90", "p99", "cold", "set-up", "CPU time", "calls", "error")
-    note += " p10–p90: a tenth of the calls is faster, a tenth slower. Error: relative L2 to PyTorch in fp32."
-    return Table(title, header, rows, note, anchor="times")
+    note += " p10–p90: a tenth of the calls is faster, a tenth slower; unsettled: the budget ended first."
+    if any(row[-1] for row in rows):
+        note += " Error: relative L2 to PyTorch in fp32."
+    return _without_empty_columns(Table(title, header, rows, note, anchor=groups[0]))
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """Only for tables whose words come first."""
+    kept = [at for at in range(len(table.header)) if at < 2 or any(row[at] for row in table.rows)]
+    header = [table.header[at] for at in kept]
+    return replace(table, header=header, rows=[[row[at] for at in kept] for row in table.rows])
 
 
 def _times_row(m: Measurement) -> list[str]:
@@ -127,9 +136,9 @@ def roofline_table(result: BenchResult) -> Table:
     note = ""
     if limits:
         note = (
-            f"Measured limits: {amount(limits.flops, 'FLOP/s')} (matrix product) and "
-            f"{amount(limits.bytes_moved, 'B/s')} (copy). Floor: the longer of work over either. Share: floor "
-            "over measured. A multiply-add is 2 FLOP; bytes are weights, inputs and outputs, each once."
+            f"Measured limits: {amount(limits.flops, 'FLOP/s')} (matrix product), "
+            f"{amount(limits.bytes_moved, 'B/s')} (copy). Floor: the longer of work over either. Share: "
+            "floor over measured. A multiply-add is 2 FLOP. Bytes: weights, inputs, outputs, each once."
         )
     header = ("network", "backend", "work", "least traffic", "floor", "measured", "share", "bound by")
     return Table("Roofline", header, rows, note, frozenset({0, 1, 7}), "roofline")
@@ -154,7 +163,8 @@ def parity_table(result: BenchResult) -> Table:
         "What lamp-trt verify found, against PyTorch in fp32. PyTorch's own: its distance at the bundle's "
         "precision, the yardstick for fp16. Values that are not finite fail."
     )
-    return Table("Parity with PyTorch", header, rows, note, frozenset({0, 1, 5}), "parity")
+    words = frozenset({0, 1, 2, 3, 4, 5})
+    return _without_empty_columns(Table("Parity with PyTorch", header, rows, note, words, "parity"))
 
 
 def _parity_row(check: dict[str, Any]) -> list[str]:
@@ -184,7 +194,8 @@ def memory_table(result: BenchResult) -> Table:
         for name, parts in result.memory.items()
     ]
     note = "Loaded, peak: what a process that runs this network alone holds beyond its libraries (CPU)."
-    return Table("Memory", ("network", *columns), rows, note, frozenset({0}), "memory")
+    table = Table("Memory", ("network", *columns), rows, note, frozenset({0}), "memory")
+    return _without_empty_columns(table)
 
 
 def fits_table(result: BenchResult) -> Table:
