@@ -16,6 +16,7 @@ from lamp_trt.benchmarks.bench.ceilings import torch_seconds
 from lamp_trt.benchmarks.bench.harness import Entry, Outputs
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.benchmarks.plain_engine import plain_inputs
+from lamp_trt.engine.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
@@ -123,8 +124,11 @@ class Peers:
         names = [tensor.name for tensor in subject.bundle.network(network).outputs]
 
         def forward() -> tuple["torch.Tensor", ...]:
-            with torch.inference_mode():
-                return entry.run(called, inputs)
+            try:
+                with torch.inference_mode():
+                    return entry.run(called, inputs)
+            except Exception as error:  # a peer that fails, in whatever way, is reported as not measured
+                raise EngineError(f"PyTorch failed in {network}: {str(error).strip():.200}") from error
 
         def on_host() -> dict[str, np.ndarray[Any, Any]]:
             return {name: t.float().numpy() for name, t in zip(names, forward(), strict=True)}
