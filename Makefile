@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := export,cpu,dev
+EXTRAS := export,cpu,dev,rtx
 DEMO := demo
 
 export HF_HUB_OFFLINE := 1
