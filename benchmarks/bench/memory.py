@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What networks need of memory, measured, and which graphics cards hold that."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lamp_trt.benchmarks.bench.probe import probe
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.engine.backends import device_engine
 from lamp_trt.engine.errors import LampError
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 from lamp_trt.runtime.memory_plan import memory_need
 
 CARDS_GB = (8, 12, 16, 24, 80)
@@ -81,25 +81,16 @@ class Fit:
         return None if self.need is None else self.need <= card_gb * 1e9 * USABLE
 
 
-def fits(memory: Mapping[str, Memory]) -> list[Fit]:
-    """Of a video from an image, and of one from text, where the bundle has the networks."""
-    wanted = {
-        "video from an image": VIDEO_NETWORKS,
-        "video from a prompt": (*FIRST_FRAME_NETWORKS, *VIDEO_NETWORKS),
-    }
-    return [
-        Fit(what, _need([memory[name] for name in names]))
-        for what, names in wanted.items()
-        if set(names) <= set(memory)
-    ]
+def fits(uses: Mapping[str, Mapping[str, Any]], memory: Mapping[str, Memory]) -> list[Fit]:
+    """uses: what `Subject.summary` says of each. memory: network → what was measured."""
+    return [Fit(what, _need(use, memory)) for what, use in uses.items()]
 
 
-def _need(parts: Sequence[Memory]) -> int | None:
-    total, scratch = 0, 0
-    for part in parts:
-        own, weights, arrays = part["scratch"], part["weights"], part["arrays"]
-        if own is None or weights is None or arrays is None:
+def _need(use: Mapping[str, Any], memory: Mapping[str, Memory]) -> int | None:
+    largest = 0
+    for network in use["networks"]:
+        scratch = memory.get(network, {}).get("scratch")
+        if scratch is None:
             return None
-        total += weights + arrays
-        scratch = max(scratch, own)
-    return total + scratch
+        largest = max(largest, scratch)
+    return int(use["weights"]) + int(use["arrays"]) + largest

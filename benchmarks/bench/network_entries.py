@@ -26,7 +26,7 @@ def network_entries(
     """reference: network → its expected outputs and what makes them, None where nothing does."""
     entries = []
     for name in subject.networks:
-        expected = reference(name)
+        expected = reference(name) if subject.is_plain(name) else None
         work = subject.work[name]
         for backend in subject.backends:
             on_host = subject.ordinal is None

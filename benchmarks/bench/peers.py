@@ -15,7 +15,6 @@ import numpy as np
 from lamp_trt.benchmarks.bench.ceilings import torch_seconds
 from lamp_trt.benchmarks.bench.harness import Entry, Outputs
 from lamp_trt.benchmarks.bench.subject import Subject
-from lamp_trt.benchmarks.plain_engine import plain_inputs
 from lamp_trt.engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -40,20 +39,14 @@ class Peers:
             return False
         from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
 
-        if network not in REFERENCE_NETWORKS:  # it stands beside a UNet, which is compared whole
-            return False
-        checkpoint = REFERENCE_NETWORKS[network].checkpoint
-        if not self._subject.options.checkpoints.given(checkpoint):
+        entry = REFERENCE_NETWORKS.get(network)  # None beside a hoisted UNet, which is compared whole
+        if entry is None or not self._subject.options.checkpoints.given(entry.checkpoint):
             return False
         return network != "lamp_unet" or self._motion in self._subject.options.checkpoints.motions
 
     def reference(self, network: str) -> tuple[Callable[[], Outputs], str] | None:
-        """Expected outputs of a network on the subject's inputs, computed once and in fp32 on the CPU.
-
-        None also for a UNet that takes keys and values or projections: no module of PyTorch's does.
-        """
-        bundle = self._subject.bundle
-        if not self.given(network) or bundle.network(network).inputs != plain_inputs(bundle, network):
+        """Expected outputs of a network on its plain inputs, computed once and in fp32 on the CPU."""
+        if not self.given(network):
             return None
         return partial(self._expected, network), "PyTorch fp32, official formulation"
 
@@ -94,7 +87,7 @@ class Peers:
 
         from lamp_trt.benchmarks.reference_networks import reference_outputs
 
-        inputs = self._subject.inputs(network)
+        inputs = self._subject.plain_inputs(network)
         outputs = reference_outputs(network, self._folder(network), torch.float32, inputs)
         names = [tensor.name for tensor in self._subject.bundle.network(network).outputs]
         return dict(zip(names, outputs, strict=True))
@@ -119,7 +112,7 @@ class Peers:
         if lean:
             module = _lean(module)
         called: Any = torch.compile(module) if compiled else module
-        arrays = subject.inputs(network, plain=True)
+        arrays = subject.plain_inputs(network)
         inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         names = [tensor.name for tensor in subject.bundle.network(network).outputs]
 

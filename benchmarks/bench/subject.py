@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.bench.options import BenchOptions
-from lamp_trt.benchmarks.plain_engine import plain_inputs
 from lamp_trt.engine.backends import (
     DEVICE_ENGINES,
     ENGINE_SUFFIX,
@@ -18,7 +17,8 @@ from lamp_trt.engine.backends import (
     parse_device,
 )
 from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.networks import VIDEO_NETWORKS, IOTensor
+from lamp_trt.engine.hoisting import HOISTED, networks_beside
+from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS, IOTensor
 from lamp_trt.runtime.memory_plan import memory_need
 from lamp_trt.runtime.stages import TokenIds
 from lamp_trt.runtime.tokenizer import load_tokenizer
@@ -27,6 +27,12 @@ Arrays = dict[str, NDArray[Any]]
 
 TIMESTEP = 501
 """The UNets are timed at one time; their work is the same at every other."""
+
+USES = {
+    "video from an image": VIDEO_NETWORKS,
+    "video from a prompt": (*FIRST_FRAME_NETWORKS, *VIDEO_NETWORKS),
+}
+"""What a bundle is loaded for, and the networks that it takes."""
 
 _TOKENIZERS = {
     "text_encoder": "tokenizer",
@@ -106,13 +112,23 @@ class Subject:
             counted[name] = Work(sum(graph_flops(model).values()), weights + arrays)
         return counted
 
-    def inputs(self, network: str, plain: bool = False) -> Arrays:
-        """Arrays of the network's shapes: the prompt's token ids, TIMESTEP, an image's range, else normal.
+    def inputs(self, network: str) -> Arrays:
+        """Arrays for a network: the prompt's token ids, TIMESTEP, an image's range, else normal numbers; the
+        same sample in both halves, as guidance has it."""
+        return self._arrays(network, self.bundle.network(network).inputs)
 
-        Both halves of a sample are the same, as guidance has them. plain: for a UNet with nothing hoisted.
-        """
+    def plain_inputs(self, network: str) -> Arrays:
+        """Likewise for the network as PyTorch has it, where nothing is hoisted out of it."""
+        precision = self.bundle.network(network).precision
+        return self._arrays(network, NETWORKS[network].resolve(self.bundle.manifest.sizes, precision)[0])
+
+    def is_plain(self, network: str) -> bool:
+        """Whether nothing is hoisted out of the network, so that it takes PyTorch's inputs."""
+        manifest = self.bundle.manifest
+        return network in NETWORKS and not (network in HOISTED and networks_beside(manifest, network))
+
+    def _arrays(self, network: str, tensors: tuple[IOTensor, ...]) -> Arrays:
         rng = np.random.default_rng(self.options.seed)
-        tensors = plain_inputs(self.bundle, network) if plain else self.bundle.network(network).inputs
         return {tensor.name: self._input(network, tensor, rng) for tensor in tensors}
 
     def _input(self, network: str, tensor: IOTensor, rng: np.random.Generator) -> NDArray[Any]:
@@ -125,11 +141,11 @@ class Subject:
                 sizes = self.bundle.manifest.sizes
                 size = [sizes["first_frame_height"], sizes["first_frame_width"]]
                 return np.tile(np.array([*size, 0, 0, *size], tensor.dtype), (tensor.shape[0], 1))
-            case "image":
-                return rng.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
             case "sample":
                 half = rng.standard_normal((1, *tensor.shape[1:]), np.float32).astype(tensor.dtype)
                 return np.repeat(half, tensor.shape[0], axis=0)
+            case "image":
+                return rng.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
         return rng.standard_normal(tensor.shape, np.float32).astype(tensor.dtype)
 
     def _prompt_ids(self, tokenizer: str) -> TokenIds:
@@ -146,4 +162,15 @@ class Subject:
             "networks": {name: entry.precision for name, entry in manifest.networks.items()},
             "motions": {name: manifest.files[m.file].size for name, m in manifest.motions.items()},
             "bytes": sum(entry.size for entry in manifest.files.values()),
+            "uses": {name: self._use(networks) for name, networks in USES.items() if self._has(networks)},
         }
+
+    def _has(self, networks: tuple[str, ...]) -> bool:
+        return set(networks) <= set(self.networks)
+
+    def _use(self, networks: tuple[str, ...]) -> dict[str, Any]:
+        """The networks that are loaded together, and the bytes of their weights and arrays."""
+        manifest = self.bundle.manifest
+        beside = [name for unet in networks if unet in HOISTED for name in networks_beside(manifest, unet)]
+        need = memory_need(manifest, [*networks, *beside])
+        return {"networks": [*networks, *beside], "weights": need.weights, "arrays": need.arrays}

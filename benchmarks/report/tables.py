@@ -206,7 +206,7 @@ def fits_table(result: BenchResult) -> Table:
             "not measured" if fit.need is None else amount(fit.need, "B"),
             *(answers[fit.on(card)] for card in CARDS_GB),
         ]
-        for fit in fits(result.memory)
+        for fit in fits(result.subject.get("uses", {}), result.memory)
     ]
     note = "From measured weights, arrays and scratch only; engines on one stream share the largest scratch."
     return Table("What fits", ("", "needs", *(f"{card} GB" for card in CARDS_GB)), rows, note, frozenset({0}))
