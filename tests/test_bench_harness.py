@@ -172,7 +172,7 @@ def skewed(rng: np.random.Generator) -> float:
 
 
 NOISES = {"normal": normal, "skewed": skewed}
-DRAWS = 100
+DRAWS = 60
 
 Noise = Callable[[np.random.Generator], float]
 

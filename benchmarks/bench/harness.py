@@ -239,7 +239,7 @@ def _measurement(row: _Running) -> Measurement:
         name=entry.name,
         group=entry.group,
         backend=entry.backend,
-        samples_s=row.seconds,
+        samples_s=tuple(round(seconds, 9) for seconds in row.seconds),
         cold_s=row.cold.seconds,
         setup_s=row.setup_s,
         settled=row.settled,

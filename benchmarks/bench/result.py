@@ -2,6 +2,7 @@
 """A whole benchmark as it is written to a file and read again."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from lamp_trt.benchmarks.bench.measurement import Measurement
 from lamp_trt.engine.errors import InputError
 
 BENCH_VERSION = 1
+_NUMBERS = re.compile(r"\[[-+\d.e,\s]+\]")
 
 _MAPPINGS = (
     "machine",
@@ -95,8 +97,9 @@ class BenchResult:
 
 
 def result_text(result: BenchResult) -> str:
-    """The file's contents: strict JSON, one trailing newline."""
-    return json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n"
+    """The file's contents: strict JSON, lists of numbers on one line each."""
+    text = json.dumps(result.to_json(), indent=1, allow_nan=False)
+    return _NUMBERS.sub(lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"
 
 
 def read_result(path: Path) -> BenchResult:

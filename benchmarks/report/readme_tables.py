@@ -19,7 +19,7 @@ from typing import Any
 from lamp_trt.benchmarks.bench.result import BenchResult
 from lamp_trt.benchmarks.report.markdown import table_lines
 from lamp_trt.benchmarks.report.numbers import amount, seconds, small
-from lamp_trt.benchmarks.report.tables import Table, roofline_table, times_table
+from lamp_trt.benchmarks.report.tables import Table, roofline_table, speed_up_table, times_table
 from lamp_trt.engine.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -71,6 +71,9 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Table]]] = {
     "toy-networks": ("bench-toy-2-core-epyc.json", partial(_bench_table, _networks)),
     "toy-videos": ("bench-toy-2-core-epyc.json", partial(_bench_table, _videos)),
     "toy-roofline": ("bench-toy-2-core-epyc.json", partial(_bench_table, roofline_table)),
+    "mid-size-networks": ("bench-mid-size-2-core-epyc.json", partial(_bench_table, _networks)),
+    "mid-size-ratios": ("bench-mid-size-2-core-epyc.json", partial(_bench_table, speed_up_table)),
+    "mid-size-roofline": ("bench-mid-size-2-core-epyc.json", partial(_bench_table, roofline_table)),
 }
 """Name → the committed results, and the table of them."""
 
