@@ -21,6 +21,7 @@ from recast_bundle import recast
 from lamp_trt.engine import atomic_files, compiled, tensorrt_build, trt
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
+from lamp_trt.engine.hoisting import HOISTS
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.tensorrt_build import Target, build_engines
 from lamp_trt.engine.tensorrt_key import engine_key, find_engine
@@ -131,12 +132,13 @@ def test_the_lamp_unet_builds_in_bfloat16(toy_bundle: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_an_exported_fp16_bundle_builds(toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hoist", [(), tuple(HOISTS)], ids=["plain", "hoisted"])
+def test_an_exported_fp16_bundle_builds(hoist: tuple[str, ...], toy: Path, tmp_path: Path) -> None:
     from toy_fixture import toy_options
 
     from lamp_trt.export.build import build_bundle
 
-    build_bundle(tmp_path / "fp16", toy_options(toy, precision="fp16"))
+    build_bundle(tmp_path / "fp16", toy_options(toy, precision="fp16", hoist=hoist))
     bundle = Bundle.open(tmp_path / "fp16")
     engines = build_engines(bundle, TensorRtOptions(motions=("horse_run",)))
     assert [engine.key.network for engine in engines] == list(bundle.manifest.networks)
