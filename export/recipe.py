@@ -65,6 +65,10 @@ _USAGE = {
 }
 
 
+MAX_SIDE, MAX_FRAMES = 8192, 1024
+"""More fits into no machine's memory: attention alone would take terabytes."""
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What `lamp-trt build` was asked for. Raises InputError for sizes that no network takes.
@@ -88,12 +92,17 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}.")
-        if self.num_frames < 1:
-            raise InputError(f"frames is {self.num_frames}; a video has at least 1 (LAMP was trained on 16).")
+        if not 1 <= self.num_frames <= MAX_FRAMES:
+            raise InputError(
+                f"frames is {self.num_frames}; a video has at least 1 and at most {MAX_FRAMES} "
+                "(LAMP was trained on 16)."
+            )
         for name in ("height", "width", "first_frame_height", "first_frame_width"):
             pixels = getattr(self, name)
-            if pixels is not None and pixels < 1:
-                raise InputError(f"{name} is {pixels}; it must be a positive number of pixels.")
+            if pixels is not None and not 1 <= pixels <= MAX_SIDE:
+                raise InputError(
+                    f"{name} is {pixels}; it must be a positive number of pixels, at most {MAX_SIDE}."
+                )
             if name.startswith("first_frame") and pixels is not None and self.sdxl is None:
                 raise InputError(f"{name} is {pixels}, but no SDXL network is built: add {_USAGE['--sdxl']}.")
         unknown = [name for name in self.only if name not in NETWORKS]

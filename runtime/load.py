@@ -98,9 +98,10 @@ def load_pipeline(
     num_threads: int | None = None,
     engine_dir: str | PathLike[str] | None = None,
     expect_bundle: str | None = None,
+    verify_files: bool = False,
 ) -> LampPipeline:
     """Open a bundle and load its networks; see `lamp_trt.load`."""
-    opened = Bundle.open(bundle, expect_digest=expect_bundle)
+    opened = Bundle.open(bundle, verify="full" if verify_files else "stat", expect_digest=expect_bundle)
     motion = _first_motion(opened, motion)
     place = Placement.of(opened, device, backend, num_threads, engine_dir)
     load_stages = _host_stages if place.ordinal is None else _cuda_stages

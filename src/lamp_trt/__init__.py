@@ -26,6 +26,7 @@ def load(
     num_threads: int | None = None,
     engine_dir: str | PathLike[str] | None = None,
     expect_bundle: str | None = None,
+    verify_files: bool = False,
 ) -> "LampPipeline":
     """Load a bundle that `lamp-trt build` made.
 
@@ -37,6 +38,7 @@ def load(
     num_threads  CPU threads of each network; None lets the backend choose
     engine_dir   where compiled engines are, for a bundle that cannot hold them; None is its own folder
     expect_bundle  the digest that the bundle must have (`lamp-trt inspect` shows it): pins one from elsewhere
+    verify_files read every byte of the bundle first, also of files that have not changed since they were read
     Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
     EngineError if a network cannot be loaded.
     """
@@ -50,4 +52,5 @@ def load(
         num_threads=num_threads,
         engine_dir=engine_dir,
         expect_bundle=expect_bundle,
+        verify_files=verify_files,
     )

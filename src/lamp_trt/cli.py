@@ -6,9 +6,12 @@ Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 fai
 """
 
 import argparse
+import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 import lamp_trt
 from lamp_trt.commands import bench, build, doctor, generate, image, inspect, motion, toy, verify
@@ -17,6 +20,16 @@ from lamp_trt.engine.errors import LampError
 log = logging.getLogger("lamp_trt")
 
 INTERRUPTED = 130
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+"""Environment of the command, before any dependency is imported: none of them is to look for a network, and
+what is needed never lies there. As a library lamp_trt leaves its host's environment alone."""
 _EXTRAS = {
     "torch": "export",
     "diffusers": "export",
@@ -31,6 +44,8 @@ _EXTRAS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    os.environ.update(OFFLINE)
+    _take_any_text(sys.stdout, sys.stderr)
     args = _parser().parse_args(argv)
     _log_to_stderr(logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO)
     run: Callable[[argparse.Namespace], None] = args.run
@@ -83,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("motion", help=motion.DESCRIPTION, description=motion.DESCRIPTION)
     motion.add_actions(sub, parents)
     return parser
+
+
+def _take_any_text(*streams: TextIO) -> None:
+    """Let file names that are no UTF-8 be printed as the bytes that they are, like `ls` does."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "surrogateescape")
 
 
 def _log_to_stderr(level: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lamp_trt
-from lamp_trt.commands.shared import add_placement, log_timings, placement
+from lamp_trt.commands.shared import add_placement, add_verify_files, log_timings, placement
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.config import FPS, GenerationConfig
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("prompt", nargs="*", help="one video for each")
     add_placement(parser)
+    add_verify_files(parser)
     parser.add_argument(
         "--motion", action="append", default=[], help="repeat it for a video of each; none: the default one"
     )
@@ -124,7 +125,9 @@ def run(args: argparse.Namespace) -> None:
         jobs = [replace(job, motion=job.motion or motion) for motion in args.motion for job in jobs]
     jobs = with_destinations(jobs, args.out, "" if args.format == "png" else f".{args.format}")
     before_save = _function(args.before_save) if args.before_save else None
-    pipeline = lamp_trt.load(args.bundle, expect_bundle=args.expect_bundle, **placement(args))
+    pipeline = lamp_trt.load(
+        args.bundle, expect_bundle=args.expect_bundle, verify_files=args.verify_files, **placement(args)
+    )
     for path, video in run_jobs(pipeline, jobs, before_save):
         log_timings(video.timings)
         settings = {name: value for name, value in video.settings.items() if name != "first_frame_png"}

@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lamp_trt.commands.shared import add_placement, log_timings, placement
+from lamp_trt.commands.shared import add_placement, add_verify_files, log_timings, placement
 from lamp_trt.runtime.config import GenerationConfig
 
 DESCRIPTION = "Make only the first frame of a video, to try prompts quickly."
@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config = GenerationConfig()
     parser.add_argument("prompt")
     add_placement(parser)
+    add_verify_files(parser)
     parser.add_argument(
         "--out", type=Path, help="a .png file; default: named after the prompt", metavar="IMAGE"
     )
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> None:
     from lamp_trt.runtime.load import load_first_frame_maker
 
     out = check_png(args.out or Path(f"{slug(args.prompt)}.png"))
-    bundle = Bundle.open(args.bundle, expect_digest=args.expect_bundle)
+    bundle = Bundle.open(
+        args.bundle, verify="full" if args.verify_files else "stat", expect_digest=args.expect_bundle
+    )
     make = load_first_frame_maker(bundle, **placement(args))
     made = make(
         args.prompt,

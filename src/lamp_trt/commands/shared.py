@@ -31,6 +31,14 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-threads", type=int, help="CPU threads; default: the backend's choice")
 
 
+def add_verify_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verify-files",
+        action="store_true",
+        help="first read and check every byte, also of files that have not changed since they were checked",
+    )
+
+
 def placement(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_placement` took but for the bundle, as lamp_trt.load names it."""
     return {name: getattr(args, name) for name in ("device", "backend", "engine_dir", "num_threads")}
