@@ -220,9 +220,18 @@ def _open_safetensors(file: Path) -> tuple[Any, dict[str, TensorInfo]]:
     return safe_open(file, framework="pt"), infos
 
 
+def _refuse_compressed(file: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than it is; torch.save compresses nothing."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is a compressed archive, which torch.save does not write")
+
+
 def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
     refuse_lfs_pointer(file)
     try:
+        _refuse_compressed(file)
         # Files written before torch 1.6 are no zip archives, which only costs the memory map.
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except _UNPICKLING_ERRORS as error:

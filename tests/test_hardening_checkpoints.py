@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hostile checkpoints: configs that would build monsters, pickles that would run, links elsewhere."""
 
+import functools
 import json
+import os
+import resource
 import shutil
+import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hostile import as_json, mutated, read_or_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torture_fixture import Tally, no_hang
 from toy_fixture import toy_options
 
+from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.digests import DigestCache
-from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.errors import BundleError, CheckpointError
 from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.export.networks import check_component
 from lamp_trt.export.recipe import recipe_from_options
@@ -26,10 +33,16 @@ COMPONENTS = {"unet": "motions/rain/unet", "vae": "sd/vae", "text_encoder": "sd/
 
 @pytest.fixture(scope="module")
 def checkpoints(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the toy checkpoints; each test puts back what it changes."""
+    """A copy of the toy checkpoints, whose JSON files every test gets as published."""
     copy = tmp_path_factory.mktemp("hostile") / "toy"
     shutil.copytree(toy, copy)
     return copy
+
+
+@pytest.fixture(autouse=True)
+def published(checkpoints: Path, toy: Path) -> None:
+    for path in toy.rglob("*.json"):
+        shutil.copy(path, checkpoints / path.relative_to(toy))
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -51,8 +64,8 @@ def test_any_config_builds_what_the_weights_hold_or_is_refused(
 def test_any_config_gives_a_recipe_or_is_refused(
     checkpoints: Path, toy: Path, file: str, tally: Tally, data: st.DataObject
 ) -> None:
-    original = (toy / file).read_bytes()
-    (checkpoints / file).write_bytes(as_json(mutated(json.loads(original), data)))
+    document = json.loads((toy / file).read_text())
+    (checkpoints / file).write_bytes(as_json(mutated(document, data)))
     cache = DigestCache(checkpoints.parent / "digests")
 
     def read() -> None:
@@ -60,10 +73,7 @@ def test_any_config_gives_a_recipe_or_is_refused(
         for network in recipe.networks:
             assert all(0 < axis < 2**31 for tensor in recipe.io(network)[0] for axis in tensor.shape)
 
-    try:
-        read_or_refused(read, tally)
-    finally:
-        (checkpoints / file).write_bytes(original)
+    read_or_refused(read, tally)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +100,100 @@ def test_networks_larger_than_any_are_refused_before_they_are_built(
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with no_hang(), pytest.raises(CheckpointError, match=f"config.json: {next(iter(change))} is"):
         find_component(folder, component)
+
+
+# --- pickles -------------------------------------------------------------------------------------------
+
+
+class _Calls:
+    """A pickle that calls `function(*arguments)` when it is loaded."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call
+
+
+def payloads(marker: Path) -> dict[str, Any]:
+    write = f"open({str(marker)!r}, 'w').close()"
+    return {
+        "os.system": _Calls(os.system, f"touch {marker}"),
+        "eval": _Calls(eval, write),
+        "exec": _Calls(exec, write),
+        "subprocess": _Calls(subprocess.call, ["touch", str(marker)]),
+        "open": _Calls(open, str(marker), "w"),
+        "getattr": _Calls(getattr, _Calls(__import__, "os"), "system"),
+        "in a value": {"weight": _Calls(os.mkdir, str(marker))},
+        "in a key": {_Calls(os.mkdir, str(marker)): torch.zeros(1)},
+        "torch.load": _Calls(torch.load, str(marker)),
+        "partial": _Calls(functools.partial, os.system, "true"),
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "plain"])
+@pytest.mark.parametrize("payload", payloads(Path("x")))
+def test_no_pickle_runs_anything(payload: str, legacy: bool, toy: Path, tmp_path: Path, tally: Tally) -> None:
+    unet, marker = tmp_path / "unet", tmp_path / "marker"
+    unet.mkdir()
+    shutil.copy(toy / COMPONENTS["vae"] / "config.json", unet)
+    torch.save(
+        payloads(marker)[payload],
+        unet / "diffusion_pytorch_model.bin",
+        _use_new_zipfile_serialization=not legacy,
+    )
+    with pytest.raises(CheckpointError, match="is refused, only pickles of plain tensors are read"):
+        check_component(find_component(unet, "vae"))
+    assert not marker.exists()
+    tally("pickles with code refused", 1)
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped-absolute", "archive/../../escaped"])
+def test_an_archive_with_names_that_lead_out_writes_nothing(name: str, tmp_path: Path, toy: Path) -> None:
+    shutil.copy(toy / COMPONENTS["vae"] / "config.json", tmp_path)
+    torch.save({"a": torch.zeros(4)}, tmp_path / "diffusion_pytorch_model.bin")
+    with zipfile.ZipFile(tmp_path / "diffusion_pytorch_model.bin", "a") as archive:
+        archive.writestr(name, b"x" * 100)
+    before = sorted(path.name for path in tmp_path.parent.iterdir())
+    with pytest.raises(CheckpointError):
+        check_component(find_component(tmp_path, "vae"))
+    assert sorted(path.name for path in tmp_path.parent.iterdir()) == before
+    assert not Path("/tmp/escaped-absolute").exists()
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused_in_little_memory(tmp_path: Path, toy: Path) -> None:
+    shutil.copy(toy / COMPONENTS["vae"] / "config.json", tmp_path)
+    bomb = tmp_path / "diffusion_pytorch_model.bin"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("archive/version", "3\n")
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as file:
+            for _ in range(2000):
+                file.write(bytes(1 << 20))
+    assert bomb.stat().st_size < 16 << 20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with no_hang(), pytest.raises(CheckpointError):
+        check_component(find_component(tmp_path, "vae"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 << 10  # KiB
+
+
+# --- links ---------------------------------------------------------------------------------------------
+
+
+def test_any_file_of_a_bundle_that_is_a_link_out_of_it_is_refused(
+    toy_bundle: Path, tmp_path: Path, tally: Tally
+) -> None:
+    bundle, outside = tmp_path / "bundle", tmp_path / "outside"
+    shutil.copytree(toy_bundle, bundle)
+    outside.mkdir()
+    for relative in Bundle.open(bundle).manifest.files:
+        (bundle / relative).rename(outside / "file")
+        (bundle / relative).symlink_to(outside / "file")
+        with pytest.raises(BundleError, match=f"{relative} in .* is a link out of the bundle"):
+            Bundle.open(bundle)
+        (bundle / relative).unlink()
+        (outside / "file").rename(bundle / relative)
+        tally("links out of a bundle refused", 1)
+    (bundle / "weights").rename(outside / "weights")
+    (bundle / "weights").symlink_to(outside / "weights")
+    with pytest.raises(BundleError, match="is a link out of the bundle"):
+        Bundle.open(bundle)
