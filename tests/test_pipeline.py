@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import GoldenClose
+from reference_clip import reference_clip, smooth_picture
 from tolerances import (
     CLIP_LEVELS,
     GOLDEN_GIF_EQUAL_SHARE,
@@ -29,16 +29,12 @@ from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
-from lamp_trt.export import reference
 from lamp_trt.export.build import build_bundle
-from lamp_trt.export.checkpoints import load_text_encoder, load_vae
-from lamp_trt.export.lamp_unet import load_lamp_unet
 from lamp_trt.export.motions import remove_motion
 from lamp_trt.export.recipe import BuildOptions
 from lamp_trt.runtime.config import GenerationConfig
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.histogram import match_histograms, uint8_frames
-from lamp_trt.runtime.image import model_input
 from lamp_trt.runtime.latents import mix_noise, posterior_sample, with_first_frame
 from lamp_trt.runtime.loop import denoise_video, require_finite
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -53,10 +49,8 @@ def pipe(toy_bundle: Path) -> LampPipeline:
 
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
-    """A smooth picture at twice the toy bundle's size, uint8 RGB."""
-    y, x = np.mgrid[0:128, 0:128] / 128
-    waves = [np.sin(5 * x + 3 * y), np.cos(7 * x * y), np.sin(9 * y)]
-    return np.rint(127.5 + 110 * np.stack(waves, axis=-1)).astype(np.uint8)
+    """At twice the toy bundle's size."""
+    return smooth_picture(128, 128)
 
 
 # --- against the official implementation --------------------------------------------------------------
@@ -159,8 +153,6 @@ def test_the_first_frame_on_onnx_runtime_is_encoded_as_officially(
 def test_a_video_from_a_prompt_and_a_picture_equals_the_references(
     preset: str, toy: Path, pipe: LampPipeline, picture: np.ndarray
 ) -> None:
-    from transformers import CLIPTokenizer
-
     rng = np.random.default_rng(7)
     noise = rng.standard_normal((1, 4, 4, 8, 8)).astype(np.float32)
     base_noise = rng.standard_normal((1, 4, 1, 8, 8)).astype(np.float32) if preset == "paper" else None
@@ -175,29 +167,20 @@ def test_a_video_from_a_prompt_and_a_picture_equals_the_references(
         posterior_noise=posterior_noise,
         **arguments,
     )
-    vae = load_vae(toy / "sd")
-    ids = CLIPTokenizer.from_pretrained(toy / "sd" / "tokenizer")(
-        ["", "a car in rain"], padding="max_length", max_length=77, return_tensors="pt"
-    ).input_ids
-    with torch.inference_mode():
-        text = load_text_encoder(toy / "sd")(input_ids=ids).last_hidden_state
-        image = torch.from_numpy(model_input(video.first_frame))
-        first = reference.encode_first_frame(vae, image, torch.from_numpy(posterior_noise))
-        latents = reference.denoise(
-            load_lamp_unet(toy / "motions" / "rain"),
-            first,
-            torch.from_numpy(noise),
-            text,
-            base_noise=None if base_noise is None else torch.from_numpy(base_noise),
-            scheduler_config=dict(pipe.bundle.manifest.scheduler),
-            **arguments,
-        ).numpy()
-        decoded = torch.cat(
-            [vae.decode(f / 0.18215).sample for f in torch.from_numpy(latents)[0].swapaxes(0, 1).unsqueeze(1)]
-        )
+    latents, decoded = reference_clip(
+        toy,
+        "rain",
+        "a car in rain",
+        video.first_frame,
+        noise,
+        posterior_noise,
+        pipe.bundle.manifest.scheduler,
+        base_noise,
+        **arguments,
+    )
     assert distance(video.latents, latents).rel_l2 <= PIPELINE_REL_L2
     mode = "official" if preset == "official" else "exact"
-    frames = match_histograms(uint8_frames(decoded.numpy()), mode)  # type: ignore[arg-type]
+    frames = match_histograms(uint8_frames(decoded), mode)  # type: ignore[arg-type]
     difference = np.abs(video.frames.astype(int) - frames)
     assert difference.max() <= CLIP_LEVELS
     assert (difference == 0).mean() >= GOLDEN_GIF_EQUAL_SHARE
