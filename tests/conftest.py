@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-pytest_plugins = ["toy_fixture", "sdxl_fixture", "torture_fixture"]
+pytest_plugins = ["toy_fixture", "sdxl_fixture", "hoisted_fixture", "torture_fixture"]
 
 Arrays = Mapping[str, np.ndarray]
 GOLDEN_ROOT = os.environ.get("LAMP_TRT_GOLDEN")
