@@ -303,3 +303,19 @@ def test_a_place_that_does_not_exist_is_refused(
 ) -> None:
     assert main(["generate", "x", f"--bundle={toy_bundle}", "--first-frame=x.png", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+def test_inspect_shows_the_layers_of_an_engine(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lamp_trt.engine import tensorrt_layers
+
+    def plan_layers(bundle: Any, network: str, *, engine_dir: Path | None) -> list[Any]:
+        assert (bundle.path, network, engine_dir) == (toy_bundle, "vae_decoder", None)
+        return [tensorrt_layers.PlanLayer("conv_in", "Convolution", "sm80_xmma")]
+
+    monkeypatch.setattr(tensorrt_layers, "plan_layers", plan_layers)
+    assert main(["inspect", str(toy_bundle), "--layers=vae_decoder"]) == 0
+    assert "1 layers: 1 Convolution" in capsys.readouterr().out
+    assert main(["inspect", str(toy_bundle), "--layers=vae_decoder", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "conv_in"
