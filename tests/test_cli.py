@@ -312,7 +312,7 @@ def test_inspect_shows_the_layers_of_an_engine(
 
     def plan_layers(bundle: Any, network: str, *, engine_dir: Path | None) -> list[Any]:
         assert (bundle.path, network, engine_dir) == (toy_bundle, "vae_decoder", None)
-        return [tensorrt_layers.PlanLayer("conv_in", "Convolution", "sm80_xmma")]
+        return [tensorrt_layers.PlanLayer("conv_in", "Convolution", "sm80_xmma", ("y",))]
 
     monkeypatch.setattr(tensorrt_layers, "plan_layers", plan_layers)
     assert main(["inspect", str(toy_bundle), "--layers=vae_decoder"]) == 0
