@@ -33,7 +33,7 @@ from lamp_trt.runtime.cuda_engines import EngineSet
 def report(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole run with a small budget."""
     out = tmp_path_factory.mktemp("report") / "new" / "folder"
-    arguments = ["bench", "-q", f"--bundle={toy_bundle}", "--budget=10s", "--num-threads=1", f"--out={out}"]
+    arguments = ["bench", "-q", f"--bundle={toy_bundle}", "--budget=8s", "--num-threads=1", f"--out={out}"]
     assert main(arguments) == 0
     return out
 

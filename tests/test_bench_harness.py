@@ -106,6 +106,20 @@ def test_what_the_budget_does_not_reach_is_named() -> None:
     assert harvest.not_measured == ["b (test): the budget ended before it"]
 
 
+def test_a_compiler_extends_the_budget() -> None:
+    machine = Machine()
+
+    @contextmanager
+    def compiling() -> Iterator[Callable[[], Any]]:
+        machine.time += 500
+        yield lambda: {"seconds": 0.1}
+
+    compiled = Entry(name="c", group="peers", backend="test", setup=compiling, unbudgeted=True)
+    harvest = run_entries([machine.entry("a", 0.1), compiled, machine.entry("b", 0.1)], 10, machine)
+    assert [(m.name, len(m.samples_s)) for m in harvest.measurements] == [(n, MIN_SAMPLES) for n in "acb"]
+    assert harvest.extra_s == pytest.approx(500.2)
+
+
 def test_dear_entries_are_measured_few_times() -> None:
     machine = Machine()
     (m,) = run_entries([machine.entry("x", 1.0, few=True)], 600, machine).measurements

@@ -18,7 +18,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 class BenchOptions:
     """InputError for a budget, a seed or a number of steps that cannot be.
 
-    budget_s      time for measuring; what is set up or compared with PyTorch comes on top
+    budget_s      time for setting up and measuring; compilers, builds, sweeps and parity on top
     filter        only rows whose name or backend holds this, in any case
     full          also whole videos, PyTorch beside us, builds and several videos at once
     sweep         also the UNet at other frame counts, sizes and precisions, built from the first motion

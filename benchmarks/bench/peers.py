@@ -80,6 +80,7 @@ class Peers:
             held_bytes=int(HELD_PER_WEIGHT * self._subject.weight_bytes(network)) if on_host else 0,
             reference=reference[0] if reference else None,
             reference_name=reference[1] if reference else "",
+            unbudgeted=compiled,
         )
 
     def _reference(self, network: str) -> Outputs:

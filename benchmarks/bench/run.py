@@ -55,7 +55,7 @@ def run_bench(path: Path, options: BenchOptions, clock: Clock | None = None) -> 
     held = int(HELD_SHARE * memory_bytes()[1])
     harvest = run_entries(entries, MEASURING_SHARE * options.budget_s, clock, memory_limit=held)
     result.measurements, result.not_measured = harvest.measurements, harvest.not_measured
-    _look_inside(result, subject, begin + options.budget_s, clock)
+    _look_inside(result, subject, begin + options.budget_s + harvest.extra_s, clock)
     result.not_measured += _left_out(subject)
     if options.sweep:
         result.growth, missing = run_sweep(subject)
