@@ -158,7 +158,7 @@ def operators_table(result: BenchResult) -> Table:
 
 def parity_table(result: BenchResult) -> Table:
     rows = [_parity_row(check) for check in result.parity.get("checks", [])]
-    header = ("", "check", "measured", "limit", "PyTorch's own", "")
+    header = ("", "check", "verdict", "measured", "limit", "PyTorch's own")
     note = (
         "What lamp-trt verify found, against PyTorch in fp32. PyTorch's own: its distance at the bundle's "
         "precision, the yardstick for fp16. Values that are not finite fail."
@@ -171,7 +171,7 @@ def _parity_row(check: dict[str, Any]) -> list[str]:
     title = f"{check['name']}, {check['motion']}" if check["motion"] else check["name"]
     verdict = "ok" if check["passed"] else f"failed: {check['problem']}"
     measured, limits, own = (_figures(check[name]) for name in ("measured", "limits", "own"))
-    return [check["group"], title, measured, limits, own, verdict]
+    return [check["group"], title, verdict, measured, limits, own]
 
 
 def _figures(values: dict[str, Any]) -> str:
