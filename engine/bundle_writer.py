@@ -104,7 +104,21 @@ class BundleWriter:
             self.manifest = read_manifest(self.path)[0]
         except FileNotFoundError:
             self.manifest = None
+        else:
+            self._finish_clearing()
         self.files = {}
+
+    def _finish_clearing(self) -> None:
+        """What a commit that was interrupted after its manifest was in place left to do: take away the files
+        that it announced to remove, and a journal that tells of nothing else."""
+        removed = self._journal.paths - self._journal.entries.keys()
+        gone = [self._final(path) for path in sorted(removed) if not self._old(path)]
+        self._unlink([path for path in gone if os.path.lexists(path)])
+        entries = self._journal.entries.items()
+        if all(
+            self._old(path) == entry and not os.path.lexists(self._staged(path)) for path, entry in entries
+        ):
+            self._journal.delete()
 
     def path_of(self, relative: str) -> Path:
         """Where a file of `files` is now: under its name, or staged until the commit."""
