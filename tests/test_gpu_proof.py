@@ -34,7 +34,7 @@ class WrongAfterASwitch(OnnxRuntimeEngine):
         return outputs
 
     def set_motion(self, motion: str) -> None:
-        self.switches = getattr(self, "switches", 0) + (motion != self._motion)
+        self.switches = getattr(self, "switches", 0) + (self._motion not in (None, motion))
         super().set_motion(motion)
 
 

@@ -107,6 +107,13 @@ def _take_any_text(*streams: TextIO) -> None:
             stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "surrogateescape")
 
 
+class _ToStderr(logging.Handler):
+    """Writes to what sys.stderr is at that moment, as `print` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_ToStderr()], force=True)
     log.setLevel(level)
