@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine import cuda_graph
+from lamp_trt.engine.backends import Residence
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledEngine
 from lamp_trt.engine.cuda_calls import architecture
@@ -20,7 +21,6 @@ from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.refit import (
     PlacedWeights,
     RefitFailed,
-    Residence,
     motion_weights,
     restore_weights,
     show_motion,

@@ -5,13 +5,16 @@ import importlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lamp_trt.engine import compiled
 from lamp_trt.engine.backend import DeviceEngine, Engine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
+
+Residence = Literal["mapped", "pinned", "device"]
+"""Where a motion waits to be shown: in its mapped file, in page-locked host memory, or on the device."""
 
 HOST_ENGINES = {
     "onnxruntime": ("backend_onnxruntime", "OnnxRuntimeEngine"),
@@ -76,37 +79,41 @@ def _for_gpu(key: CompiledKey) -> bool:
 
 def host_engine(
     backend: str,
-    bundle: Bundle,
+    bundle: "Bundle",
     network: str,
     *,
     motion: str | None = None,
     num_threads: int | None = None,
     engine_dir: Path | None = None,
-) -> Engine:
+) -> "Engine":
     """One network on the CPU. engine_dir: where compiled engines are, None for the bundle's own folder.
 
     Raises EngineError if it cannot be loaded.
     """
     compiled = {"engine_dir": engine_dir} if backend in ENGINE_SUFFIX else {}
     make = _class(HOST_ENGINES[backend])
-    engine: Engine = make(bundle, network, motion=motion, num_threads=num_threads, **compiled)
+    engine: "Engine" = make(bundle, network, motion=motion, num_threads=num_threads, **compiled)
     return engine
 
 
 def device_engine(
     backend: str,
-    bundle: Bundle,
+    bundle: "Bundle",
     network: str,
     *,
     device: int,
     stream: int,
     motion: str | None = None,
     engine_dir: Path | None = None,
-) -> DeviceEngine:
-    """One network on CUDA device `device`, to be run on `stream`, a cudaStream_t. Raises as host_engine."""
-    compiled = {"engine_dir": engine_dir} if backend in ENGINE_SUFFIX else {}
+    resident_motions: Residence = "mapped",
+) -> "DeviceEngine":
+    """One network on CUDA device `device`, to be run on `stream`, a cudaStream_t. resident_motions: where
+    TensorRT's motions wait to be shown. Raises as host_engine."""
+    options: dict[str, Any] = {"engine_dir": engine_dir} if backend in ENGINE_SUFFIX else {}
+    if backend == "tensorrt":
+        options["resident_motions"] = resident_motions
     make = _class(DEVICE_ENGINES[backend])
-    engine: DeviceEngine = make(bundle, network, device=device, stream=stream, motion=motion, **compiled)
+    engine: "DeviceEngine" = make(bundle, network, device=device, stream=stream, motion=motion, **options)
     return engine
 
 

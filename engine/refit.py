@@ -11,20 +11,18 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any
 from weakref import finalize
 
 import numpy as np
 
+from lamp_trt.engine.backends import Residence
 from lamp_trt.engine.cuda_calls import cuda, release
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.weights import WeightFile
 
 log = logging.getLogger("lamp_trt")
-
-Residence = Literal["mapped", "pinned", "device"]
-"""Where a motion waits to be shown: in its mapped file, in page-locked host memory, or on the device."""
 
 DATA_TYPES = {"F32": "FLOAT", "F16": "HALF", "BF16": "BF16", "I64": "INT64", "I32": "INT32", "BOOL": "BOOL"}
 """The dtypes of weight files by their names in trt.DataType."""

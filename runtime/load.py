@@ -8,12 +8,12 @@ from os import PathLike
 from pathlib import Path
 
 from lamp_trt.engine.backend import DeviceEngine, Engine
-from lamp_trt.engine.backends import choose_backend, device_engine, host_engine, parse_device
+from lamp_trt.engine.backends import Residence, choose_backend, device_engine, host_engine, parse_device
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.hoisting import networks_beside
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
-from lamp_trt.runtime.config import thread_count
+from lamp_trt.runtime.config import one_of, thread_count
 from lamp_trt.runtime.cuda_device import CudaDevice
 from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_stages import CudaImageStages, CudaVideoStages
@@ -38,6 +38,7 @@ class Placement:
     backend: str
     num_threads: int | None
     engine_dir: Path | None
+    resident_motions: Residence = "mapped"
 
     @classmethod
     def of(
@@ -47,6 +48,7 @@ class Placement:
         backend: str = "auto",
         num_threads: int | None = None,
         engine_dir: str | PathLike[str] | None = None,
+        resident_motions: Residence = "mapped",
     ) -> "Placement":
         """Of arguments as the user gave them."""
         folder = None if engine_dir is None else Path(engine_dir)
@@ -58,7 +60,12 @@ class Placement:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
         chosen = choose_backend(ordinal, backend, folder or bundle.engine_folder)
         log.info("on %s with %s", "the CPU" if ordinal is None else f"cuda:{ordinal}", chosen)
-        return cls(ordinal, chosen, threads, folder)
+        one_of("resident_motions", resident_motions, Residence)
+        if resident_motions != "mapped" and chosen != "tensorrt":
+            raise InputError(
+                f"resident_motions is {resident_motions!r}, which is TensorRT's; {chosen} has no such choice."
+            )
+        return cls(ordinal, chosen, threads, folder, resident_motions)
 
     def host_engine(self, bundle: Bundle, network: str, motion: str | None = None) -> Engine:
         return host_engine(
@@ -84,6 +91,7 @@ class Placement:
                 stream=device.stream,
                 motion=motion if network == "lamp_unet" else None,
                 engine_dir=self.engine_dir,
+                resident_motions=self.resident_motions,
             )
 
         return EngineSet(device, load)
@@ -97,13 +105,14 @@ def load_pipeline(
     motion: str | None = None,
     num_threads: int | None = None,
     engine_dir: str | PathLike[str] | None = None,
+    resident_motions: Residence = "mapped",
     expect_bundle: str | None = None,
     verify_files: bool = False,
 ) -> LampPipeline:
     """Open a bundle and load its networks; see `lamp_trt.load`."""
     opened = Bundle.open(bundle, verify="full" if verify_files else "stat", expect_digest=expect_bundle)
     motion = _first_motion(opened, motion)
-    place = Placement.of(opened, device, backend, num_threads, engine_dir)
+    place = Placement.of(opened, device, backend, num_threads, engine_dir, resident_motions)
     load_stages = _host_stages if place.ordinal is None else _cuda_stages
     stages, first_frames = load_stages(opened, place, motion)
     tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])

@@ -294,6 +294,11 @@ def test_engines_are_built_by_options_that_reach_their_builder(
         (["--backend=magic"], 2, "backend is 'magic'; on the CPU choose 'auto', onnxruntime, aotinductor"),
         (["--backend=tensorrt"], 2, "backend is 'tensorrt'; on the CPU choose"),
         (["--device=cuda", "--num-threads=2"], 2, "num_threads is 2, but on a GPU nothing uses it"),
+        (
+            ["--resident-motions=pinned"],
+            2,
+            "resident_motions is 'pinned', which is TensorRT's",
+        ),
         (["--engine-dir=/nowhere"], 2, "engine_dir is '/nowhere', which is no folder"),
         (["--expect-bundle", "0" * 64], 1, "expected 0000"),
     ],

@@ -12,6 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lamp_trt.engine.backends import Residence
     from lamp_trt.runtime.pipeline import LampPipeline
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ def load(
     motion: str | None = None,
     num_threads: int | None = None,
     engine_dir: str | PathLike[str] | None = None,
+    resident_motions: "Residence" = "mapped",
     expect_bundle: str | None = None,
     verify_files: bool = False,
 ) -> "LampPipeline":
@@ -37,6 +39,8 @@ def load(
     motion       the motion to begin with; None is the bundle's default one. Calls may switch.
     num_threads  CPU threads of each network; None lets the backend choose
     engine_dir   where compiled engines are, for a bundle that cannot hold them; None is its own folder
+    resident_motions  where TensorRT's motions wait to be shown: "mapped" in their files, or, once shown, as
+                 copies in page-locked host memory ("pinned") or on the "device", 0.5 GB each at full size
     expect_bundle  the digest that the bundle must have (`lamp-trt inspect` shows it): pins one from elsewhere
     verify_files read every byte of the bundle first, also of files that have not changed since they were read
     Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
@@ -51,6 +55,7 @@ def load(
         motion=motion,
         num_threads=num_threads,
         engine_dir=engine_dir,
+        resident_motions=resident_motions,
         expect_bundle=expect_bundle,
         verify_files=verify_files,
     )

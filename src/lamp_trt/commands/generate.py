@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lamp_trt
 from lamp_trt.commands.shared import add_placement, add_verify_files, log_timings, placement
+from lamp_trt.engine.backends import Residence
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.config import FPS, GenerationConfig
 
@@ -28,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="*", help="one video for each")
     add_placement(parser)
     add_verify_files(parser)
+    parser.add_argument(
+        "--resident-motions",
+        choices=get_args(Residence),
+        default="mapped",
+        help="TensorRT: keep motions, once shown, where the next switch to them is faster",
+    )
     parser.add_argument(
         "--motion", action="append", default=[], help="repeat it for a video of each; none: the default one"
     )
@@ -126,7 +133,11 @@ def run(args: argparse.Namespace) -> None:
     jobs = with_destinations(jobs, args.out, "" if args.format == "png" else f".{args.format}")
     before_save = _function(args.before_save) if args.before_save else None
     pipeline = lamp_trt.load(
-        args.bundle, expect_bundle=args.expect_bundle, verify_files=args.verify_files, **placement(args)
+        args.bundle,
+        resident_motions=args.resident_motions,
+        expect_bundle=args.expect_bundle,
+        verify_files=args.verify_files,
+        **placement(args),
     )
     for path, video in run_jobs(pipeline, jobs, before_save):
         log_timings(video.timings)
