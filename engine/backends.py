@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lamp_trt.engine import compiled
-from lamp_trt.engine.backend import DeviceEngine, Engine
-from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
+
+if TYPE_CHECKING:
+    from lamp_trt.engine.backend import DeviceEngine, Engine
+    from lamp_trt.engine.bundle import Bundle
 
 Residence = Literal["mapped", "pinned", "device"]
 """Where a motion waits to be shown: in its mapped file, in page-locked host memory, or on the device."""
@@ -92,7 +94,7 @@ def host_engine(
     """
     compiled = {"engine_dir": engine_dir} if backend in ENGINE_SUFFIX else {}
     make = _class(HOST_ENGINES[backend])
-    engine: "Engine" = make(bundle, network, motion=motion, num_threads=num_threads, **compiled)
+    engine: Engine = make(bundle, network, motion=motion, num_threads=num_threads, **compiled)
     return engine
 
 
@@ -113,7 +115,7 @@ def device_engine(
     if backend == "tensorrt":
         options["resident_motions"] = resident_motions
     make = _class(DEVICE_ENGINES[backend])
-    engine: "DeviceEngine" = make(bundle, network, device=device, stream=stream, motion=motion, **options)
+    engine: DeviceEngine = make(bundle, network, device=device, stream=stream, motion=motion, **options)
     return engine
 
 

@@ -62,6 +62,11 @@ def test_an_import_loads_nothing_heavy(module: str, run_python: Callable[[str], 
     assert run_python(code).split() == []
 
 
+def test_the_command_starts_without_numpy(run_python: Callable[[str], str]) -> None:
+    code = "import sys; sys.modules['numpy'] = None; from lamp_trt.cli import main; main(['--version'])"
+    assert run_python(code).startswith("lamp-trt ")
+
+
 def test_a_whole_generation_loads_neither_torch_nor_diffusers(
     toy_bundle: Path, tmp_path: Path, run_python: Callable[[str], str]
 ) -> None:
