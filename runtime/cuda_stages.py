@@ -6,7 +6,6 @@ latents come down. A first frame that is not exactly twice the video's size is f
 between two halves.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,18 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.hoisting import networks_beside
 from lamp_trt.engine.manifest import Manifest
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
-from lamp_trt.runtime.cuda_device import Device
+from lamp_trt.runtime.cuda_common import (
+    Conditions,
+    Marks,
+    guided_ids,
+    require_finite_array,
+    require_no_nan,
+)
 from lamp_trt.runtime.cuda_engines import EngineSet
+from lamp_trt.runtime.cuda_images import CudaImageStages
 from lamp_trt.runtime.cuda_loop import DeviceLoop, Shown, watch
-from lamp_trt.runtime.host_stages import time_ids
 from lamp_trt.runtime.image import Fit, Image, load_first_frame, resize_to
 from lamp_trt.runtime.kernels import frames as kernels
 from lamp_trt.runtime.kernels.arrays import DeviceArray
@@ -32,161 +37,6 @@ from lamp_trt.runtime.noise import Purpose
 from lamp_trt.runtime.stages import ImageJob, MadeImage, MadeVideo, TokenIds, VideoJob
 
 Array = NDArray[Any]
-
-
-class Marks:
-    """Moments of the stream between stages, and the seconds between them."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._marks = [("", device.mark())]
-
-    def end(self, stage: str) -> Any:
-        """The stage that began with the mark before ends here."""
-        mark = self._device.mark()
-        self._marks.append((stage, mark))
-        return mark
-
-    def seconds(self) -> dict[str, float]:
-        """By stage, after a wait; "total" is all."""
-        pairs = zip(self._marks[:-1], self._marks[1:], strict=True)
-        seconds = {stage: self._device.seconds(before, mark) for (_, before), (stage, mark) in pairs}
-        return {**seconds, "total": sum(seconds.values())}
-
-
-class Conditions:
-    """A UNet with what it is given beside the sample: from the text, and from the timestep.
-
-    The networks `keys_values` and `projections` stand between them where the bundle has them: their outputs
-    are the UNet's inputs under the same names.
-    """
-
-    def __init__(
-        self,
-        engines: EngineSet,
-        manifest: Manifest,
-        unet: str,
-        keys_values: str,
-        projections: str,
-        given: Mapping[str, DeviceArray],
-    ) -> None:
-        self._text = engines.add(keys_values, given) if keys_values in manifest.networks else None
-        self.time = engines.add(projections, given) if projections in manifest.networks else None
-        made: dict[str, DeviceArray] = dict(given)
-        for bound in (self._text, self.time):
-            if bound is not None:
-                made |= {tensor.name: bound.arrays[tensor.name] for tensor in bound.engine.outputs}
-        if self.time is not None:
-            del made["time_projections"]  # the loop copies a row of its table into the UNet's own
-        self.unet = engines.add(unet, made)
-
-    def enqueue_text(self) -> None:
-        """What depends on the prompt alone, once the text embeddings are enqueued."""
-        if self._text is not None:
-            self._text.enqueue()
-
-
-class CudaImageStages:
-    """SDXL on the device. `engines` may be shared with the video's stages. EngineError if memory is short."""
-
-    def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
-        device = engines.device
-        networks = (*FIRST_FRAME_NETWORKS, *networks_beside(manifest, "sdxl_unet"))
-        require_memory(memory_need(manifest, networks), device.free_bytes(), "making first frames")
-        self._manifest, self._device, self._engines = manifest, device, engines
-        self._encoders = (engines.add("sdxl_text_encoder"), engines.add("sdxl_text_encoder_2"))
-        first, second = (encoder.arrays["penultimate_hidden_state"] for encoder in self._encoders)
-        width = first.shape[-1] + second.shape[-1]
-        self._hidden_states = device.empty((*first.shape[:-1], width), first.dtype)
-        self._text_embeds = self._encoders[1].arrays["text_embeds"]
-        ids = time_ids(manifest.sizes)
-        self._time_ids = device.empty(ids.shape, ids.dtype)
-        device.upload(self._time_ids, ids)
-        given = {
-            "encoder_hidden_states": self._hidden_states,
-            "text_embeds": self._text_embeds,
-            "time_ids": self._time_ids,
-        }
-        self._conditions = Conditions(
-            engines, manifest, "sdxl_unet", "sdxl_text_keys_values", "sdxl_time_projections", given
-        )
-        self._decoder = engines.add("sdxl_vae_decoder")
-        engines.share_scratch()
-        unet, time = self._conditions.unet, self._conditions.time
-        self.loop = DeviceLoop(device, unet, "first frame", lambda: engines.generation, time)
-        self._noise = device.empty((1, *unet.arrays["sample"].shape[1:]), np.float32)
-        self.decoded = self._decoder.arrays["image"]
-        self.pixels = device.empty((*self.decoded.shape[2:], 3), np.uint8)
-        small = (1, 3, *(size // 2 for size in self.decoded.shape[2:]))
-        self._half_size = device.empty(small, self.decoded.dtype)
-
-    def make_image(self, job: ImageJob) -> MadeImage:
-        self._device.synchronize()
-        marks = Marks(self._device)
-        shown = self.enqueue(job, marks)
-        self.enqueue_pixels()
-        watch(self._device, marks.end("decode"), shown)
-        return self.collect(job, marks)
-
-    def encode_text(self, ids: tuple[TokenIds, TokenIds], zero_negative: bool) -> tuple[Array, Array]:
-        self._enqueue_text(ids, zero_negative)
-        return self._device.download(self._hidden_states), self._device.download(self._text_embeds)
-
-    def enqueue(self, job: ImageJob, marks: Marks) -> list[Shown]:
-        """Everything up to the decoded image, (1, 3, h, w) in `decoded`. Stages: text, denoise."""
-        first, second = (_guided(ids, job.guidance_scale) for ids in job.ids)
-        self._enqueue_text((first, second), job.zero_negative and job.guidance_scale > 1)
-        self._conditions.enqueue_text()
-        marks.end("text")
-        schedule, n = job.schedule, len(job.schedule)
-        if job.noise is not None:
-            self._device.upload(self._noise, job.noise.astype(np.float32))
-        rows = step_table(schedule, guidance_scale=job.guidance_scale, adain="none", step_frame_0=True)
-        self.loop.begin(
-            schedule.timesteps,
-            rows,
-            prompt_changed=True,
-            seed=job.seed,
-            purpose=Purpose.SDXL_LATENTS,
-            noise=self._noise if job.noise is not None else None,
-        )
-        shown: list[Shown] = []
-        if job.on_step is None:
-            shown.append(self.loop.enqueue(n))
-        else:
-            self.loop.run_with_callback(n, schedule.timesteps, job.on_step)
-        marks.end("denoise")
-        scaling = self._manifest.scaling_factors["sdxl_vae"]
-        latents, target = self.loop.final_latents, self._decoder.arrays["latents"]
-        kernels.decoder_input(self._device.launch, latents, target, scaling_factor=scaling)
-        self._decoder.enqueue()
-        return shown
-
-    def enqueue_pixels(self, half_size: DeviceArray | None = None) -> None:
-        """`decoded` as bytes in `pixels`, and at half size as the SD encoder takes it, if somebody does."""
-        progress, half_size = self.loop.arrays.progress, half_size or self._half_size
-        kernels.first_frame(self._device.launch, self.decoded, self.pixels, half_size, progress)
-
-    def collect(self, job: ImageJob, marks: Marks) -> MadeImage:
-        """What was enqueued, after a wait. EngineError if it is not finite."""
-        if int(self.loop.progress["first_overflow"][0]) == 0:
-            _require_finite(self._device, self._hidden_states, "a text encoder of SDXL")
-        self.loop.require_finite(len(job.schedule), job.schedule.timesteps)
-        _require_no_nan(self.loop.progress, "SDXL's VAE decoder")
-        latents = self._device.download(self.loop.final_latents)
-        return MadeImage(self._device.download(self.pixels), latents, marks.seconds())
-
-    def _enqueue_text(self, ids: tuple[TokenIds, TokenIds], zero_negative: bool) -> None:
-        first = 0
-        for encoder, some_ids in zip(self._encoders, ids, strict=True):
-            self._device.upload(encoder.arrays["input_ids"], some_ids)
-            encoder.enqueue()
-            states = encoder.arrays["penultimate_hidden_state"]
-            self._device.copy_columns(self._hidden_states, states, first)
-            first += states.shape[-1]
-        if zero_negative:
-            self._device.zero(self._hidden_states[0])
-            self._device.zero(self._text_embeds[0])
 
 
 class CudaVideoStages:
@@ -267,7 +117,7 @@ class CudaVideoStages:
             shown += self.image_stages().enqueue(image_job, image_marks)
             image, made = self._enqueue_made_image(image_job, job.fit, image_marks)
             marks.end("make_first_frame")
-        self._enqueue_text(_guided(job.ids, job.config.guidance_scale))
+        self._enqueue_text(guided_ids(job.ids, job.config.guidance_scale))
         self._conditions.enqueue_text()
         marks.end("text")
         self._enqueue_first_frame_latents(job.config.seed, job.posterior_noise)
@@ -302,7 +152,7 @@ class CudaVideoStages:
         self._device.upload(self._loop.final_latents, latents.astype(np.float32))
         self._enqueue_decoding()
         frames: NDArray[np.uint8] = self._device.download(self._histograms.frames)
-        _require_no_nan(self._decoded, "the VAE decoder")
+        require_no_nan(self._decoded, "the VAE decoder")
         return frames
 
     def _enqueue_text(self, ids: TokenIds) -> None:
@@ -419,23 +269,7 @@ class CudaVideoStages:
 
     def _require_finite(self, job: VideoJob) -> None:
         if int(self._loop.progress["first_overflow"][0]) == 0:
-            _require_finite(self._device, self._text.arrays["last_hidden_state"], "the text encoder")
-            _require_finite(self._device, self._first_frame, "the VAE encoder")
+            require_finite_array(self._device, self._text.arrays["last_hidden_state"], "the text encoder")
+            require_finite_array(self._device, self._first_frame, "the VAE encoder")
         self._loop.require_finite(len(job.schedule), job.schedule.timesteps)
-        _require_no_nan(self._decoded, "the VAE decoder")
-
-
-def _guided(ids: TokenIds, guidance_scale: float) -> TokenIds:
-    """Without guidance both halves are the prompt."""
-    return ids if guidance_scale > 1 else ids[[1, 1]]
-
-
-def _require_finite(device: Device, array: DeviceArray, where: str) -> None:
-    from lamp_trt.runtime.loop import require_finite
-
-    require_finite(device.download(array), where)
-
-
-def _require_no_nan(progress: NDArray[Any], where: str) -> None:
-    if int(progress["decoder_nan"][0]):
-        raise EngineError(f"{where} returned NaN; build the bundle with --precision fp32 and try again.")
+        require_no_nan(self._decoded, "the VAE decoder")

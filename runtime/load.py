@@ -16,7 +16,8 @@ from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 from lamp_trt.runtime.config import one_of, thread_count
 from lamp_trt.runtime.cuda_device import CudaDevice
 from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_stages import CudaImageStages, CudaVideoStages
+from lamp_trt.runtime.cuda_images import CudaImageStages
+from lamp_trt.runtime.cuda_stages import CudaVideoStages
 from lamp_trt.runtime.first_frame import FirstFrameMaker, first_frame_maker, missing_networks
 from lamp_trt.runtime.host_stages import HostImageStages, HostVideoStages
 from lamp_trt.runtime.pipeline import LampPipeline

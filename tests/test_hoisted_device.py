@@ -22,7 +22,8 @@ from lamp_trt.engine.hoisting import HOISTED
 from lamp_trt.engine.networks import NETWORKS
 from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_stages import CudaImageStages, CudaVideoStages
+from lamp_trt.runtime.cuda_images import CudaImageStages
+from lamp_trt.runtime.cuda_stages import CudaVideoStages
 from lamp_trt.runtime.memory_plan import memory_need
 
 PROMPT = "a horse runs on the road"
