@@ -27,6 +27,7 @@ _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", r
 
 _ENGINES = {
     "onnxruntime": "lamp-trt on ONNX Runtime",
+    "aotinductor": "lamp-trt on an AOTInductor package",
     "lean": "PyTorch eager, our lean modules",
     "official": "PyTorch eager, official formulation",
 }
