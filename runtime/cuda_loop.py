@@ -21,7 +21,7 @@ from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays, begin_loop, latent_step
 from lamp_trt.runtime.kernels.launch import NO_STEP, PROGRESS
 from lamp_trt.runtime.latents import STEP_ROW
-from lamp_trt.runtime.loop import Latents, StepCallback
+from lamp_trt.runtime.loop import Latents, StepCallback, not_finite
 
 log = logging.getLogger("lamp_trt")
 
@@ -121,15 +121,9 @@ class DeviceLoop:
     def require_finite(self, num_steps: int, timesteps: NDArray[np.int64]) -> None:
         """EngineError, naming the step, if latents left the range of the UNet's precision. After a wait."""
         step = int(self.progress["first_overflow"][0])
-        if step == NO_STEP:
-            return
-        remedy = "the weights, or what it was given, are damaged: try `lamp-trt inspect --verify-files`"
-        if self.arrays.sample.dtype == np.float16:
-            remedy = "the range of fp16 was exceeded: build the bundle with --precision fp32"
-        raise EngineError(
-            f"{self._unet.network} at step {step} of {num_steps} (timestep {timesteps[step]}) returned "
-            f"values that are not finite, so nothing can be made of them; {remedy}."
-        )
+        if step != NO_STEP:
+            where = f"{self._unet.network} at step {step} of {num_steps} (timestep {timesteps[step]})"
+            raise not_finite(where, self.arrays.sample.dtype)
 
     def invalidate(self) -> None:
         """Forget the captured step; the next `begin` captures anew."""

@@ -94,11 +94,15 @@ def denoise_image(
 
 def require_finite(values: NDArray[Any], where: str) -> None:
     """Raise EngineError if `values`, the output of `where`, hold NaN or infinity."""
-    if np.isfinite(values).all():
-        return
+    if not np.isfinite(values).all():
+        raise not_finite(where, values.dtype)
+
+
+def not_finite(where: str, dtype: np.dtype[Any]) -> EngineError:
+    """The error for an output of `where`, computed in `dtype`, that holds NaN or infinity."""
     remedy = "the weights, or what it was given, are damaged: try `lamp-trt inspect --verify-files`"
-    if values.dtype == np.float16:
+    if dtype == np.float16:
         remedy = "the range of fp16 was exceeded: build the bundle with --precision fp32"
-    raise EngineError(
+    return EngineError(
         f"{where} returned values that are not finite, so nothing can be made of them; {remedy}."
     )

@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lamp_trt.commands.shared import add_placement, named_folders, placement
+from lamp_trt.commands.shared import add_checkpoints, add_placement, named_folders, placement
 
 DESCRIPTION = "Measure a bundle on this machine and write a report: JSON, Markdown, HTML."
 
@@ -31,15 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OLD.json",
     )
     parser.add_argument("--out", type=Path, help="folder for bench.json, bench.md, bench.html", metavar="DIR")
-    parser.add_argument("--sd", type=Path, help="the folder that --sd of the build named", metavar="DIR")
-    parser.add_argument("--sdxl", type=Path, help="the folder that --sdxl named", metavar="DIR")
-    parser.add_argument(
-        "--motion",
-        action="append",
-        default=[],
-        help="a motion of the bundle and its LAMP checkpoint, for parity with PyTorch",
-        metavar="NAME=DIR",
-    )
+    add_checkpoints(parser, "a motion of the bundle and its LAMP checkpoint, for parity with PyTorch")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -44,6 +44,13 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("device", "backend", "engine_dir", "num_threads")}
 
 
+def add_checkpoints(parser: argparse.ArgumentParser, motion_help: str) -> None:
+    """The checkpoints that a bundle was built from, to compare it with."""
+    parser.add_argument("--sd", type=Path, help="the folder that --sd of the build named", metavar="DIR")
+    parser.add_argument("--sdxl", type=Path, help="the folder that --sdxl named", metavar="DIR")
+    parser.add_argument("--motion", action="append", default=[], help=motion_help, metavar="NAME=DIR")
+
+
 def log_timings(timings: Mapping[str, float]) -> None:
     log.info("%s", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in timings.items()))
 

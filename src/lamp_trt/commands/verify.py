@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lamp_trt.commands.shared import named_folders
+from lamp_trt.commands.shared import add_checkpoints, named_folders
 from lamp_trt.engine.errors import InputError
 
 DESCRIPTION = "Compare a bundle with PyTorch on the same checkpoints."
@@ -15,15 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lamp_trt.benchmarks.verify_options import PROMPT, STEPS
 
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--sd", type=Path, help="the folder that --sd of the build named", metavar="DIR")
-    parser.add_argument("--sdxl", type=Path, help="the folder that --sdxl named", metavar="DIR")
-    parser.add_argument(
-        "--motion",
-        action="append",
-        default=[],
-        help="a motion of the bundle and its LAMP checkpoint; repeat it for more",
-        metavar="NAME=DIR",
-    )
+    add_checkpoints(parser, "a motion of the bundle and its LAMP checkpoint; repeat it for more")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--negative-prompt")
     parser.add_argument("--first-frame", type=Path, help="default: a synthetic picture", metavar="IMAGE")
