@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can only be shown on a GPU, in one command.
 
-    python -m lamp_trt.benchmarks.gpu_proof [PART ...] [--out FOLDER] [--budget SECONDS]
+    python -m lamp_trt.benchmarks.gpu_proof [PART ...] [--backend NAME ...] [--out FOLDER] [--budget SECONDS]
 
-Parts, in this order if none is named: kernels, unet (the LAMP UNet on every backend that is installed:
-parity, capture, motions, time), tensorrt (its builds, its timing cache, what refit costs), peers (PyTorch on
-the same), pipeline (a prompt to a video, full size).
+Parts, in this order if none is named, most telling first: `kernels`, which everything rests on; `unet`, the
+LAMP UNet on every backend (parity, capture, motions, memory, time), for it takes nearly all of a video's
+time; `peers`, PyTorch on the same, which its times are held against; `sdxl`, all that for SDXL's UNet; then
+what decides options: `hoists` (what each hoist of docs/lean.md gives and costs), `tensorrt` (its builds, its
+timing cache, what refit costs); and last `pipeline`, a prompt to a video at full size, which needs most.
 Weights are random. Each check is printed as it ends and written at once to <part>-proof-<gpu>.json, so that
-a cut-off loses nothing; what the budget leaves no time for is written as not run. Exit code 0: every check
-passed, or named what it lacks.
+a cut-off loses nothing; what the budget leaves no time for is written as not run. With --folder, a later call
+goes on with the checkpoints, bundles and engines of an earlier one. Exit code 0: every check passed, or named
+what it lacks.
 """
 
 import argparse
@@ -26,6 +29,8 @@ import torch
 
 from lamp_trt.benchmarks.cuda_timing import file_name, machine
 from lamp_trt.benchmarks.proof import Check, Unavailable
+from lamp_trt.engine.backends import DEVICE_ENGINES, device_engine
+from lamp_trt.engine.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,32 @@ class Session:
     out: Path
     folder: Path
     deadline: float
+    backends: tuple[str, ...] = tuple(DEVICE_ENGINES)
     results: dict[str, Any] = field(default_factory=dict)
-    _work: Any = None
+    _works: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def work(self) -> Any:
-        """The LAMP UNet's, shared by the parts that need it."""
-        if self._work is None:
-            from lamp_trt.benchmarks.proof_unet import Work
+    def lamp(self) -> Any:
+        """The LAMP UNet's Work, shared by the parts that need it."""
+        from lamp_trt.benchmarks.proof_work import LAMP
+
+        return self._work(LAMP)
+
+    @property
+    def sdxl(self) -> Any:
+        """Likewise of SDXL's UNet."""
+        from lamp_trt.benchmarks.proof_work import SDXL
+
+        return self._work(SDXL)
+
+    def _work(self, subject: Any) -> Any:
+        if subject.network not in self._works:
+            from lamp_trt.benchmarks.proof_work import Work
             from lamp_trt.runtime.cuda_device import CudaDevice
 
-            self._work = Work(self.folder, CudaDevice(), load_unet)
-        return self._work
+            device = next((work.device for work in self._works.values()), None) or CudaDevice()
+            self._works[subject.network] = Work(self.folder, device, load_network, subject)
+        return self._works[subject.network]
 
 
 def kernels(session: Session) -> Iterator[Check]:
@@ -67,65 +86,85 @@ def kernels(session: Session) -> Iterator[Check]:
 
 def unet(session: Session) -> Iterator[Check]:
     from lamp_trt.benchmarks.proof_unet import UnetProof
-    from lamp_trt.engine.backends import DEVICE_ENGINES
 
-    session.results = session.work.results
-    for backend in DEVICE_ENGINES:
-        yield from UnetProof(session.work, backend).checks()
+    session.results = session.lamp.results
+    for backend in session.backends:
+        yield from UnetProof(session.lamp, backend).checks()
 
 
 def peers(session: Session) -> Iterator[Check]:
     from lamp_trt.benchmarks import proof_peers
 
-    session.results = session.work.results
-    return proof_peers.checks(session.work)
+    session.results = session.lamp.results
+    return proof_peers.checks(session.lamp)
 
 
-def pipeline(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof_pipeline import PipelineProof
-    from lamp_trt.engine.backends import DEVICE_ENGINES
+def sdxl(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks import proof_peers
+    from lamp_trt.benchmarks.proof_unet import UnetProof
 
-    session.results = {}
-    for backend in DEVICE_ENGINES:
-        yield from PipelineProof(session.folder, backend, session.results).checks()
+    session.results = session.sdxl.results
+    for backend in session.backends:
+        yield from UnetProof(session.sdxl, backend).checks()
+    yield from proof_peers.checks(session.sdxl)
+
+
+def hoists(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks.proof_hoists import HoistsProof
+
+    table: list[dict[str, Any]] = []
+    session.results = {"hoists": table}
+    for work in (session.lamp, session.sdxl):
+        for backend in session.backends:
+            yield from HoistsProof(work, backend, table).checks()
 
 
 def tensorrt(session: Session) -> Iterator[Check]:
     from lamp_trt.benchmarks.proof_tensorrt import TensorRtProof
 
-    session.results = session.work.results
-    return TensorRtProof(session.work).checks()
+    session.results = session.lamp.results
+    return TensorRtProof(session.lamp).checks()
+
+
+def pipeline(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks.proof_pipeline import PipelineProof
+
+    session.results = {}
+    for backend in session.backends:
+        yield from PipelineProof(session.folder, backend, session.results).checks()
 
 
 PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
     "kernels": kernels,
     "unet": unet,
-    "tensorrt": tensorrt,
     "peers": peers,
+    "sdxl": sdxl,
+    "hoists": hoists,
+    "tensorrt": tensorrt,
     "pipeline": pipeline,
 }
 
 
-def load_unet(backend: str, work: Any, motion: str) -> Any:
-    """The LAMP UNet on a backend, compiled first where that is needed; Unavailable where it cannot be."""
-    from lamp_trt.engine.backends import device_engine
-
+def load_network(backend: str, work: Any, network: str) -> Any:
+    """A network of a work's bundle on a backend, compiled first where that is needed; Unavailable where it
+    cannot be."""
     try:
-        compile_unet(backend, work)
+        bundle = work.bundle
+        compile_networks(backend, work, bundle)
         return device_engine(
             backend,
-            work.bundle,
-            "lamp_unet",
+            bundle,
+            network,
             device=work.device.ordinal,
             stream=work.device.stream,
-            motion=motion,
+            motion=work.subject.motion if network == work.subject.network else None,
         )
     except ModuleNotFoundError as error:
         raise Unavailable(f"{error.name} is not installed") from error
 
 
-def compile_unet(backend: str, work: Any) -> None:
-    """Into the bundle, if it is not there yet."""
+def compile_networks(backend: str, work: Any, bundle: Bundle) -> None:
+    """All of the bundle's, into it, those that are not there yet."""
     start = time.perf_counter()
     if backend == "tensorrt":
         from lamp_trt.benchmarks.proof_tensorrt import installed
@@ -133,13 +172,15 @@ def compile_unet(backend: str, work: Any) -> None:
         from lamp_trt.engine.tensorrt_options import TensorRtOptions
 
         installed()
-        build_engines(work.bundle, TensorRtOptions(networks=("lamp_unet",)))
+        build_engines(bundle, TensorRtOptions())
     elif backend == "aotinductor":
         from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
         from lamp_trt.export.recipe import recipe_from_options
 
-        build_packages(work.bundle, recipe_from_options(work.options), AotInductorOptions("cuda"))
-    print(f"{backend}: compiled in {time.perf_counter() - start:.1f} s", flush=True)
+        build_packages(bundle, recipe_from_options(work.options), AotInductorOptions("cuda"))
+    seconds = time.perf_counter() - start
+    if seconds > 1:
+        print(f"{backend}: compiled in {seconds:.1f} s", flush=True)
 
 
 def make(claim: str, function: Callable[[], str]) -> Outcome:
@@ -178,6 +219,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument(
+        "--backend",
+        action="append",
+        choices=tuple(DEVICE_ENGINES),
+        help="of unet, sdxl, hoists and pipeline; may be repeated; default: all",
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="results folder")
     parser.add_argument("--budget", type=float, default=480.0, help="start no check after so many seconds")
     parser.add_argument(
@@ -197,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        session = Session(options.out, folder, deadline)
+        session = Session(options.out, folder, deadline, tuple(options.backend or DEVICE_ENGINES))
         parts = options.parts or list(PARTS)
         outcomes = [outcome for name in parts for outcome in run_part(name, session, facts)]
     return 1 if any(outcome.result == "failed" for outcome in outcomes) else 0

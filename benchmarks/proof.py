@@ -9,3 +9,11 @@ Check = tuple[str, Callable[[], str]]
 
 class Unavailable(Exception):
     """A check cannot be made on this machine; the message says what is missing."""
+
+
+def require_diffusers(whose: str) -> None:
+    """Unavailable where diffusers, whose module is exported, is missing."""
+    try:
+        import diffusers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"{whose} of diffusers, and it is not installed") from error

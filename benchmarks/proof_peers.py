@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch on the same UNet, inputs and GPU: eager (SDPA) and torch.compile, official and lean formulation."""
+"""PyTorch on the same UNet, inputs and GPU: eager (SDPA) and torch.compile, the LAMP UNet also in its lean
+formulation."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ import torch
 
 from lamp_trt.benchmarks.cuda_timing import Timing, time_calls
 from lamp_trt.benchmarks.proof import Check
-from lamp_trt.benchmarks.proof_unet import MOTIONS, Work
+from lamp_trt.benchmarks.proof_work import LAMP, Work
+from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
 
 MODES: dict[str, str | None] = {
     "eager": None,
@@ -19,37 +21,42 @@ MODES: dict[str, str | None] = {
 }
 """How each formulation is run; a compiled one also from a CUDA graph, as a user in a hurry would."""
 
-FORMULATIONS = ("official", "lean")
-
 
 def checks(work: Work) -> Iterator[Check]:
     for mode in MODES:
-        for formulation in FORMULATIONS:
+        for formulation in formulations(work):
             yield (
-                f"PyTorch {mode}, {formulation} formulation, is timed",
+                f"PyTorch {mode}, {formulation} formulation of {work.subject.title}, is timed",
                 partial(_time, work, mode, formulation),
             )
 
 
+def formulations(work: Work) -> tuple[str, ...]:
+    return ("official", "lean") if work.subject is LAMP else ("official",)
+
+
 def module(work: Work, formulation: str) -> torch.nn.Module:
-    """The UNet of the first motion in the work's precision."""
-    from lamp_trt.export.lamp_unet import load_lamp_unet
+    """The reference's module in the work's precision."""
+    unet = REFERENCE_NETWORKS[work.subject.network].load(work.checkpoint, work.dtype).to(work.torch_device)
+    if formulation == "official":
+        return unet
+    from lamp_trt.export.lamp_unet import LampUNet
     from lamp_trt.export.lean_unet import make_lean
 
-    dtype = torch.float16 if work.precision == "fp16" else torch.float32
-    unet = load_lamp_unet(work.folder / MOTIONS[0], dtype).to(work.torch_device)
-    return make_lean(unet) if formulation == "lean" else unet
+    assert isinstance(unet, LampUNet)
+    return make_lean(unet)
 
 
-def step(work: Work, unet: Callable[..., Any]) -> Callable[[], Any]:
+def step(work: Work, unet: Any) -> Callable[[], Any]:
     """One UNet call on Work.inputs."""
-    tensors = [torch.from_numpy(array).to(work.torch_device) for array in work.inputs().values()]
+    tensors = {name: torch.from_numpy(array).to(work.torch_device) for name, array in work.inputs().items()}
+    run = REFERENCE_NETWORKS[work.subject.network].run
 
-    def run() -> Any:
+    def call() -> Any:
         with torch.inference_mode():
-            return unet(*tensors)
+            return run(unet, tensors)[0]
 
-    return run
+    return call
 
 
 def _time(work: Work, mode: str, formulation: str) -> str:

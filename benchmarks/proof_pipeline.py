@@ -2,7 +2,6 @@
 """From a prompt to a video on the GPU, every network at full size with random weights."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,17 @@ from typing import Any
 import numpy as np
 
 import lamp_trt
-from lamp_trt.benchmarks.proof import Check, Unavailable
-from lamp_trt.benchmarks.proof_unet import FULL_SIZE, MOTIONS
-from lamp_trt.benchmarks.random_checkpoints import write_component, write_lamp_unet
+from lamp_trt.benchmarks.proof import Check, Unavailable, require_diffusers
+from lamp_trt.benchmarks.proof_work import FULL_SIZE, MOTIONS
+from lamp_trt.benchmarks.random_checkpoints import (
+    published,
+    write_component,
+    write_lamp_unet,
+    write_scheduler,
+    write_sdxl_index,
+)
 
 PROMPT = "a horse runs on the road"
-_TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 
 @dataclass
@@ -34,12 +38,7 @@ class PipelineProof:
         yield f"{self.backend}: image to video, timed", self.image_to_video
 
     def load(self) -> str:
-        try:
-            import diffusers  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise Unavailable(
-                "the VAEs and SDXL's UNet are diffusers' modules; it is not installed"
-            ) from error
+        require_diffusers("the VAEs and SDXL's UNet are modules")
         bundle = self.folder / "whole"
         if not (bundle / "bundle.json").exists():
             from lamp_trt.export.build import build_bundle
@@ -72,11 +71,10 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path, Path]:
     from lamp_trt.export.sdxl_checkpoint import FOLDERS
     from lamp_trt.export.toy_tokenizer import write_tokenizer
 
-    sys.path.insert(0, str(_TESTS))  # where the published configurations are kept
-    import published  # type: ignore[import-not-found]
+    known = published()
 
     def component(path: Path, name: str) -> None:
-        write_component(path, published.config_of(name), published.published_shapes(name))
+        write_component(path, known.config_of(name), known.published_shapes(name))
 
     sd, sdxl = folder / "sd", folder / "sdxl"
     for name in ("text_encoder", "vae"):
@@ -86,8 +84,6 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path, Path]:
     write_tokenizer(sd / "tokenizer")
     write_tokenizer(sdxl / "tokenizer")
     write_tokenizer(sdxl / "tokenizer_2", pad_token="!")
-    for root in (sd, sdxl):
-        (root / "scheduler").mkdir()
-        (root / "scheduler" / "scheduler_config.json").write_text(json.dumps(published.SDXL_SCHEDULER))
-    (sdxl / "model_index.json").write_text(json.dumps(published.SDXL_INDEX))
+    write_scheduler(sd)
+    write_sdxl_index(sdxl)
     return sd, sdxl, write_lamp_unet(folder / "lamp", FULL_SIZE)

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from lamp_trt.benchmarks.proof import Check, Unavailable
-from lamp_trt.benchmarks.proof_unet import MOTIONS, UnetProof, Work
+from lamp_trt.benchmarks.proof_unet import UnetProof
+from lamp_trt.benchmarks.proof_work import MOTIONS, Work
 from lamp_trt.engine import trt
 from lamp_trt.engine.backend import DeviceEngine
 from lamp_trt.engine.backends import device_engine
@@ -80,15 +81,15 @@ class TensorRtProof:
         """Of the loop's captured step."""
         folder = self.folder(kind)
 
-        def load(backend: str, work: Work, motion: str) -> DeviceEngine:
+        def load(backend: str, work: Work, network: str) -> DeviceEngine:
             device = work.device
             return device_engine(
                 "tensorrt",
                 work.bundle,
-                "lamp_unet",
+                network,
                 device=device.ordinal,
                 stream=device.stream,
-                motion=motion,
+                motion=MOTIONS[0],
                 engine_dir=folder,
             )
 

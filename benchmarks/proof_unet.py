@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LAMP UNet on a device, in the runtime's own loop: parity, capture, motions, memory, time.
+"""A UNet on a device, in the runtime's own loop: parity, capture, motions, memory, time.
 
 Every check is a claim of the README or of docs/; they run as well on the tests' double of a device, at a
 small size.
@@ -8,8 +8,7 @@ small size.
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,103 +16,49 @@ import torch
 
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.proof import Check, Unavailable
-from lamp_trt.benchmarks.random_checkpoints import write_lamp_unet
-from lamp_trt.engine.backend import DeviceEngine
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.networks import Precision
-from lamp_trt.export.recipe import BuildOptions
-from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
-from lamp_trt.runtime.cuda_device import Device
-from lamp_trt.runtime.cuda_engines import BoundEngine, EngineSet
+from lamp_trt.benchmarks.proof_work import Array, Work
+from lamp_trt.engine.hoisting import HOISTED
+from lamp_trt.runtime.cuda_common import Conditions
+from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_loop import DeviceLoop
-from lamp_trt.runtime.ddim import ddim_schedule
+from lamp_trt.runtime.ddim import DDIMSchedule, ddim_schedule
+from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.latents import step_table
-from lamp_trt.runtime.noise import Purpose
 
-FULL_SIZE: Mapping[str, Any] = {
-    "block_out_channels": [320, 640, 1280, 1280],
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-MOTIONS = ("first", "second")
 YARDSTICK = 2.0
 """Our distance to fp32 may be so many times PyTorch's own at that precision."""
 
-LoadEngine = Callable[[str, "Work", str], DeviceEngine]
-"""(backend, work, motion) → the LAMP UNet's engine."""
+SAMPLES = 3
 
 
-def repeat(function: Callable[[], None], times: int) -> None:
-    for _ in range(times):
-        function()
+@dataclass(frozen=True)
+class LoopTime:
+    """Milliseconds of one loop on the device.
+
+    once_ms   what is done once a prompt: text keys and values, the table of times, the first latents
+    step_ms   mean of the steps
+    loop_ms   all of it
+    """
+
+    once_ms: float
+    step_ms: float
+    loop_ms: float
+
+    @classmethod
+    def median(cls, times: "list[LoopTime]") -> "LoopTime":
+        names = ("once_ms", "step_ms", "loop_ms")
+        return cls(*(float(np.median([getattr(time, name) for time in times])) for name in names))
 
 
-@dataclass
-class Work:
-    """What the checks of all backends share. torch_device: where the reference runs."""
+@dataclass(frozen=True)
+class Loaded:
+    """A UNet with what stands beside it, in a loop. conditions: its plain ones on the device, by name."""
 
-    folder: Path
-    device: Device
-    load: LoadEngine
-    torch_device: str = "cuda"
-    config: Mapping[str, Any] = field(default_factory=lambda: FULL_SIZE)
-    precision: Precision = "fp16"
-    height: int = 320
-    width: int = 512
-    num_frames: int = 16
-    steps: int = 50
-    results: dict[str, Any] = field(default_factory=dict)
-    """Figures by backend, for the report."""
-    _bundle: Bundle | None = None
-    _reference: dict[torch.dtype, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def options(self) -> BuildOptions:
-        """Of the bundle: two motions over shared weights."""
-        return BuildOptions(
-            motions={name: self.folder / name for name in MOTIONS},
-            precision=self.precision,
-            height=self.height,
-            width=self.width,
-            num_frames=self.num_frames,
-        )
-
-    @property
-    def bundle(self) -> Bundle:
-        """Made when it is first asked for."""
-        if self._bundle is None:
-            from lamp_trt.export.build import build_bundle
-
-            for number, name in enumerate(MOTIONS):
-                write_lamp_unet(self.folder / name, self.config, motion=number)
-            build_bundle(self.folder / "bundle", self.options)
-            self._bundle = Bundle.open(self.folder / "bundle")
-        return self._bundle
-
-    def inputs(self) -> dict[str, np.ndarray]:
-        """Seeded inputs of the UNet; both halves of guidance hold the same latents."""
-        rng = np.random.default_rng(0)
-        tensors = {tensor.name: tensor for tensor in self.bundle.manifest.networks["lamp_unet"].inputs}
-        sample, text = tensors["sample"], tensors["encoder_hidden_states"]
-        half = rng.standard_normal((1, *sample.shape[1:]))
-        return {
-            "sample": np.repeat(half, 2, axis=0).astype(sample.dtype),
-            "timestep": np.array([501], np.float32),
-            "encoder_hidden_states": rng.standard_normal(text.shape).astype(text.dtype),
-        }
-
-    def reference(self, dtype: torch.dtype) -> np.ndarray:
-        """noise_pred of the official formulation in PyTorch, float32."""
-        if dtype not in self._reference:
-            from lamp_trt.export.lamp_unet import load_lamp_unet
-
-            unet = load_lamp_unet(self.folder / MOTIONS[0], dtype).to(self.torch_device)
-            arrays = [torch.from_numpy(array).to(self.torch_device) for array in self.inputs().values()]
-            sample, timestep, text = arrays
-            with torch.inference_mode():
-                noise_pred = unet(sample.to(dtype), timestep, text.to(dtype))
-            self._reference[dtype] = noise_pred.float().cpu().numpy()
-        return self._reference[dtype]
+    engines: EngineSet
+    unet: Conditions
+    loop: DeviceLoop
+    conditions: Mapping[str, DeviceArray]
+    noise: DeviceArray
 
 
 class UnetProof:
@@ -121,94 +66,79 @@ class UnetProof:
 
     def __init__(self, work: Work, backend: str) -> None:
         self.work, self.backend = work, backend
-        self._loaded: tuple[EngineSet, BoundEngine, DeviceLoop] | None = None
+        self._loaded: Loaded | None = None
 
     def checks(self) -> Iterator[Check]:
         """The loop's claims about this backend, most telling first."""
-        of = f"{self.backend}: the LAMP UNet"
+        of = f"{self.backend}: {self.work.subject.title}"
         yield f"{of} loads", self.load
         yield f"{of} is as near to fp32 as PyTorch's own at this precision, times {YARDSTICK}", self.parity
         yield f"{of} replayed from a capture gives the bits of launches", self.replay_equals_launches
         yield f"{of}'s step is timed, and the whole loop", self.times
-        yield f"{of} shows another motion, and the first again bit for bit", self.switch
+        if self.work.subject.motions:
+            yield f"{of} shows another motion, and the first again bit for bit", self.switch
         yield f"{of} gives its memory back", self.close
 
     def load(self) -> str:
-        work, device = self.work, self.work.device
-        assert work.bundle
+        device = self.work.device
+        assert self.work.bundle
         before, start = device.free_bytes(), time.perf_counter()
-        engines = EngineSet(device, lambda network: work.load(self.backend, work, MOTIONS[0]))
-        unet = engines.add("lamp_unet")
-        engines.share_scratch()
-        loop = DeviceLoop(device, unet, self.backend, lambda: engines.generation)
-        for name, values in work.inputs().items():
-            device.upload(unet.arrays[name], values)
-        loop.prepare()
-        self._loaded = engines, unet, loop
+        engines = EngineSet(device, lambda network: self.work.load(self.backend, self.work, network))
+        try:
+            self._loaded = self._prepared(engines)
+        except BaseException:
+            engines.close()
+            raise
         figures = {
             "load_s": time.perf_counter() - start,
             "device_bytes": before - device.free_bytes(),
-            "scratch_bytes": unet.engine.scratch_bytes,
-            "captured": loop.is_captured,
+            "scratch_bytes": self._loaded.unet.unet.engine.scratch_bytes,
+            "captured": self._loaded.loop.is_captured,
         }
-        work.results[self.backend] = figures
+        self.work.results[self.backend] = figures
         return json.dumps(figures)
 
     def parity(self) -> str:
-        noise_pred = self._run_once()
-        exact, own = self.work.reference(torch.float32), self.work.reference(self._torch_dtype)
-        ours, yardstick = distance(noise_pred, exact), distance(own, exact)
-        figures = {"rel_l2": ours.rel_l2, "pytorch_rel_l2": yardstick.rel_l2, "cosine": ours.cosine}
+        ours, own = distance(self.noise_pred(), self.work.reference(torch.float32)), yardstick(self.work)
+        figures = {"rel_l2": ours.rel_l2, "pytorch_rel_l2": own, "cosine": ours.cosine}
         self.work.results[self.backend] |= figures
-        limit = YARDSTICK * max(yardstick.rel_l2, 1e-6)
+        limit = YARDSTICK * own
         assert ours.finite, "noise_pred is not finite"
         assert ours.rel_l2 <= limit, f"{figures}, limit {limit:.2e}"
         return json.dumps(figures)
 
     def replay_equals_launches(self) -> str:
-        _, _, loop = self._engine()
-        if not loop.is_captured:
+        if not self.loaded.loop.is_captured:
             raise Unavailable("this backend's step is not captured by us")
-        replayed, launched = self._latents(launch=False), self._latents(launch=True)
+        replayed, launched = self.latents(), self.latents(launch=True)
         assert np.isfinite(replayed).all(), "latents are not finite"
         np.testing.assert_array_equal(replayed, launched)
         return f"{self.work.steps} steps, largest latent {np.abs(replayed).max():.2f}"
 
     def times(self) -> str:
-        _, unet, loop = self._engine()
-        device, n = self.work.device, self.work.steps
-        figures: dict[str, float] = {}
-        ways: dict[str, Callable[[], Any]] = {
-            "unet_launched_ms": lambda: repeat(unet.enqueue, n),
-            "step_launched_ms": lambda: loop.enqueue(n, launch=True),
-            "step_ms": lambda: loop.enqueue(n),
+        unet, loop, n = self.loaded.unet.unet, self.loaded.loop, self.work.steps
+        figures = {
+            "unet_launched_ms": self._timed(lambda: [unet.enqueue() for _ in range(n)]),
+            "step_launched_ms": self._timed(lambda: loop.enqueue(n, launch=True)),
+            **asdict(LoopTime.median([self.loop_time() for _ in range(SAMPLES)])),
         }
-        for name, enqueue in ways.items():
-            samples = []
-            for _ in range(3):
-                self._begin(loop)
-                device.synchronize()
-                start = device.mark()
-                enqueue()
-                end = device.mark()
-                device.synchronize()
-                samples.append(device.seconds(start, end) * 1e3 / n)
-            figures[name] = float(np.median(samples))
         self.work.results[self.backend] |= figures
         return json.dumps(figures)
 
     def switch(self) -> str:
-        _, unet, loop = self._engine()
+        engine, loop = self.loaded.unet.unet.engine, self.loaded.loop
+        first, second = self.work.subject.motions[:2]
         outputs, seconds = [], []
-        for motion in (MOTIONS[0], MOTIONS[1], MOTIONS[0]):
+        for motion in (first, second, first):
             self.work.device.synchronize()
             start = time.perf_counter()
-            if unet.engine.set_motion(motion):
+            if engine.set_motion(motion):
+                self.loaded.engines.share_scratch()
                 loop.invalidate()
                 loop.prepare()
                 self.work.device.synchronize()
             seconds.append(time.perf_counter() - start)
-            outputs.append(self._run_once())
+            outputs.append(self.noise_pred())
         assert np.array_equal(outputs[0], outputs[2]), "the first motion's result changed"
         apart = distance(outputs[1], outputs[0]).rel_l2
         assert apart > 0.01, f"both motions give the same result, {apart:.2e} apart"
@@ -216,45 +146,108 @@ class UnetProof:
         return f"{seconds[1]:.3f} s and {seconds[2]:.3f} s, capture included; motions {apart:.2f} apart"
 
     def close(self) -> str:
-        engines, _, _ = self._engine()
-        before = self.work.device.free_bytes()
-        engines.close()
+        engines, device = self.loaded.engines, self.work.device
+        before = device.free_bytes()
         self._loaded = None
-        return f"{(self.work.device.free_bytes() - before) / 1e9:.2f} GB came back"
+        engines.close()
+        return f"{(device.free_bytes() - before) / 1e9:.2f} GB came back"
 
     @property
-    def _torch_dtype(self) -> torch.dtype:
-        return torch.float16 if self.work.precision == "fp16" else torch.float32
-
-    def _engine(self) -> tuple[EngineSet, BoundEngine, DeviceLoop]:
+    def loaded(self) -> Loaded:
         if self._loaded is None:
             raise Unavailable("it did not load")
         return self._loaded
 
-    def _run_once(self) -> np.ndarray:
-        """noise_pred of Work.inputs, float32."""
-        _, unet, _ = self._engine()
-        device = self.work.device
+    def noise_pred(self) -> Array:
+        """Of Work.inputs, float32: a loop of one step as the runtime runs it, captured where it can be."""
+        loaded, device, inputs = self.loaded, self.work.device, self.work.inputs()
         device.synchronize()
-        for name, values in self.work.inputs().items():
-            device.upload(unet.arrays[name], values)
-        unet.enqueue()
-        return device.download(unet.arrays["noise_pred"]).astype(np.float32)
-
-    def _begin(self, loop: DeviceLoop) -> None:
-        schedule = ddim_schedule(self.work.steps)
-        self.work.device.synchronize()
-        loop.begin(
-            schedule.timesteps,
-            step_table(schedule, guidance_scale=12.5),
-            prompt_changed=False,
+        for name, array in loaded.conditions.items():
+            device.upload(array, inputs[name])
+        device.upload(loaded.noise, inputs["sample"][:1].astype(np.float32))
+        loaded.unet.enqueue_text()
+        loaded.loop.begin(
+            inputs["timestep"].astype(np.int64),
+            self._rows(ddim_schedule(1)),
+            prompt_changed=True,
             seed=0,
-            purpose=Purpose.VIDEO,
-            base_weight=NOISE_BASE_WEIGHT,
+            purpose=self.work.subject.start["purpose"],
+            noise=loaded.noise,
+        )
+        loaded.loop.enqueue(1)
+        return device.download(loaded.unet.unet.arrays["noise_pred"]).astype(np.float32)
+
+    def latents(self, *, launch: bool = False) -> Array:
+        """Of a whole loop from a seed."""
+        self.work.device.synchronize()
+        self._begin()
+        self.loaded.loop.enqueue(self.work.steps, launch=launch)
+        return self.work.device.download(self.loaded.loop.final_latents)
+
+    def loop_time(self) -> LoopTime:
+        """One loop after another prompt, as the runtime runs it."""
+        device, n = self.work.device, self.work.steps
+        device.synchronize()
+        start = device.mark()
+        self.loaded.unet.enqueue_text()
+        self._begin()
+        begun = device.mark()
+        self.loaded.loop.enqueue(n)
+        end = device.mark()
+        device.synchronize()
+        once, steps = (1e3 * device.seconds(*marks) for marks in ((start, begun), (begun, end)))
+        return LoopTime(once, steps / n, 1e3 * device.seconds(start, end))
+
+    def _prepared(self, engines: EngineSet) -> Loaded:
+        """Everything loaded, bound and given values, the step captured."""
+        device, subject = engines.device, self.work.subject
+        conditions = {
+            tensor.name: device.empty(tensor.shape, tensor.dtype)
+            for tensor in self.work.plain_inputs()
+            if tensor.name not in ("sample", "timestep")
+        }
+        manifest, beside = self.work.bundle.manifest, HOISTED[subject.network]
+        unet = Conditions(engines, manifest, subject.network, beside.text, beside.time, conditions)
+        engines.share_scratch()
+        loop = DeviceLoop(device, unet.unet, self.backend, lambda: engines.generation, unet.time)
+        inputs = self.work.inputs()
+        for name, array in conditions.items():
+            device.upload(array, inputs[name])
+        device.upload(unet.unet.arrays["sample"], inputs["sample"])
+        unet.enqueue_text()
+        loop.prepare()
+        noise = device.empty((1, *inputs["sample"].shape[1:]), np.float32)
+        return Loaded(engines, unet, loop, conditions, noise)
+
+    def _begin(self) -> None:
+        schedule, subject = ddim_schedule(self.work.steps), self.work.subject
+        self.loaded.loop.begin(
+            schedule.timesteps,
+            self._rows(schedule),
+            prompt_changed=subject.prompt_in_time,
+            seed=0,
+            **subject.start,
         )
 
-    def _latents(self, *, launch: bool) -> np.ndarray:
-        _, _, loop = self._engine()
-        self._begin(loop)
-        loop.enqueue(self.work.steps, launch=launch)
-        return self.work.device.download(loop.final_latents)
+    def _rows(self, schedule: DDIMSchedule) -> Any:
+        return step_table(schedule, **self.work.subject.table)
+
+    def _timed(self, enqueue: Callable[[], object]) -> float:
+        """Milliseconds of a step, of which `enqueue` does all of a loop's."""
+        device, samples = self.work.device, []
+        for _ in range(SAMPLES):
+            device.synchronize()
+            self._begin()
+            device.synchronize()
+            start = device.mark()
+            enqueue()
+            end = device.mark()
+            device.synchronize()
+            samples.append(1e3 * device.seconds(start, end) / self.work.steps)
+        return float(np.median(samples))
+
+
+def yardstick(work: Work) -> float:
+    """PyTorch's own distance to fp32 at the work's precision, at least what fp32 itself is accurate to."""
+    own, exact = work.reference(work.dtype), work.reference(torch.float32)
+    return max(distance(own, exact).rel_l2, 1e-6)

@@ -7,9 +7,11 @@ variance, norms are near 1, biases near 0, and a UNet's prediction is damped.
 
 import json
 import math
+import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.weights import write_weight_file
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+_TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 DAMPED = 0.1
 """What a UNet's output convolution is multiplied by, so that 50 steps stay finite."""
@@ -45,6 +49,40 @@ def write_lamp_unet(folder: Path, config: Mapping[str, Any], motion: int = 0) ->
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     write_component(folder / "unet", {"_class_name": "UNet3DConditionModel", **config}, shapes, motion=motion)
     return folder
+
+
+def write_sdxl_unet(folder: Path, config: Mapping[str, Any]) -> Path:
+    """SDXL's UNet: `folder`/unet, and what a checkpoint's folder says of itself. config: as in a config.json.
+    ModuleNotFoundError without diffusers, whose module tells the tensors."""
+    from lamp_trt.export.networks import module_from_config
+
+    with torch.device("meta"):
+        state = module_from_config("sdxl_unet", config).state_dict()
+    write_component(folder / "unet", config, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    write_sdxl_index(folder)
+    return folder
+
+
+def write_sdxl_index(folder: Path) -> None:
+    """model_index.json and the scheduler's configuration, as published."""
+    write_scheduler(folder)
+    (folder / "model_index.json").write_text(json.dumps(published().SDXL_INDEX))
+
+
+def write_scheduler(folder: Path) -> None:
+    (folder / "scheduler").mkdir()
+    text = json.dumps(published().SDXL_SCHEDULER)
+    (folder / "scheduler" / "scheduler_config.json").write_text(text)
+
+
+def published() -> ModuleType:
+    """tests/published.py, where the published configurations are kept."""
+    if str(_TESTS) not in sys.path:
+        sys.path.insert(0, str(_TESTS))
+    import published  # type: ignore[import-not-found]
+
+    module: ModuleType = published
+    return module
 
 
 def _values(name: str, shape: tuple[int, ...], motion: int) -> memoryview:

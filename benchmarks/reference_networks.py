@@ -185,18 +185,18 @@ REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
 
 
 def reference_outputs(
-    network: str, folder: Path, dtype: torch.dtype, inputs: Arrays
+    network: str, folder: Path, dtype: torch.dtype, inputs: Arrays, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], ...]:
-    """The module's outputs, float32, computed with its weights and `inputs` in `dtype`."""
+    """The module's outputs, float32, computed on `device` with its weights and `inputs` in `dtype`."""
     entry = REFERENCE_NETWORKS[network]
-    module = entry.load(folder, dtype)
+    module = entry.load(folder, dtype).to(device)
     own = next(module.parameters()).dtype
     tensors = {
         name: tensor.to(own) if tensor.is_floating_point() and name not in _ALWAYS_FLOAT32 else tensor
-        for name, tensor in ((name, torch.from_numpy(array)) for name, array in inputs.items())
+        for name, tensor in ((name, torch.from_numpy(array).to(device)) for name, array in inputs.items())
     }
     with torch.inference_mode():
-        return tuple(output.float().numpy() for output in entry.run(module, tensors))
+        return tuple(output.float().cpu().numpy() for output in entry.run(module, tensors))
 
 
 _ALWAYS_FLOAT32 = ("timestep", "time_ids")

@@ -6,12 +6,13 @@ does not hold yet, so that repeating one costs as much as this module: the diges
 are remembered.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -305,4 +306,9 @@ def _networks(options: BuildOptions) -> tuple[str, ...]:
 
 
 def _exporter_versions() -> list[str]:
-    return [f"{name} {version(name)}" for name in _EXPORTERS]
+    """What is not installed exports nothing: the LAMP UNet needs torch and ONNX alone."""
+    versions = []
+    for name in _EXPORTERS:
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    return versions

@@ -70,10 +70,13 @@ class EngineSet:
                 engine.use_scratch(self._scratch.pointer, self._scratch.nbytes)
 
     def close(self) -> None:
-        """Give the engines' memory back."""
+        """Give the engines' memory and their scratch back."""
         for engine in self._engines:
             engine.close()
         self._engines.clear()
+        if self._scratch:
+            self.device.release(self._scratch)
+            self._scratch = None
 
 
 def _check(network: str, tensor: IOTensor, array: DeviceArray) -> None:

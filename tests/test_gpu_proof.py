@@ -12,7 +12,8 @@ from host_device import HostDevice, HostDeviceEngine
 
 from lamp_trt.benchmarks import gpu_proof, proof_peers
 from lamp_trt.benchmarks.proof import Unavailable
-from lamp_trt.benchmarks.proof_unet import UnetProof, Work
+from lamp_trt.benchmarks.proof_unet import UnetProof
+from lamp_trt.benchmarks.proof_work import Work
 from lamp_trt.benchmarks.random_checkpoints import write_component
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.networks import is_motion_tensor

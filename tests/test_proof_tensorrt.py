@@ -11,7 +11,7 @@ import pytest
 from lamp_trt.benchmarks import proof_tensorrt
 from lamp_trt.benchmarks.proof import Unavailable
 from lamp_trt.benchmarks.proof_tensorrt import TensorRtProof
-from lamp_trt.benchmarks.proof_unet import Work
+from lamp_trt.benchmarks.proof_work import Work
 from lamp_trt.engine import trt
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.tensorrt_options import TensorRtOptions
@@ -51,8 +51,8 @@ def proof(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Tens
     module.__dict__["__version__"] = "10.16.1"
     monkeypatch.setattr(trt, "tensorrt", lambda: module)
     monkeypatch.setattr(proof_tensorrt, "build_engines", build)
-    work = Work(tmp_path, None, lambda *_: None, _bundle="bundle")  # type: ignore[arg-type, return-value]
-    return TensorRtProof(work)
+    monkeypatch.setattr(Work, "bundle", "bundle")
+    return TensorRtProof(Work(tmp_path, None, lambda *_: None))  # type: ignore[arg-type, return-value]
 
 
 def test_builds_are_timed_and_the_cache_is_compared(proof: TensorRtProof) -> None:
@@ -92,7 +92,7 @@ def test_the_cost_of_refit_is_held_against_its_limit(
             self.work, self.backend = work, backend
 
         def load(self) -> None:
-            self.work.load(self.backend, self.work, "first")
+            self.work.load(self.backend, self.work, "lamp_unet")
 
         def times(self) -> None:
             self.work.results[self.backend] = {"step_ms": step_ms[self.backend]}
