@@ -172,7 +172,7 @@ def compile_networks(backend: str, work: Any, bundle: Bundle) -> None:
         from lamp_trt.engine.tensorrt_options import TensorRtOptions
 
         installed()
-        build_engines(bundle, TensorRtOptions())
+        build_engines(bundle, TensorRtOptions(motions=work.subject.motions[: 1 if work.hoist else None]))
     elif backend == "aotinductor":
         from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
         from lamp_trt.export.recipe import recipe_from_options
@@ -193,6 +193,7 @@ def make(claim: str, function: Callable[[], str]) -> Outcome:
         result, figures = "skipped", str(reason)
     except Exception:  # noqa: BLE001
         result, figures = "failed", traceback.format_exc()
+    torch.cuda.empty_cache()
     return _told(Outcome(claim, result, figures, time.perf_counter() - start))
 
 

@@ -13,6 +13,7 @@ import lamp_trt
 from lamp_trt.benchmarks.proof import Check, Unavailable, require_diffusers
 from lamp_trt.benchmarks.proof_work import FULL_SIZE, MOTIONS
 from lamp_trt.benchmarks.random_checkpoints import (
+    finished,
     published,
     write_component,
     write_lamp_unet,
@@ -44,8 +45,9 @@ class PipelineProof:
             from lamp_trt.export.build import build_bundle
             from lamp_trt.export.recipe import BuildOptions
 
-            sd, sdxl, motion = write_checkpoints(self.folder / "checkpoints")
-            build_bundle(bundle, BuildOptions(sd, {MOTIONS[0]: motion}, sdxl, precision="fp16"))
+            made = finished(self.folder / "checkpoints", write_checkpoints)
+            motions = {MOTIONS[0]: made / "lamp"}
+            build_bundle(bundle, BuildOptions(made / "sd", motions, made / "sdxl", precision="fp16"))
         self._pipe = lamp_trt.load(bundle, device="cuda", backend=self.backend)
         return f"{bundle.stat().st_size} bytes of folder"
 
@@ -66,8 +68,8 @@ class PipelineProof:
         return json.dumps(third.timings)
 
 
-def write_checkpoints(folder: Path) -> tuple[Path, Path, Path]:
-    """Stable Diffusion, SDXL and LAMP in published form and size, random: 10 GB."""
+def write_checkpoints(folder: Path) -> None:
+    """Stable Diffusion, SDXL and LAMP in published form and size, random: 10 GB. Folders sd, sdxl, lamp."""
     from lamp_trt.export.sdxl_checkpoint import FOLDERS
     from lamp_trt.export.toy_tokenizer import write_tokenizer
 
@@ -86,4 +88,4 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path, Path]:
     write_tokenizer(sdxl / "tokenizer_2", pad_token="!")
     write_scheduler(sd)
     write_sdxl_index(sdxl)
-    return sd, sdxl, write_lamp_unet(folder / "lamp", FULL_SIZE)
+    write_lamp_unet(folder / "lamp", FULL_SIZE)

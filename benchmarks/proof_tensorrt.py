@@ -45,6 +45,7 @@ class TensorRtProof:
 
     def build(self, kind: str) -> str:
         self._require(kind)
+        shutil.rmtree(self.folder(kind), ignore_errors=True)  # what an earlier call left
         start = time.perf_counter()
         refit = kind == "refittable"
         options = TensorRtOptions(networks=("lamp_unet",), motions=MOTIONS[:1], refit=refit)

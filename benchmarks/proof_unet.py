@@ -184,13 +184,13 @@ class UnetProof:
         self.loaded.loop.enqueue(self.work.steps, launch=launch)
         return self.work.device.download(self.loaded.loop.final_latents)
 
-    def loop_time(self) -> LoopTime:
-        """One loop after another prompt, as the runtime runs it."""
+    def loop_time(self, *, first: bool = False) -> LoopTime:
+        """One loop after another prompt, as the runtime runs it; `first`: with a new table of times too."""
         device, n = self.work.device, self.work.steps
         device.synchronize()
         start = device.mark()
         self.loaded.unet.enqueue_text()
-        self._begin()
+        self._begin(new_table=first)
         begun = device.mark()
         self.loaded.loop.enqueue(n)
         end = device.mark()
@@ -219,12 +219,12 @@ class UnetProof:
         noise = device.empty((1, *inputs["sample"].shape[1:]), np.float32)
         return Loaded(engines, unet, loop, conditions, noise)
 
-    def _begin(self) -> None:
+    def _begin(self, *, new_table: bool = False) -> None:
         schedule, subject = ddim_schedule(self.work.steps), self.work.subject
         self.loaded.loop.begin(
             schedule.timesteps,
             self._rows(schedule),
-            prompt_changed=subject.prompt_in_time,
+            prompt_changed=new_table or subject.prompt_in_time,
             seed=0,
             **subject.start,
         )

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.proof import Unavailable, require_diffusers
-from lamp_trt.benchmarks.random_checkpoints import published, write_lamp_unet, write_sdxl_unet
+from lamp_trt.benchmarks.random_checkpoints import finished, published, write_lamp_unet, write_sdxl_unet
 from lamp_trt.benchmarks.reference_networks import reference_outputs, seeded_inputs
 from lamp_trt.engine.backend import DeviceEngine
 from lamp_trt.engine.bundle import Bundle
@@ -49,7 +49,7 @@ class Subject:
     network          its name in a bundle
     title            its name in claims
     full_size        its config, as in a config.json
-    checkpoints      by folder: (folder, config) writes one; the first is the reference's
+    checkpoints      by folder: (folder, config=...) writes one; the first is the reference's
     given            of BuildOptions: which of these folders are what
     motions          of a UNet that has them, the first one shown first
     table, start     what step_table and begin_loop are given at a default job of the runtime
@@ -59,7 +59,7 @@ class Subject:
     network: str
     title: str
     full_size: Callable[[], Config]
-    checkpoints: Mapping[str, Callable[[Path, Config], object]]
+    checkpoints: Mapping[str, Callable[..., object]]
     given: Callable[[Path], dict[str, Any]]
     table: Mapping[str, Any]
     start: Mapping[str, Any]
@@ -184,29 +184,20 @@ class Work:
                 self.subject.network, self.checkpoint, dtype, inputs, self.torch_device
             )
             self._reference[dtype] = noise_pred
+            torch.cuda.empty_cache()
         return self._reference[dtype]
 
     def _make(self, bundle: Path) -> None:
         from lamp_trt.export.build import build_bundle
 
-        self._write_checkpoints()
-        if self.hoist and not bundle.exists():
-            _link_files(self.hoisting(()).bundle.path, bundle)
-        build_bundle(bundle, self.options)
-
-    def _write_checkpoints(self) -> None:
-        """Those that are not there yet; a half-written one never has a checkpoint's name."""
+        config = self.subject.full_size() if self.config is None else self.config
         for name, write in self.subject.checkpoints.items():
-            final, part = self.folder / name, self.folder / f"{name}.part"
-            if not final.exists():
-                shutil.rmtree(part, ignore_errors=True)
-                write(part, self.subject.full_size() if self.config is None else self.config)
-                part.rename(final)
+            finished(self.folder / name, partial(write, config=config))
+        if self.hoist:
+            finished(bundle, partial(_link_files, self.hoisting(()).bundle.path))
+        build_bundle(bundle, self.options)
 
 
 def _link_files(bundle: Path, copy: Path) -> None:
     """A second bundle over the same files, to be built into another form: gigabytes of weights stay one."""
-    part = copy.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(bundle, part, copy_function=os.link, ignore=shutil.ignore_patterns(ENGINES, ".*"))
-    part.rename(copy)
+    shutil.copytree(bundle, copy, copy_function=os.link, ignore=shutil.ignore_patterns(ENGINES, ".*"))

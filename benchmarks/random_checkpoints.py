@@ -7,9 +7,10 @@ variance, norms are near 1, biases near 0, and a UNet's prediction is damped.
 
 import json
 import math
+import shutil
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,6 +61,16 @@ def write_sdxl_unet(folder: Path, config: Mapping[str, Any]) -> Path:
         state = module_from_config("sdxl_unet", config).state_dict()
     write_component(folder / "unet", config, {name: tuple(tensor.shape) for name, tensor in state.items()})
     write_sdxl_index(folder)
+    return folder
+
+
+def finished(folder: Path, write: Callable[[Path], object]) -> Path:
+    """`folder`, written first if it is not there. A half-written one never has its name."""
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        write(part)
+        part.rename(folder)
     return folder
 
 

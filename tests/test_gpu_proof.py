@@ -1,71 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 """The proofs that wait for a GPU, made on the double of one at a small size: they hold, and can fail."""
 
+import dataclasses
 import json
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from host_device import HostDevice, HostDeviceEngine
+from proof_doubles import SUBJECTS, ClockedDevice, toy_work
 
 from lamp_trt.benchmarks import gpu_proof, proof_peers
-from lamp_trt.benchmarks.proof import Unavailable
+from lamp_trt.benchmarks.proof import Check, Unavailable
+from lamp_trt.benchmarks.proof_hoists import HoistsProof, Row
 from lamp_trt.benchmarks.proof_unet import UnetProof
-from lamp_trt.benchmarks.proof_work import Work
+from lamp_trt.benchmarks.proof_work import LAMP, SDXL, Work
 from lamp_trt.benchmarks.random_checkpoints import write_component
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
+from lamp_trt.engine.backends import DEVICE_ENGINES
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.export import recipe
 
-CONFIG = {"block_out_channels": [8, 16], "attention_head_dim": 2, "cross_attention_dim": 16,
-          "norm_num_groups": 4, "layers_per_block": 1,
-          "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
-          "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"]}  # fmt: skip
+Outcomes = dict[str, gpu_proof.Outcome]
 
-
-class WrongAfterASwitch(OnnxRuntimeEngine):
-    """Keeps a trace of every motion that it showed."""
-
-    def run(self, arrays: Any) -> Any:
-        outputs = super().run(arrays)
-        self.switches: int
-        outputs["noise_pred"] = outputs["noise_pred"] + np.float32(getattr(self, "switches", 0))
-        return outputs
-
-    def set_motion(self, motion: str) -> None:
-        self.switches = getattr(self, "switches", 0) + (self._motion not in (None, motion))
-        super().set_motion(motion)
+TOGETHER = {"lamp_unet": "text,time,prefix", "sdxl_unet": "text,time"}
+"""All that can be hoisted out of a UNet."""
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    def load(backend: str, work: Work, motion: str) -> HostDeviceEngine:
-        if backend == "missing":
-            raise Unavailable("missing is not installed")
-        make = WrongAfterASwitch if backend == "residue" else OnnxRuntimeEngine
-        engine = make(work.bundle, "lamp_unet", motion=motion, num_threads=1)
-        assert isinstance(work.device, HostDevice)
-        return HostDeviceEngine(engine, work.device, motion=motion)
-
-    return Work(
-        tmp_path_factory.mktemp("proof"),
-        HostDevice(),
-        load,
-        torch_device="cpu",
-        config=CONFIG,
-        precision="fp32",
-        height=64,
-        width=64,
-        num_frames=3,
-        steps=3,
-    )
+def works(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Work]:
+    folder = tmp_path_factory.mktemp("proof")
+    return {network: toy_work(folder, subject) for network, subject in SUBJECTS.items()}
 
 
-def outcomes(work: Work, backend: str) -> dict[str, gpu_proof.Outcome]:
+@pytest.fixture(params=SUBJECTS)
+def work(works: dict[str, Work], request: pytest.FixtureRequest) -> Work:
+    """Either UNet."""
+    return works[request.param]
+
+
+@pytest.fixture
+def lamp(works: dict[str, Work]) -> Work:
+    return works["lamp_unet"]
+
+
+def outcomes(checks: Iterable[Check]) -> Outcomes:
     made = {}
-    for claim, function in UnetProof(work, backend).checks():
+    for claim, function in checks:
         try:
             made[claim] = gpu_proof.Outcome(claim, "passed", function(), 0.0)
         except Unavailable as reason:
@@ -75,36 +60,182 @@ def outcomes(work: Work, backend: str) -> dict[str, gpu_proof.Outcome]:
     return made
 
 
-def test_a_sound_backend_passes_every_claim_about_the_unet(work: Work) -> None:
-    made = outcomes(work, "sound")
+def failed(made: Outcomes) -> list[gpu_proof.Outcome]:
+    return [outcome for outcome in made.values() if outcome.result == "failed"]
+
+
+def hoisted(work: Work, backend: str, *, each: bool = False) -> tuple[Outcomes, list[Row]]:
+    """Of the checks of hoists: of all together and, for every form is an export, of `each` only if wanted."""
+    proof = HoistsProof(work, backend, [])
+    if not each:
+        proof.forms = proof.forms[:1]
+    return outcomes(proof.checks()), proof.table
+
+
+def test_a_sound_backend_passes_every_claim_about_a_unet(work: Work) -> None:
+    made = outcomes(UnetProof(work, "sound").checks())
     assert {outcome.result for outcome in made.values()} == {"passed"}, made
-    assert len(made) == 6
+    assert len(made) == (6 if work.subject is LAMP else 5)
     figures = work.results["sound"]
     assert figures["captured"]
     assert figures["scratch_bytes"] == 4096
     assert figures["rel_l2"] < 1e-5
-    assert figures["step_ms"] == pytest.approx(0.25e3 / 3)  # the double's time between any two moments
-    assert len(figures["switch_s"]) == 2
+    assert figures["step_ms"] == pytest.approx(10)  # the double's clock
+    assert figures["loop_ms"] == pytest.approx(30)
+    assert figures["once_ms"] == pytest.approx(0)
+    assert ("switch_s" in figures) == (work.subject is LAMP)
 
 
-def test_a_backend_that_remembers_an_old_motion_is_caught(work: Work) -> None:
-    made = outcomes(work, "residue")
-    failed = [outcome for outcome in made.values() if outcome.result == "failed"]
-    assert [outcome.claim.partition("shows")[1] for outcome in failed] == ["shows"]
-    assert "the first motion's result changed" in failed[0].figures
+@pytest.mark.parametrize(
+    ("backend", "claim", "why"),
+    [
+        ("wrong", "near to fp32", "limit"),
+        ("wrong when replayed", "replayed from a capture", "not equal"),
+        ("residue", "shows another motion", "the first motion's result changed"),
+    ],
+)
+def test_a_faulty_backend_is_caught(backend: str, claim: str, why: str, lamp: Work) -> None:
+    made = failed(outcomes(UnetProof(lamp, backend).checks()))
+    assert [claim in outcome.claim for outcome in made] == [True], made
+    assert why in made[0].figures
 
 
 def test_a_backend_that_is_not_there_is_named_and_skipped(work: Work) -> None:
-    made = list(outcomes(work, "missing").values())
-    assert {outcome.result for outcome in made} == {"skipped"}
-    assert made[0].figures == "missing is not installed"
+    for checks in (UnetProof(work, "missing").checks(), HoistsProof(work, "missing", []).checks()):
+        made = list(outcomes(checks).values())
+        assert {outcome.result for outcome in made} == {"skipped"}
+        assert made[0].figures == "missing is not installed"
+        assert {outcome.figures for outcome in made[1:]} == {"it did not load"}
 
 
-def test_peers_run_the_same_unet_in_both_formulations(work: Work) -> None:
+def test_without_diffusers_sdxls_unet_is_skipped_with_that_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    work, why = toy_work(tmp_path, SDXL), "SDXL's UNet is exported from a module of diffusers"
+    for checks in (UnetProof(work, "sound").checks(), HoistsProof(work, "sound", []).checks()):
+        made = list(outcomes(checks).values())
+        assert {outcome.result for outcome in made} == {"skipped"}
+        assert made[0].figures.startswith(why)
+    made = list(outcomes(proof_peers.checks(work)).values())
+    assert all(outcome.result == "skipped" and outcome.figures.startswith(why) for outcome in made)
+
+
+def test_without_diffusers_the_lamp_unets_graph_has_a_key(
+    lamp: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lamp.bundle
+
+    def installed(name: str) -> str:
+        if name == "diffusers":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    made = recipe.recipe_from_options(lamp.options)
+    key = made.graph_key("lamp_unet")
+    monkeypatch.setattr(recipe, "version", installed)
+    assert len(made.graph_key("lamp_unet")) == 64
+    assert made.graph_key("lamp_unet") != key
+
+
+def test_peers_run_the_same_unet_in_every_formulation(work: Work) -> None:
+    assert work.bundle
     expected = work.reference(torch.float32)
-    for formulation in proof_peers.FORMULATIONS:
+    formulations = proof_peers.formulations(work)
+    assert formulations == (("official", "lean") if work.subject is LAMP else ("official",))
+    for formulation in formulations:
         output = proof_peers.step(work, proof_peers.module(work, formulation))()
         np.testing.assert_allclose(output.numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def check_hoists(work: Work, *, each: bool = False) -> list[Row]:
+    """That a sound backend's hoists pass; the table."""
+    made, table = hoisted(work, "sound", each=each)
+    assert {outcome.result for outcome in made.values()} == {"passed"}, made
+    plain, *others = table
+    assert plain["form"] == "plain"
+    assert (plain["step_ms"], plain["loop_ms"]) == pytest.approx((10, 30))
+    assert others[0]["form"] == TOGETHER[work.subject.network]
+    for row in others:
+        assert (row["network"], row["backend"]) == (work.subject.network, "sound")
+        assert row["captured"]
+        assert row["rel_l2_to_plain"] < 1e-5
+        assert row["latents_rel_l2_to_plain"] < 1e-4
+        assert row["plain_loop_ms"] == pytest.approx(30)
+        assert row["step_ms"] == pytest.approx(9.8)
+        assert row["loop_ratio"] == pytest.approx(row["loop_ms"] / 30)
+    return table
+
+
+def test_sound_hoists_cost_nothing_and_give_the_plain_forms_result(work: Work) -> None:
+    _, together = check_hoists(work)
+    # Text once a prompt; SDXL's table of times too, for it depends on the text.
+    once_ms = 0.5 if work.subject is LAMP else 0.5 + 0.1 * work.steps
+    assert together["once_ms"] == pytest.approx(once_ms)
+    assert together["loop_ms"] == pytest.approx(once_ms + 3 * 9.8)
+    weights = [
+        form.bundle.path / "weights" / f"{'unet' if work.subject is LAMP else 'sdxl_unet'}.safetensors"
+        for form in (work, work.hoisting(tuple(TOGETHER[work.subject.network].split(","))))
+    ]
+    assert weights[0].samefile(weights[1])
+
+
+@pytest.mark.slow
+def test_each_hoist_alone_holds_too(work: Work) -> None:
+    table = check_hoists(work, each=True)
+    hoists = TOGETHER[work.subject.network]
+    assert [row["form"] for row in table] == ["plain", hoists, *hoists.split(",")]
+
+
+@pytest.mark.parametrize(
+    ("backend", "claim", "why"),
+    [
+        ("wrong when hoisted", "gives the plain form's result", "limit"),
+        ("slow when hoisted", "a hoist costs nothing", "the loop takes 1.0367 of the plain form's time"),
+        ("dear text", "a hoist costs nothing", "a step 0.9800"),
+    ],
+)
+def test_a_hoist_that_is_wrong_or_slow_is_caught(backend: str, claim: str, why: str, lamp: Work) -> None:
+    made = failed(hoisted(lamp, backend)[0])
+    assert [claim in outcome.claim for outcome in made] == [True], made
+    assert why in made[0].figures
+
+
+@pytest.mark.parametrize("backend", ["sound", "wrong when hoisted", "slow when hoisted"])
+def test_every_engine_is_let_go_whatever_the_checks_find(backend: str, lamp: Work) -> None:
+    assert isinstance(lamp.device, ClockedDevice)
+    lamp.device.engines.clear()
+    hoisted(lamp, backend)
+    assert [engine.closed for engine in lamp.device.engines] == [True] * 4
+
+
+def test_a_checkpoint_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
+    def cut_off(folder: Path, config: Any) -> None:
+        folder.mkdir()
+        (folder / "half").touch()
+        raise ModuleNotFoundError(name="onnxscript")
+
+    work = toy_work(tmp_path, dataclasses.replace(LAMP, checkpoints={"first": cut_off}))
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="onnxscript is not installed"):
+            assert work.bundle
+    assert not (tmp_path / "first").exists()
+
+
+def test_parts_take_either_unet_to_every_backend(works: dict[str, Work], tmp_path: Path) -> None:
+    session = gpu_proof.Session(tmp_path, tmp_path, deadline=0.0, _works=dict(works))
+    claims = {part: [claim for claim, _ in gpu_proof.PARTS[part](session)] for part in ("sdxl", "hoists")}
+    for backend in DEVICE_ENGINES:
+        assert f"{backend}: SDXL's UNet loads" in claims["sdxl"]
+        for title, form in (("the LAMP UNet", "prefix"), ("SDXL's UNet", "time")):
+            assert (
+                f"a hoist costs nothing, at most 1% of a loop: {backend}: {title} with {form} hoisted"
+                in claims["hoists"]
+            )
+    assert sum(claim.startswith("PyTorch") for claim in claims["sdxl"]) == len(proof_peers.MODES)
+    assert session.results == {"hoists": []}
+    one = dataclasses.replace(session, backends=("onnxruntime",))
+    assert {claim.partition(":")[0] for claim, _ in gpu_proof.unet(one)} == {"onnxruntime"}
 
 
 def test_motions_of_random_checkpoints_share_what_motions_share(tmp_path: Path) -> None:
