@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends for the GPU's proofs without a GPU, sound and faulty ones, and the device whose clock they move."""
+"""Backends for the GPU's proofs without a GPU, sound and faulty ones, and a device whose clock they move."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -150,7 +150,9 @@ def test_peers_run_the_same_unet_in_every_formulation(work: Work) -> None:
     assert formulations == (("official", "lean") if work.subject is LAMP else ("official",))
     for formulation in formulations:
         output = proof_peers.step(work, proof_peers.module(work, formulation))()
-        np.testing.assert_allclose(output.numpy(), expected, rtol=0, atol=PROOF_REL_L2 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            output.numpy(), expected, rtol=0, atol=PROOF_REL_L2 * np.abs(expected).max()
+        )
 
 
 def check_hoists(work: Work, *, each: bool = False) -> list[Row]:
