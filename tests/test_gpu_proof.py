@@ -26,6 +26,8 @@ from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export import recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Outcomes = dict[str, gpu_proof.Outcome]
 
 TOGETHER = {"lamp_unet": "text,time,prefix", "sdxl_unet": "text,time"}
