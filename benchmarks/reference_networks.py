@@ -190,16 +190,21 @@ def reference_outputs(
     """The module's outputs, float32, computed with its weights and `inputs` in `dtype`."""
     entry = REFERENCE_NETWORKS[network]
     module = entry.load(folder, dtype)
-    own = next(module.parameters()).dtype
-    tensors = {
-        name: tensor.to(own) if tensor.is_floating_point() and name not in _ALWAYS_FLOAT32 else tensor
-        for name, tensor in ((name, torch.from_numpy(array)) for name, array in inputs.items())
-    }
     with torch.inference_mode():
-        return tuple(output.float().numpy() for output in entry.run(module, tensors))
+        return tuple(output.float().numpy() for output in entry.run(module, module_inputs(module, inputs)))
 
 
 _ALWAYS_FLOAT32 = ("timestep", "time_ids")
+
+
+def module_inputs(module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
+    """`arrays` on the module's device, all floats but _ALWAYS_FLOAT32 in the module's own dtype."""
+    own = next(module.parameters())
+    tensors = {name: torch.from_numpy(array).to(own.device) for name, array in arrays.items()}
+    return {
+        name: tensor.to(own.dtype) if tensor.is_floating_point() and name not in _ALWAYS_FLOAT32 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def seeded_inputs(

@@ -13,6 +13,7 @@ from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import LampError
+from lamp_trt.export.convert import DTYPES
 from lamp_trt.runtime.image import load_first_frame
 from lamp_trt.runtime.load import load_pipeline
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -39,7 +40,7 @@ def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> Non
 
 
 def video_traces(pipeline: LampPipeline, motion: str, options: VerifyOptions) -> Traces:
-    """One video, made by PyTorch in fp32, by the bundle, and by PyTorch in fp16 if that is its precision."""
+    """One video, made by PyTorch in fp32, by the bundle, and by PyTorch in its precision if it has another."""
     picture = synthetic_picture(*pipeline.size) if options.first_frame is None else options.first_frame
     job = video_job(
         pipeline,
@@ -51,6 +52,7 @@ def video_traces(pipeline: LampPipeline, motion: str, options: VerifyOptions) ->
     )
     exact = reference_trace(options.checkpoints, motion, job, torch.float32)
     own = None
-    if pipeline.bundle.network("lamp_unet").precision == "fp16":
-        own = reference_trace(options.checkpoints, motion, job, torch.float16, exact.steps)
+    precision = pipeline.bundle.network("lamp_unet").precision
+    if precision != "fp32":
+        own = reference_trace(options.checkpoints, motion, job, DTYPES[precision], exact.steps)
     return exact, runtime_trace(pipeline, motion, job, exact.steps), own
