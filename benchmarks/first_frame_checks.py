@@ -37,7 +37,7 @@ def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -
 
 
 def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces:
-    """One image, made by PyTorch in fp32, by the bundle, and by PyTorch in its precision if it has another."""
+    """One image, made by PyTorch in fp32, by the bundle, and by PyTorch in its precision if another."""
     sizes, folder = maker.bundle.manifest.sizes, options.checkpoints.folder("--sdxl")
     latent = sizes["first_frame_latent_height"], sizes["first_frame_latent_width"]
     job = ImageJob(

@@ -40,7 +40,7 @@ def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> Non
 
 
 def video_traces(pipeline: LampPipeline, motion: str, options: VerifyOptions) -> Traces:
-    """One video, made by PyTorch in fp32, by the bundle, and by PyTorch in its precision if it has another."""
+    """One video, made by PyTorch in fp32, by the bundle, and by PyTorch in its precision if another."""
     picture = synthetic_picture(*pipeline.size) if options.first_frame is None else options.first_frame
     job = video_job(
         pipeline,

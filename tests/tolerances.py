@@ -142,3 +142,7 @@ another number of rows sum in another order. Measured below 1e-6."""
 HOISTED_LATENTS_ATOL = DEVICE_LATENTS_ATOL
 """Latents of a few steps from UNets that differ by HOISTED_RTOL: guidance amplifies that as it does an ulp of
 the noise."""
+
+BF16_ROUNDING = 1e-4
+"""What computes in bfloat16 differs from fp32 by this much at least, relative: its numbers have 8 bits, one
+rounding alone is 2^-9 at most and about 1e-3 on average. Anything closer was not computed in bfloat16."""

@@ -73,8 +73,8 @@ class Subject:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The one that was asked for, or all but those that `backends_without_engines` names and, for a bundle
-        in bf16, ONNX Runtime."""
+        """The one that was asked for, or all but those that `backends_without_engines` names, and ONNX
+        Runtime for a bundle in bf16."""
         if self.options.backend != "auto":
             return (self.options.backend,)
         known = HOST_ENGINES if self.ordinal is None else DEVICE_ENGINES

@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
         print_report(report, as_json=False)
     engines = []
     if args.precision == "bf16" and args.backend == "onnxruntime":
-        log.warning("ONNX Runtime does not run bf16: compile the bundle with --backend aotinductor or tensorrt")
+        log.warning("ONNX Runtime does not run bf16: compile it with --backend aotinductor or tensorrt")
     if args.backend == "tensorrt":
         engines = _tensorrt_engines(args)
     elif args.backend == "aotinductor":

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles in bfloat16: what they hold, who runs them, and that they compute as PyTorch does in bfloat16."""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from reference_clip import smooth_picture
+from safetensors.torch import load_file, save_file
+from sdxl_fixture import FIRST_FRAME_SIZE
+from tolerances import BF16_ROUNDING, FP16_YARDSTICK
+from toy_fixture import toy_options
+
+import lamp_trt
+from lamp_trt.benchmarks.loop_checks import Traces, loop_checks, step_figures
+from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, reference_outputs, seeded_inputs
+from lamp_trt.benchmarks.traces import reference_trace, runtime_trace, video_job
+from lamp_trt.benchmarks.verify_options import Checkpoints
+from lamp_trt.cli import main
+from lamp_trt.engine import backends, compiled
+from lamp_trt.engine.aotinductor_key import cpu_name, package_key
+from lamp_trt.engine.backend_aotinductor import AotInductorEngine
+from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
+from lamp_trt.engine.backend_onnxruntime_cuda import OnnxRuntimeCudaEngine
+from lamp_trt.engine.backends import choose_backend
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.errors import CheckpointError, EngineError
+from lamp_trt.engine.graph_digest import graph_digest
+from lamp_trt.engine.hoisting import HOISTS, networks_beside
+from lamp_trt.engine.networks import FLOAT, NETWORKS, PRECISIONS, VIDEO_NETWORKS, is_motion_tensor
+from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
+from lamp_trt.export.build import build_bundle
+from lamp_trt.export.motions import add_motion
+from lamp_trt.export.recipe import BuildOptions, recipe_from_options
+from lamp_trt.runtime.conditioning import conditions_by_step
+from lamp_trt.runtime.loop import not_finite
+
+SMALL = ("text_encoder", "vae_encoder", "vae_decoder")
+PROMPT = "a horse runs"
+Arrays = Mapping[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def small(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """All but the UNet. Tests do not change it."""
+    out = tmp_path_factory.mktemp("bf16") / "small"
+    build_bundle(out, small_options(toy))
+    return Bundle.open(out)
+
+
+def small_options(toy: Path, **changes: Any) -> BuildOptions:
+    return toy_options(toy, **{"precision": "bf16", "motions": None, "only": SMALL, **changes})
+
+
+# --- what a bundle holds ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_in_bf16_take_and_give_float32(network: str) -> None:
+    spec = NETWORKS[network]
+    sizes = dict.fromkeys(spec.named_axes, 8)
+    for specs, tensors in zip((spec.inputs, spec.outputs), spec.resolve(sizes, "bf16"), strict=True):
+        wanted = ["float32" if tensor.dtype == FLOAT else tensor.dtype for tensor in specs]
+        assert [tensor.dtype for tensor in tensors] == wanted
+    assert spec.resolve(sizes, "bf16") == spec.resolve(sizes, "fp32")
+
+
+def test_weights_are_the_checkpoints_rounded_to_bfloat16(toy: Path, small: Bundle) -> None:
+    assert {entry.precision for entry in small.manifest.networks.values()} == {"bf16"}
+    for component in ("text_encoder", "vae"):
+        (published,) = (toy / "sd" / component).glob("*.safetensors")
+        stored = load_file(small.path / "weights" / f"{component}.safetensors")
+        refs = read_weight_file(small.path / "weights" / f"{component}.safetensors").tensors
+        assert {ref.dtype for ref in refs.values()} == {"BF16"}
+        rounded = {name: tensor.bfloat16() for name, tensor in load_file(published).items()}
+        equal = [name for name in stored.keys() & rounded.keys() if torch.equal(stored[name], rounded[name])]
+        assert len(equal) == len(stored) > 30
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_graphs_compute_in_bfloat16_between_float32(network: str, small: Bundle) -> None:
+    path = small.graph_path(network)
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.graph.value_info}
+    kinds = onnx.TensorProto
+    weights = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    assert {tensor.data_type for tensor in weights} == {kinds.BFLOAT16}
+    borders = {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    assert borders <= {kinds.FLOAT, kinds.INT64}
+    heavy = [n for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Gemm", "Attention")]
+    assert {types[node.output[0]] for node in heavy} == {kinds.BFLOAT16}
+    given = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == kinds.FLOAT}
+    readers = {node.op_type for node in model.graph.node if given.intersection(node.input)}
+    assert readers <= {"Cast"}
+
+
+def test_precisions_have_keys_of_their_own(toy: Path, toy_bundle: Path, small: Bundle) -> None:
+    recipes = [recipe_from_options(small_options(toy, precision=precision)) for precision in PRECISIONS]
+    for network in SMALL:
+        assert len({recipe.graph_key(network) for recipe in recipes}) == len(PRECISIONS)
+        single = Bundle.open(toy_bundle)
+        assert single.network(network).inputs == small.network(network).inputs
+        assert graph_digest(single.graph_path(network)) != graph_digest(small.graph_path(network))
+        keys = {package_key(bundle, network, cpu_name(), {}).digest() for bundle in (single, small)}
+        assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "value", "message"),
+    [
+        ("bf16", 3.4e38, r"not finite in bf16: the checkpoint is damaged, or needs --precision fp32\."),
+        ("fp16", 1e5, r"not finite in fp16: .* damaged, or needs --precision bf16 or fp32\."),
+        ("fp32", float("nan"), r"not finite in fp32: the checkpoint is damaged\."),
+    ],
+)
+def test_values_beyond_a_precisions_range_are_refused(
+    precision: str, value: float, message: str, toy: Path, tmp_path: Path
+) -> None:
+    sd = shutil.copytree(toy / "sd", tmp_path / "sd")
+    (weights,) = (sd / "vae").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["decoder.conv_in.bias"][1] = value
+    save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=rf"decoder\.conv_in\.bias .*{message}"):
+        build_bundle(tmp_path / "out", small_options(toy, sd=sd, precision=precision, only=("vae_decoder",)))
+
+
+def test_an_overflow_of_fp16_is_remedied_by_bf16() -> None:
+    assert "--precision bf16" in str(not_finite("a network", np.dtype(np.float16)))
+    assert "fp16" not in str(not_finite("a network", np.dtype(np.float32)))
+
+
+def test_sdxls_text_encoder_is_borrowed_and_its_vae_stays_fp32(toy: Path, sdxl: Path, tmp_path: Path) -> None:
+    only = ("text_encoder", "sdxl_text_encoder", "sdxl_vae_decoder")
+    build_bundle(tmp_path / "out", small_options(toy, sdxl=sdxl, only=only, **FIRST_FRAME_SIZE))
+    networks = Bundle.open(tmp_path / "out").manifest.networks
+    assert networks["sdxl_text_encoder"].component == "text_encoder"
+    assert {name: entry.precision for name, entry in networks.items()} == {
+        "text_encoder": "bf16",
+        "sdxl_text_encoder": "bf16",
+        "sdxl_vae_decoder": "fp32",
+    }
+
+
+# --- who runs it ------------------------------------------------------------------------------------------
+
+
+def test_onnx_runtime_refuses_it_before_anything_is_loaded(
+    small: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bundle, "graph_path", lambda *_: pytest.fail("something was loaded"))
+    refusal = r"precision bf16.* --backend aotinductor.*--backend tensorrt.*or build .*--precision fp32"
+    with pytest.raises(EngineError, match=refusal):
+        OnnxRuntimeEngine(small, "vae_encoder")
+    with pytest.raises(EngineError, match=refusal):
+        OnnxRuntimeCudaEngine(small, "vae_encoder", device=0, stream=0)
+    for ordinal in (None, 0):
+        with pytest.raises(EngineError, match=refusal):
+            choose_backend(ordinal, "onnxruntime", small)
+    with pytest.raises(EngineError, match=refusal):
+        choose_backend(None, "auto", small)
+
+
+def test_on_the_cpu_auto_takes_packages_for_this_cpu(
+    small: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = package_key(small, "vae_encoder", cpu_name(), {})
+    compiled.store(tmp_path, key, "pt2", {}, lambda file: None)
+    assert choose_backend(None, "auto", small, tmp_path) == "aotinductor"
+    monkeypatch.setattr(backends, "cpu_name", lambda: "another CPU")
+    with pytest.raises(EngineError, match="precision bf16"):
+        choose_backend(None, "auto", small, tmp_path)
+
+
+def test_on_a_gpu_auto_takes_engines_before_it_refuses(
+    small: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(EngineError, match="precision bf16"):
+        choose_backend(0, "auto", small, tmp_path)
+    key = package_key(small, "text_encoder", "sm_90 in this machine", {})
+    key = dataclasses.replace(key, network="lamp_unet")
+    compiled.store(tmp_path, key, "pt2", {}, lambda file: None)
+    assert choose_backend(0, "auto", small, tmp_path) == "aotinductor"
+
+
+def test_the_command_builds_it_and_says_what_runs_it(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--precision", "bf16", "--only", "vae_encoder", "--height", "64", "--width", "64"]
+    command = ["build", "--out", str(tmp_path / "out"), "--sd", str(toy / "sd"), *arguments]
+    assert main(command) == 0
+    assert "ONNX Runtime does not run bf16" in capsys.readouterr().err
+    assert Bundle.open(tmp_path / "out").network("vae_encoder").precision == "bf16"
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_tensorrt_rtx_builds_it(network: str, small: Bundle, tmp_path: Path, rtx: Any) -> None:
+    from lamp_trt.engine.tensorrt_build import build_engines
+    from lamp_trt.engine.tensorrt_options import TensorRtOptions
+
+    (engine,) = build_engines(small, TensorRtOptions(networks=(network,)), tmp_path)
+    assert engine.path.stat().st_size > 1_000_000
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The real builder, also where TensorRT is installed beside it."""
+    module = pytest.importorskip("tensorrt_rtx", reason="pip install 'lamp-trt[rtx]' builds without a GPU")
+    from lamp_trt.engine import trt
+
+    monkeypatch.setattr(trt, "tensorrt", lambda: module)
+    return module
+
+
+# --- what it computes -------------------------------------------------------------------------------------
+
+
+def checkpoint_of(toy: Path, network: str, motion: str = "horse_run") -> Path:
+    return toy / "sd" if REFERENCE_NETWORKS[network].checkpoint == "--sd" else toy / "motions" / motion
+
+
+def plain_arrays(bundle: Bundle, network: str, folder: Path) -> Arrays:
+    """Of the network where nothing is hoisted."""
+    inputs, _ = NETWORKS[network].resolve(bundle.manifest.sizes, "bf16")
+    return seeded_inputs(network, inputs, folder, ["", PROMPT], seed=3)
+
+
+def assert_as_near_as_pytorch(
+    network: str, folder: Path, arrays: Arrays, outputs: Arrays, names: list[str]
+) -> None:
+    """`outputs` are bfloat16 values, and as near to fp32 as PyTorch's own in bf16, times the yardstick."""
+    exact, own = (reference_outputs(network, folder, d, arrays) for d in (torch.float32, torch.bfloat16))
+    for name, single, rounded in zip(names, exact, own, strict=True):
+        actual = outputs[name]
+        assert actual.dtype == np.float32
+        assert torch.equal(torch.from_numpy(actual).bfloat16().float(), torch.from_numpy(actual))
+        ours, yardstick = distance(actual, single), distance(rounded, single)
+        assert ours.finite
+        assert yardstick.finite
+        assert BF16_ROUNDING <= ours.rel_l2 <= FP16_YARDSTICK * yardstick.rel_l2, (name, ours, yardstick)
+
+
+def test_a_package_is_as_near_to_fp32_as_pytorch(toy: Path, small: Bundle, tmp_path: Path) -> None:
+    """The smallest network of the toy, compiled in about 15 s."""
+    network, recipe = "vae_encoder", recipe_from_options(small_options(toy, only=("vae_encoder",)))
+    build_packages(small, recipe, AotInductorOptions(), tmp_path)
+    engine = AotInductorEngine(small, network, num_threads=1, engine_dir=tmp_path)
+    arrays = plain_arrays(small, network, toy / "sd")
+    names = [tensor.name for tensor in engine.outputs]
+    assert_as_near_as_pytorch(network, toy / "sd", arrays, engine.run(arrays), names)
+
+
+# --- whole clips ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """All networks of a video with their packages, compiled in a few minutes."""
+    options = toy_options(toy, precision="bf16")
+    return with_packages(tmp_path_factory.mktemp("bf16") / "whole", options)
+
+
+def with_packages(out: Path, options: BuildOptions) -> Bundle:
+    build_bundle(out, options)
+    bundle = Bundle.open(out)
+    build_packages(bundle, recipe_from_options(options), AotInductorOptions())
+    return bundle
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", VIDEO_NETWORKS)
+def test_every_package_is_as_near_to_fp32_as_pytorch(network: str, toy: Path, whole: Bundle) -> None:
+    motion = "rain" if network == "lamp_unet" else None
+    engine = AotInductorEngine(whole, network, motion=motion, num_threads=1)
+    folder = checkpoint_of(toy, network, "rain")
+    arrays = plain_arrays(whole, network, folder)
+    names = [tensor.name for tensor in engine.outputs]
+    assert_as_near_as_pytorch(network, folder, arrays, engine.run(arrays), names)
+
+
+@pytest.mark.slow
+def test_clips_are_as_near_to_fp32_as_pytorchs(toy: Path, whole: Bundle) -> None:
+    """Every step, from equal latents and from its own, and the frames, by the rules of `lamp-trt verify`."""
+    pipe = lamp_trt.load(whole.path, num_threads=1)
+    checkpoints = Checkpoints(toy / "sd", {name: toy / "motions" / name for name in whole.manifest.motions})
+    for motion in whole.manifest.motions:
+        job = video_job(pipe, smooth_picture(64, 64), prompt=PROMPT, seed=1, num_inference_steps=8)
+        exact = reference_trace(checkpoints, motion, job, torch.float32)
+        own = reference_trace(checkpoints, motion, job, torch.bfloat16, exact.steps)
+        traces: Traces = (exact, runtime_trace(pipe, motion, job, exact.steps), own)
+        checks = loop_checks("", motion, traces, step_figures(traces), "")
+        assert {check.group for check in checks} == {"steps", "clip"}
+        assert [check.problem for check in checks if check.problem] == []
+
+
+@pytest.mark.slow
+def test_motions_switch_there_and_back_bit_for_bit(whole: Bundle, toy: Path) -> None:
+    engine = AotInductorEngine(whole, "lamp_unet", motion="rain", num_threads=1)
+    arrays = plain_arrays(whole, "lamp_unet", toy / "motions" / "rain")
+    first = engine.run(arrays)["noise_pred"]
+    engine.set_motion("horse_run")
+    other = engine.run(arrays)["noise_pred"]
+    engine.set_motion("rain")
+    np.testing.assert_array_equal(engine.run(arrays)["noise_pred"], first)
+    assert distance(other, first).rel_l2 > 0.01
+
+
+@pytest.mark.slow
+def test_motions_are_added_in_bf16_and_whole_ones_are_told_apart(
+    whole: Bundle, toy: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(whole.path, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    pack = read_weight_file(out / "motions" / "rain.safetensors").tensors
+    assert {ref.dtype for ref in pack.values()} == {"BF16"}
+    assert len(pack) > 300
+    assert all(map(is_motion_tensor, pack))
+    add_motion(out, "again", toy / "motions" / "rain")
+    same = [(out / "motions" / f"{name}.safetensors").read_bytes() for name in ("again", "rain")]
+    assert same[0] == same[1]
+    other = shutil.copytree(toy / "motions" / "rain", tmp_path / "other")
+    (weights,) = other.glob("**/*.safetensors")
+    tensors = load_file(weights)
+    tensors["conv_in.conv2d.weight"] += 1
+    save_file(tensors, weights)
+    report = add_motion(out, "whole", other)
+    assert report.full_motions == ["whole"]
+    assert len(read_weight_file(out / "motions" / "whole.safetensors").tensors) > len(pack)
+
+
+@pytest.mark.slow
+def test_a_hoisted_unet_is_as_near_to_fp32_as_pytorch(toy: Path, tmp_path: Path) -> None:
+    """float32 tensors between the networks carry bfloat16 values."""
+    options = toy_options(toy, precision="bf16", only=("lamp_unet",), hoist=tuple(HOISTS))
+    bundle = with_packages(tmp_path / "hoisted", options)
+    names = networks_beside(bundle.manifest, "lamp_unet")
+    unet, *beside = (AotInductorEngine(bundle, name, num_threads=1) for name in ("lamp_unet", *names))
+    assert {tensor.dtype for engine in (unet, *beside) for tensor in engine.inputs} == {"float32"}
+    folder = toy / "motions" / "horse_run"
+    arrays = plain_arrays(bundle, "lamp_unet", folder)
+    conditions = next(conditions_by_step(unet, beside, arrays, arrays["timestep"]))
+    outputs = unet.run({"sample": arrays["sample"], **conditions})
+    assert_as_near_as_pytorch("lamp_unet", folder, arrays, outputs, ["noise_pred"])
