@@ -12,7 +12,6 @@ from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import LampError
-from lamp_trt.export.convert import DTYPES
 from lamp_trt.runtime.first_frame import FirstFrameMaker
 from lamp_trt.runtime.load import load_first_frame_maker
 from lamp_trt.runtime.noise import Purpose, latent_noise
@@ -37,7 +36,7 @@ def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -
 
 
 def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces:
-    """One image, made by PyTorch in fp32, by the bundle, and by PyTorch in its precision if another."""
+    """One image, made by PyTorch in fp32, by the bundle, and by PyTorch in fp16 if that is its precision."""
     sizes, folder = maker.bundle.manifest.sizes, options.checkpoints.folder("--sdxl")
     latent = sizes["first_frame_latent_height"], sizes["first_frame_latent_width"]
     job = ImageJob(
@@ -49,7 +48,6 @@ def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces
     )
     exact = sdxl_reference_trace(folder, job, torch.float32)
     own = None
-    precision = maker.bundle.network("sdxl_unet").precision
-    if precision != "fp32":
-        own = sdxl_reference_trace(folder, job, DTYPES[precision], exact.steps)
+    if maker.bundle.network("sdxl_unet").precision == "fp16":
+        own = sdxl_reference_trace(folder, job, torch.float16, exact.steps)
     return exact, sdxl_runtime_trace(maker, job, exact.steps), own

@@ -13,7 +13,6 @@ from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, reference
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.export.convert import DTYPES
 
 log = logging.getLogger("lamp_trt")
 
@@ -29,9 +28,7 @@ def network_checks(bundle: Bundle, name: str, options: VerifyOptions, before: li
         prompts = [options.negative_prompt or "", options.prompt]
         inputs = seeded_inputs(name, plain_inputs(bundle, name), folder, prompts, options.seed)
         exact = reference_outputs(name, folder, torch.float32, inputs)
-        own = None
-        if record.precision != "fp32":
-            own = reference_outputs(name, folder, DTYPES[record.precision], inputs)
+        own = reference_outputs(name, folder, torch.float16, inputs) if record.precision == "fp16" else None
         try:
             if engine is None:
                 engine = PlainEngine(bundle, name, motion=motion or None, num_threads=options.num_threads)
