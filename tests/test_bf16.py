@@ -13,13 +13,14 @@ import torch
 from reference_clip import reference_clip, smooth_picture
 from safetensors.torch import load_file, save_file
 from sdxl_fixture import FIRST_FRAME_SIZE
-from test_onnx_export import random_inputs, reference_module
+from test_onnx_export import random_inputs
 from tolerances import BF16_ROUNDING, FP16_YARDSTICK
 from toy_fixture import toy_options
 
 import lamp_trt
 from lamp_trt.benchmarks.limits import YARDSTICK_DB
 from lamp_trt.benchmarks.metrics import clip_distance, distance
+from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, module_inputs
 from lamp_trt.cli import main
 from lamp_trt.engine import backends, compiled
 from lamp_trt.engine.aotinductor_key import cpu_name, package_key
@@ -234,18 +235,20 @@ def plain_arrays(bundle: Bundle, network: str) -> Arrays:
     return arrays
 
 
-def reference(network: str, toy: Path, dtype: torch.dtype, arrays: Arrays) -> tuple[np.ndarray, ...]:
-    """The library's module or the official formulation in `dtype`, with horse_run; float32."""
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    inputs = [t.to(dtype) if t.is_floating_point() and n != "timestep" else t for n, t in tensors.items()]
+def reference(network: str, folder: Path, dtype: torch.dtype, arrays: Arrays) -> list[np.ndarray]:
+    """The library's module or the official formulation in `dtype`; float32."""
+    entry = REFERENCE_NETWORKS[network]
+    module = entry.load(folder, dtype)
     with torch.inference_mode():
-        outputs = reference_module(network, toy, dtype)(*inputs)
-    return tuple(t.float().numpy() for t in (outputs if isinstance(outputs, tuple) else (outputs,)))
+        return [output.float().numpy() for output in entry.run(module, module_inputs(module, arrays))]
 
 
-def assert_as_near_as_pytorch(network: str, toy: Path, arrays: Arrays, outputs: Arrays) -> None:
-    """`outputs` are bfloat16 values, and as near to fp32 as PyTorch's own in bf16, times the yardstick."""
-    exact, own = (reference(network, toy, dtype, arrays) for dtype in (torch.float32, torch.bfloat16))
+def assert_as_near_as_pytorch(network: str, folder: Path, arrays: Arrays, outputs: Arrays) -> None:
+    """`outputs` are bfloat16 values, and as near to fp32 as PyTorch's own in bf16, times the yardstick.
+
+    folder: of the checkpoint.
+    """
+    exact, own = (reference(network, folder, dtype, arrays) for dtype in (torch.float32, torch.bfloat16))
     for name, single, rounded in zip(outputs, exact, own, strict=True):
         actual = outputs[name]
         assert actual.dtype == np.float32
@@ -263,7 +266,7 @@ def test_a_package_is_as_near_to_fp32_as_pytorch(toy: Path, small: Bundle, tmp_p
     build_packages(small, recipe, AotInductorOptions(), tmp_path)
     engine = AotInductorEngine(small, network, num_threads=1, engine_dir=tmp_path)
     arrays = plain_arrays(small, network)
-    assert_as_near_as_pytorch(network, toy, arrays, engine.run(arrays))
+    assert_as_near_as_pytorch(network, toy / "sd", arrays, engine.run(arrays))
 
 
 # --- whole clips ------------------------------------------------------------------------------------------
@@ -289,7 +292,8 @@ def test_every_package_is_as_near_to_fp32_as_pytorch(network: str, toy: Path, wh
     motion = "horse_run" if network == "lamp_unet" else None
     engine = AotInductorEngine(whole, network, motion=motion, num_threads=1)
     arrays = plain_arrays(whole, network)
-    assert_as_near_as_pytorch(network, toy, arrays, engine.run(arrays))
+    folder = toy / "motions" / "horse_run" if motion else toy / "sd"
+    assert_as_near_as_pytorch(network, folder, arrays, engine.run(arrays))
 
 
 @pytest.mark.slow
@@ -366,4 +370,21 @@ def test_a_hoisted_unet_is_as_near_to_fp32_as_pytorch(toy: Path, tmp_path: Path)
     arrays = plain_arrays(bundle, "lamp_unet")
     conditions = next(conditions_by_step(unet, beside, arrays, arrays["timestep"]))
     outputs = unet.run({"sample": arrays["sample"], **conditions})
-    assert_as_near_as_pytorch("lamp_unet", toy, arrays, outputs)
+    assert_as_near_as_pytorch("lamp_unet", toy / "motions" / "horse_run", arrays, outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hoist", [(), ("text", "time")], ids=["plain", "hoisted"])
+def test_sdxls_unet_is_as_near_to_fp32_as_pytorch(hoist: tuple[str, ...], sdxl: Path, tmp_path: Path) -> None:
+    network = "sdxl_unet"
+    size = {"height": 64, "width": 64, "num_frames": 4, **FIRST_FRAME_SIZE}
+    bundle = with_packages(
+        tmp_path / "out", BuildOptions(sdxl=sdxl, precision="bf16", only=(network,), hoist=hoist, **size)
+    )
+    names = (network, *networks_beside(bundle.manifest, network))
+    unet, *beside = (AotInductorEngine(bundle, name, num_threads=1) for name in names)
+    arrays = plain_arrays(bundle, network)
+    arrays["time_ids"][:] = [96, 160, 0, 0, 96, 160]
+    conditions = next(conditions_by_step(unet, beside, arrays, arrays["timestep"]))
+    outputs = unet.run({"sample": arrays["sample"], **conditions})
+    assert_as_near_as_pytorch(network, sdxl, arrays, outputs)
