@@ -16,8 +16,8 @@ Precision = Literal["bf16", "fp16", "fp32"]
 """What a network's weights and activations are."""
 
 PRECISIONS: dict[Precision, str] = {"bf16": "float32", "fp16": "float16", "fp32": "float32"}
-"""Each precision and the dtype in which its networks take and give floats. NumPy has no bfloat16, so that
-networks in bf16 cast at their borders: what they give out in float32 are bfloat16 values."""
+"""Each precision and the dtype in which its networks take and give floats. NumPy has no bfloat16, so networks
+in bf16 take float32, round it, and give float32."""
 
 
 @dataclass(frozen=True)

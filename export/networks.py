@@ -271,10 +271,7 @@ def cast_at_borders(
     network: nn.Module, spec: NetworkSpec, inside: torch.dtype, outside: torch.dtype
 ) -> nn.Module:
     """`network`, which computes in `inside`, with the FLOAT tensors of its spec in `outside`; changed in
-    place, so that the names of its parameters stay.
-
-    A bfloat16 value that one network gives out in float32 and another takes is the same value there.
-    """
+    place, so that the names of its parameters stay."""
     floats = [tensor.dtype == FLOAT for tensor in spec.inputs]
 
     def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
