@@ -19,6 +19,9 @@ from tolerances import BF16_ROUNDING, FP16_YARDSTICK
 from toy_fixture import toy_options
 
 import lamp_trt
+from lamp_trt.benchmarks.bench.options import BenchOptions
+from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.benchmarks.bundle_checks import weights_check
 from lamp_trt.benchmarks.limits import YARDSTICK_DB
 from lamp_trt.benchmarks.metrics import clip_distance, distance
 from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, module_inputs
@@ -37,6 +40,7 @@ from lamp_trt.engine.networks import FLOAT, NETWORKS, PRECISIONS, VIDEO_NETWORKS
 from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
 from lamp_trt.export.build import build_bundle
+from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.export.motions import add_motion
 from lamp_trt.export.recipe import BuildOptions, recipe_from_options
 from lamp_trt.runtime.conditioning import conditions_by_step
@@ -141,6 +145,19 @@ def test_an_overflow_of_fp16_is_remedied_by_bf16() -> None:
     assert "fp16" not in str(not_finite("a network", np.dtype(np.float32)))
 
 
+def test_verify_compares_its_weights_byte_by_byte(toy: Path, small: Bundle, tmp_path: Path) -> None:
+    files = find_component(toy / "sd", "vae")
+    assert weights_check(small, "vae_decoder", "", files).problem == ""
+    copy = shutil.copytree(small.path, tmp_path / "copy")
+    path = copy / "weights" / "vae.safetensors"
+    place = read_weight_file(path).tensors["decoder.conv_in.bias"].offset
+    data = bytearray(path.read_bytes())
+    data[place + 1] ^= 0x80
+    path.write_bytes(data)
+    problem = weights_check(dataclasses.replace(small, path=copy), "vae_decoder", "", files).problem
+    assert "decoder.conv_in.bias in weights/vae.safetensors is wrong: 1 of 32 values differ, by up" in problem
+
+
 def test_sdxls_text_encoder_is_borrowed_and_its_vae_stays_fp32(toy: Path, sdxl: Path, tmp_path: Path) -> None:
     only = ("text_encoder", "sdxl_text_encoder", "sdxl_vae_decoder")
     build_bundle(tmp_path / "out", small_options(toy, sdxl=sdxl, only=only, **FIRST_FRAME_SIZE))
@@ -178,6 +195,7 @@ def test_on_the_cpu_auto_takes_packages_for_this_cpu(
     key = package_key(small, "vae_encoder", cpu_name(), {})
     compiled.store(tmp_path, key, "pt2", {}, lambda file: None)
     assert choose_backend(None, "auto", small, tmp_path) == "aotinductor"
+    assert Subject(small, BenchOptions(engine_dir=tmp_path)).backends == ("aotinductor",)
     monkeypatch.setattr(backends, "cpu_name", lambda: "another CPU")
     with pytest.raises(EngineError, match="precision bf16"):
         choose_backend(None, "auto", small, tmp_path)
