@@ -33,19 +33,17 @@ def checks(work: Work) -> Iterator[Check]:
 
 def module(work: Work, formulation: str) -> torch.nn.Module:
     """The UNet of the first motion in the work's precision."""
-    from lamp_trt.export.convert import DTYPES
     from lamp_trt.export.lamp_unet import load_lamp_unet
     from lamp_trt.export.lean_unet import make_lean
 
-    unet = load_lamp_unet(work.folder / MOTIONS[0], DTYPES[work.precision]).to(work.torch_device)
+    dtype = torch.float16 if work.precision == "fp16" else torch.float32
+    unet = load_lamp_unet(work.folder / MOTIONS[0], dtype).to(work.torch_device)
     return make_lean(unet) if formulation == "lean" else unet
 
 
-def step(work: Work, unet: torch.nn.Module) -> Callable[[], Any]:
+def step(work: Work, unet: Callable[..., Any]) -> Callable[[], Any]:
     """One UNet call on Work.inputs."""
-    from lamp_trt.benchmarks.reference_networks import module_inputs
-
-    tensors = list(module_inputs(unet, work.inputs()).values())
+    tensors = [torch.from_numpy(array).to(work.torch_device) for array in work.inputs().values()]
 
     def run() -> Any:
         with torch.inference_mode():

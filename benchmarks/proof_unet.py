@@ -21,7 +21,6 @@ from lamp_trt.benchmarks.random_checkpoints import write_lamp_unet
 from lamp_trt.engine.backend import DeviceEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.networks import Precision
-from lamp_trt.export.convert import DTYPES
 from lamp_trt.export.recipe import BuildOptions
 from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.cuda_device import Device
@@ -225,7 +224,7 @@ class UnetProof:
 
     @property
     def _torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.work.precision]
+        return torch.float16 if self.work.precision == "fp16" else torch.float32
 
     def _engine(self) -> tuple[EngineSet, BoundEngine, DeviceLoop]:
         if self._loaded is None:
