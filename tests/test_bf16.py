@@ -21,6 +21,7 @@ from toy_fixture import toy_options
 import lamp_trt
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.benchmarks.bench.sweeps import run_sweep
 from lamp_trt.benchmarks.bundle_checks import weights_check
 from lamp_trt.benchmarks.limits import YARDSTICK_DB
 from lamp_trt.benchmarks.metrics import clip_distance, distance
@@ -353,6 +354,13 @@ def test_motions_switch_there_and_back_bit_for_bit(whole: Bundle) -> None:
     engine.set_motion("rain")
     np.testing.assert_array_equal(engine.run(arrays)["noise_pred"], first)
     assert distance(other, first).rel_l2 > 0.01
+
+
+@pytest.mark.slow
+def test_growth_is_not_measured_on_onnx_runtime(whole: Bundle) -> None:
+    growth, missing = run_sweep(Subject(whole, BenchOptions()))
+    assert growth == []
+    assert "ONNX Runtime, which does not run bf16" in missing[0]
 
 
 @pytest.mark.slow
