@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+import torch
+from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.checks import Check
 from lamp_trt.benchmarks.plain_engine import beside
@@ -237,8 +238,7 @@ def weights_check(bundle: Bundle, network: str, motion: str, files: ComponentFil
         expected = np.frombuffer(tensor_bytes(tensor), np.uint8)
         stored = maps[place.file][place.offset : place.offset + place.length]
         if not np.array_equal(stored, expected):
-            dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-            how = _how(stored, expected, dtype)
+            how = _how(stored, expected, tensor.dtype)
             differences.append(_Difference(tensor_name, place.file, _digest(stored), _digest(expected), how))
     owners = {d.expected: d.name for d in differences}
     differing = [
@@ -251,11 +251,13 @@ def weights_check(bundle: Bundle, network: str, motion: str, files: ComponentFil
     return Check("weights", network, motion, measured, problem=_listed(differing, _REBUILD))
 
 
-def _how(stored: Bytes, expected: Bytes, dtype: DTypeLike) -> str:
+def _how(stored: Bytes, expected: Bytes, dtype: torch.dtype) -> str:
     """In which way a tensor's bytes differ from the expected ones."""
     if stored.size != expected.size:
         return f"has {stored.size} bytes, expected {expected.size}"
-    ours, theirs = (np.ascontiguousarray(raw).view(dtype).astype(np.float64) for raw in (stored, expected))
+    ours, theirs = (
+        torch.from_numpy(np.array(raw)).view(dtype).double().numpy() for raw in (stored, expected)
+    )
     count = f"{int((ours != theirs).sum())} of {ours.size} values differ"
     if np.array_equal(np.sort(ours), np.sort(theirs)):
         return f"holds the right values in another order, {count}"

@@ -3,14 +3,14 @@
 
 fp32: both sides compute the same sums in another order, so a limit is the largest such noise that was
 measured, with room. The figures named "official" are what the official implementation in fp32 reached against
-itself in float64, or reordered. fp16: no absolute limit is known in advance, since it is the network that
+itself in float64, or reordered. Lower: no absolute limit is known in advance, since it is the network that
 amplifies the rounding; the yardstick is PyTorch at the same precision.
 """
 
 from dataclasses import dataclass
 
 YARDSTICK = 2.0
-"""fp16: the distance to PyTorch in fp32 may be twice that of PyTorch in fp16."""
+"""fp16, bf16: the distance to PyTorch in fp32 may be twice that of PyTorch in the same precision."""
 
 YARDSTICK_DB = 6.02
 """The same for a clip's PSNR: 20 log10(2)."""

@@ -129,6 +129,16 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
+def module_inputs(module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
+    """`arrays` on the module's device, all floats but _ALWAYS_FLOAT32 in the module's own dtype."""
+    own = next(module.parameters())
+    tensors = {name: torch.from_numpy(array).to(own.device) for name, array in arrays.items()}
+    return {
+        name: tensor.to(own.dtype) if tensor.is_floating_point() and name not in _ALWAYS_FLOAT32 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _run_text_encoder(module: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return (module(input_ids=x["input_ids"]).last_hidden_state,)
 

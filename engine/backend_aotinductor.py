@@ -369,12 +369,12 @@ def _device_tensor(pointer: int, tensor: IOTensor, device: "torch.device") -> "T
     interface = {
         "data": (pointer, False),
         "shape": tensor.shape,
-        "typestr": "<i2" if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype).str,
+        "typestr": np.dtype(tensor.dtype).str,
         "strides": None,
         "version": 3,
     }
     memory = SimpleNamespace(__cuda_array_interface__=interface)
-    view = torch.as_tensor(memory, device=device).view(getattr(torch, tensor.dtype))
+    view = torch.as_tensor(memory, device=device)
     if view.data_ptr() != pointer:
         raise InputError(f"{tensor.name}: {pointer:#x} is no address on {device}.")
     return view

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamp_trt.engine.backend import Array, check_arrays
+from lamp_trt.engine.backends import refuse_bfloat16
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
@@ -16,12 +17,14 @@ class OnnxRuntimeEngine:
 
     A session's weights cannot be exchanged, so the motion's tensors are inputs of it, fed from the mapped
     file: a switch takes milliseconds, and steps are no slower (benchmarks/motion_switch.py). Only a motion
-    whose shared tensors differ takes a new session; if that fails, the next `set_motion` tries again.
+    whose shared tensors differ takes a new session; if that fails, the next `set_motion` tries again. Raises
+    EngineError for a bundle in bf16, or if the graph does not load.
     """
 
     def __init__(
         self, bundle: Bundle, network: str, *, motion: str | None = None, num_threads: int | None = None
     ) -> None:
+        refuse_bfloat16(bundle)
         record = bundle.manifest.networks[network]
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs

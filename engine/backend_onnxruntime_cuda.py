@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lamp_trt.engine.backends import refuse_bfloat16
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
@@ -24,7 +25,7 @@ class OnnxRuntimeCudaEngine:
     Every node runs on the GPU, or the session is refused: neither it nor a node falls back to the CPU. Memory
     for intermediate values is the session's own. The motion's tensors are inputs in device memory, which
     `set_motion` overwrites; only a motion whose shared tensors differ takes a new session. Raises EngineError
-    if there is no CUDA provider or the graph does not load.
+    for a bundle in bf16, if there is no CUDA provider, or the graph does not load.
 
     cuda_graph    replay the provider's own graph (ONNX Runtime's enable_cuda_graph)
     prefer_nhwc   let convolutions work channels-last
@@ -41,6 +42,7 @@ class OnnxRuntimeCudaEngine:
         cuda_graph: bool = True,
         prefer_nhwc: bool = False,
     ) -> None:
+        refuse_bfloat16(bundle)
         record = bundle.manifest.networks[network]
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs

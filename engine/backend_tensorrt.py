@@ -229,5 +229,5 @@ def deserialize(trt: Any, plan: CompiledEngine) -> tuple[Any, Any]:
     return runtime, engine
 
 
-DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int32": "INT32", "int64": "INT64"}
+DTYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64"}
 """NumPy's names to trt.DataType's."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lamp_trt.engine import compiled
+from lamp_trt.engine.aotinductor_key import cpu_name
 from lamp_trt.engine.compiled import CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
 
@@ -48,19 +49,53 @@ def parse_device(device: str) -> int | None:
     return int(match[1] or 0)
 
 
-def choose_backend(ordinal: int | None, backend: str, engine_dir: Path) -> str:
-    """The backend to use, for "auto" on a GPU by what is in `engine_dir` and installed.
+def choose_backend(
+    ordinal: int | None, backend: str, bundle: "Bundle", engine_dir: Path | None = None
+) -> str:
+    """The backend to use, for "auto" by the bundle's precision, what is in `engine_dir` (None: the bundle's
+    own folder) and what is installed.
 
-    InputError for an unknown one, EngineError if nothing is there for this GPU.
+    InputError for an unknown one, EngineError if nothing is there for this GPU, or for ONNX Runtime and a
+    bundle in bf16.
     """
     engines = HOST_ENGINES if ordinal is None else DEVICE_ENGINES
-    if backend in engines:
-        return backend
-    if backend != "auto":
+    if backend != "auto" and backend not in engines:
         where = "the CPU" if ordinal is None else "a GPU"
         raise InputError(f"backend is {backend!r}; on {where} choose 'auto', {', '.join(engines)}.")
-    if ordinal is None:
-        return next(iter(HOST_ENGINES))
+    if backend == "auto":
+        choose = _host_backend if ordinal is None else _device_backend
+        backend = choose(bundle, engine_dir or bundle.engine_folder)
+    if backend == "onnxruntime":
+        refuse_bfloat16(bundle)
+    return backend
+
+
+def in_bfloat16(bundle: "Bundle") -> bool:
+    """Whether any network of the bundle is."""
+    return any(network.precision == "bf16" for network in bundle.manifest.networks.values())
+
+
+def refuse_bfloat16(bundle: "Bundle") -> None:
+    """EngineError if the bundle is in bf16: ONNX Runtime's CPU provider has no convolution for it."""
+    if in_bfloat16(bundle):
+        raise EngineError(
+            f"{bundle.path} is in precision bf16, which ONNX Runtime does not run. Compile and run it with "
+            "--backend aotinductor or, on a GPU, --backend tensorrt (lamp-trt build --precision bf16 "
+            f"--backend … --out {bundle.path}), or build a bundle with --precision fp32, for GPUs also fp16."
+        )
+
+
+def _host_backend(bundle: "Bundle", engine_dir: Path) -> str:
+    """ONNX Runtime, but for a bundle in bf16 what there are engines of for this CPU."""
+    if in_bfloat16(bundle):
+        keys = [engine.key for engine in compiled.known(engine_dir)]
+        if any(key.backend == "aotinductor" and key.device == cpu_name() for key in keys):
+            return "aotinductor"
+    return "onnxruntime"
+
+
+def _device_backend(bundle: "Bundle", engine_dir: Path) -> str:
+    """The first of DEVICE_ENGINES with an engine of the LAMP UNet, or that needs none."""
     for name in DEVICE_ENGINES:
         if name in ENGINE_SUFFIX:
             keys = [engine.key for engine in compiled.known(engine_dir)]

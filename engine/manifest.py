@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from lamp_trt.engine.bundle_paths import MANIFEST, check_relative, validate_motion_name
 from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.networks import PRECISIONS, IOTensor
+from lamp_trt.engine.networks import PRECISIONS, IOTensor, Precision
 from lamp_trt.engine.strict_json import decode, parse_object
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 << 20
-_DTYPES = (*PRECISIONS.values(), "bfloat16", "int32", "int64")
+_DTYPES = (*sorted(set(PRECISIONS.values())), "int32", "int64")
 _MAX_AXIS = 2**31 - 1
 
 BETA_SCHEDULES = ("linear", "scaled_linear")
@@ -41,7 +41,7 @@ class NetworkEntry:
 
     graph: str
     component: str
-    precision: Literal["fp16", "fp32"]
+    precision: Precision
     inputs: tuple[IOTensor, ...]
     outputs: tuple[IOTensor, ...]
 

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 FLOAT = "float"
-"""The network's own precision (float16 or float32); any other dtype is a NumPy name."""
+"""What PRECISIONS says for the network's precision; any other dtype is a NumPy name."""
 
-Precision = Literal["fp16", "fp32"]
-PRECISIONS: dict[Precision, str] = {"fp16": "float16", "fp32": "float32"}
+Precision = Literal["bf16", "fp16", "fp32"]
+"""What a network's weights and activations are."""
+
+PRECISIONS: dict[Precision, str] = {"bf16": "float32", "fp16": "float16", "fp32": "float32"}
+"""Each precision and the dtype in which its networks take and give floats. NumPy has no bfloat16, so networks
+in bf16 take float32, round it, and give float32."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class NetworkSpec:
     def resolve(
         self, axis_sizes: Mapping[str, int], precision: Precision
     ) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:
-        """Inputs and outputs with sizes for axis names and `precision` ("fp16", "fp32") for FLOAT."""
+        """Inputs and outputs with sizes for axis names and PRECISIONS[precision] for FLOAT."""
 
         def tensor(spec: TensorSpec) -> IOTensor:
             shape = tuple(a if isinstance(a, int) else axis_sizes[a] for a in spec.axes)

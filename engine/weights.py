@@ -49,14 +49,18 @@ class WeightFile:
     tensors: Mapping[str, TensorRef]
     metadata: Mapping[str, str]
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Every tensor as a read-only view of the mapped file (bfloat16 has no NumPy dtype: TypeError)."""
+    def raw(self) -> dict[str, NDArray[np.uint8]]:
+        """The bytes of every tensor, (length,), as a read-only view of the mapped file."""
         data = np.memmap(self.path, mode="r")
+        return {name: data[ref.offset : ref.offset + ref.length] for name, ref in self.tensors.items()}
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Every tensor as such a view with its own dtype (bfloat16 has none in NumPy: TypeError)."""
         views = {}
-        for name, ref in self.tensors.items():
+        for name, raw in self.raw().items():
+            ref = self.tensors[name]
             if ref.dtype not in _NUMPY_DTYPES:
                 raise TypeError(f"{self.path}: {name} is {ref.dtype}, which NumPy cannot represent.")
-            raw = data[ref.offset : ref.offset + ref.length]
             views[name] = raw.view(_NUMPY_DTYPES[ref.dtype]).reshape(ref.shape)
         return views
 

@@ -31,8 +31,7 @@ from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledEngine, CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.export.convert import DTYPES
-from lamp_trt.export.networks import empty_network
+from lamp_trt.export.networks import exported_network
 from lamp_trt.export.recipe import Recipe
 
 log = logging.getLogger("lamp_trt")
@@ -102,11 +101,7 @@ def build_packages(
     if missing:
         _require_compiler()
     for name in tqdm(missing, "AOTInductor", unit=" packages", disable=None):
-        component = recipe.specs[name].component
-        config = recipe.components[component].files.config
-        dtype = DTYPES[recipe.precision_of(component)]
-        module = empty_network(name, component, config, dtype, recipe.hoisted_from(name))
-        build_package(bundle, name, module, keys[name], options, folder)
+        build_package(bundle, name, exported_network(recipe, name), keys[name], options, folder)
     by_stem = {engine.path.stem: engine for engine in compiled.known(folder)}
     return [by_stem[key.stem] for key in keys.values()]
 

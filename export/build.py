@@ -154,17 +154,15 @@ def _make_graph(
         key = motion_graph_key(graph_key, entry_of(maker.writer, weight_files[-1]).key)
 
     def write(file: NewFile) -> None:
-        from lamp_trt.export.convert import DTYPES
-        from lamp_trt.export.networks import empty_network
+        from lamp_trt.export.networks import exported_network
         from lamp_trt.export.onnx_export import Location, export_graph
 
-        config, dtype = recipe.components[component].files.config, DTYPES[recipe.precision_of(component)]
         locations = {
             name: Location(path, ref)
             for path in weight_files
             for name, ref in read_weight_file(maker.writer.path_of(path)).tensors.items()
         }
-        module = empty_network(network, component, config, dtype, recipe.hoisted_from(network))
+        module = exported_network(recipe, network)
         file.write(export_graph(module, *recipe.io(network), locations, metadata={GRAPH_KEY: graph_key}))
 
     maker.make(graph_path(network), key, write)

@@ -15,8 +15,18 @@ from lamp_trt.engine.weights import DTYPE_SIZES, WeightFile, write_weight_file
 from lamp_trt.export.checkpoint_files import ComponentFiles
 from lamp_trt.export.checkpoints import iter_tensors, tensor_infos
 
-DTYPES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
-STORED_DTYPES: dict[Precision, str] = {"fp16": "F16", "fp32": "F32"}
+DTYPES: dict[Precision, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+STORED_DTYPES: dict[Precision, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+_WIDER: dict[Precision, str] = {
+    "bf16": ", or needs --precision fp32",
+    "fp16": ", or needs --precision bf16 or fp32",
+    "fp32": "",
+}
+"""What else than a damaged checkpoint explains values that are not finite."""
 
 
 def write_component(
@@ -29,7 +39,7 @@ def write_component(
 ) -> None:
     """Write the tensors of `files` whose names are `wanted` as one safetensors file in `precision`.
 
-    Raises CheckpointError for a value that is not finite, or is not any more in fp16.
+    Raises CheckpointError for a value that is not finite, or is not any more in `precision`.
     """
     tensors = {
         name: (STORED_DTYPES[precision], info.shape)
@@ -55,7 +65,7 @@ def converted(files: ComponentFiles, precision: Precision) -> Iterator[tuple[str
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"tensor {name} of {files.folder} has values that are not finite in {precision}: "
-                "the checkpoint is damaged, or needs --precision fp32."
+                f"the checkpoint is damaged{_WIDER[precision]}."
             )
         yield name, tensor
 
@@ -77,8 +87,8 @@ def equals_stored(files: ComponentFiles, stored: WeightFile, precision: Precisio
 
 def _equal_bytes(tensors: Iterable[tuple[str, Tensor]], stored: WeightFile) -> bool:
     """Whether each of `tensors` has the bytes of its namesake in `stored`."""
-    arrays = stored.arrays()
-    return all(tensor_bytes(tensor) == arrays[name].data.cast("B") for name, tensor in tensors)
+    raw = stored.raw()
+    return all(tensor_bytes(tensor) == raw[name].data for name, tensor in tensors)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

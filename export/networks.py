@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.networks import FLOAT, PRECISIONS, NetworkSpec
 from lamp_trt.export.checkpoint_files import ComponentFiles
 from lamp_trt.export.checkpoints import (
     check_tensors,
@@ -20,6 +21,7 @@ from lamp_trt.export.checkpoints import (
     diffusers_module_from_config,
     empty_weights,
 )
+from lamp_trt.export.convert import DTYPES
 from lamp_trt.export.hoisted_unets import (
     HoistedLampUnetNetwork,
     HoistedSdxlUnetNetwork,
@@ -29,6 +31,7 @@ from lamp_trt.export.hoisted_unets import (
 )
 from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
 from lamp_trt.export.lean_unet import make_lean
+from lamp_trt.export.recipe import Recipe
 
 
 class TextEncoderNetwork(nn.Module):
@@ -253,6 +256,38 @@ def wrap(network: str, module: nn.Module, hoist: Collection[str] = ()) -> nn.Mod
     return WRAPPERS[network](module)
 
 
+def exported_network(recipe: Recipe, name: str) -> nn.Module:
+    """A network of a recipe as it is exported: between the tensors of its spec, over `empty_module`'s
+    parameters."""
+    spec = recipe.specs[name]
+    precision = recipe.precision_of(spec.component)
+    config = recipe.components[spec.component].files.config
+    network = empty_network(name, spec.component, config, DTYPES[precision], recipe.hoisted_from(name))
+    given = getattr(torch, PRECISIONS[precision])
+    return network if given == DTYPES[precision] else cast_at_borders(network, spec, DTYPES[precision], given)
+
+
+def cast_at_borders(
+    network: nn.Module, spec: NetworkSpec, inside: torch.dtype, outside: torch.dtype
+) -> nn.Module:
+    """`network`, which computes in `inside`, with the FLOAT tensors of its spec in `outside`; changed in
+    place, so that the names of its parameters stay."""
+    floats = [tensor.dtype == FLOAT for tensor in spec.inputs]
+
+    def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        pairs = zip(inputs, floats, strict=True)
+        return tuple(tensor.to(inside) if cast else tensor for tensor, cast in pairs)
+
+    def leave(_: nn.Module, inputs: object, outputs: Tensor | tuple[Tensor, ...]) -> object:
+        if isinstance(outputs, Tensor):
+            return outputs.to(outside)
+        return tuple(output.to(outside) for output in outputs)
+
+    network.register_forward_pre_hook(enter)
+    network.register_forward_hook(leave)
+    return network
+
+
 def empty_network(
     network: str,
     component: str,
@@ -260,7 +295,7 @@ def empty_network(
     dtype: torch.dtype,
     hoist: Collection[str] = (),
 ) -> nn.Module:
-    """The network as it is exported, over `empty_module`'s parameters; hoist as in `wrap`."""
+    """The network over `empty_module`'s parameters, between tensors of their dtype; hoist as in `wrap`."""
     return wrap(network, empty_module(component, config, dtype), hoist)
 
 

@@ -59,7 +59,7 @@ class Placement:
         ordinal = parse_device(device)
         if ordinal is not None and threads is not None:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
-        chosen = choose_backend(ordinal, backend, folder or bundle.engine_folder)
+        chosen = choose_backend(ordinal, backend, bundle, folder)
         log.info("on %s with %s", "the CPU" if ordinal is None else f"cuda:{ordinal}", chosen)
         one_of("resident_motions", resident_motions, Residence)
         if resident_motions != "mapped" and chosen != "tensorrt":

@@ -102,7 +102,10 @@ def not_finite(where: str, dtype: np.dtype[Any]) -> EngineError:
     """The error for an output of `where`, computed in `dtype`, that holds NaN or infinity."""
     remedy = "the weights, or what it was given, are damaged: try `lamp-trt inspect --verify-files`"
     if dtype == np.float16:
-        remedy = "the range of fp16 was exceeded: build the bundle with --precision fp32"
+        remedy = (
+            "the range of fp16 was exceeded: build the bundle with --precision bf16 (for TensorRT and "
+            "AOTInductor) or --precision fp32"
+        )
     return EngineError(
         f"{where} returned values that are not finite, so nothing can be made of them; {remedy}."
     )

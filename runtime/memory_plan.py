@@ -46,6 +46,6 @@ def require_memory(need: MemoryNeed, free: int, what: str) -> None:
     if need.total > free:
         raise EngineError(
             f"{what} needs {need} on the GPU, {free / 1e9:.2f} GB are free. Close other programs on this "
-            "GPU, build a smaller video (--height, --width, --frames) or in fp16, or make first frames in "
-            "another process (lamp-trt image)."
+            "GPU, build a smaller video (--height, --width, --frames) or in fp16 or bf16, or make first "
+            "frames in another process (lamp-trt image)."
         )

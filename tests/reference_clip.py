@@ -30,29 +30,34 @@ def reference_clip(
     posterior_noise: np.ndarray,
     scheduler_config: Mapping[str, Any],
     base_noise: np.ndarray | None = None,
+    dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Final latents (1, 4, f, h, w) and decoded frames (f, 3, H, W), not yet matched; first_frame is uint8 of
-    the video's size, settings are those of reference.denoise."""
+    """Final latents (1, 4, f, h, w) and decoded frames (f, 3, H, W), not yet matched, float32; first_frame is
+    uint8 of the video's size, everything is computed in `dtype`, settings are those of reference.denoise."""
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(dtype)
+
     from transformers import CLIPTokenizer
 
-    vae = load_vae(toy / "sd")
+    vae = load_vae(toy / "sd", dtype)
     ids = CLIPTokenizer.from_pretrained(toy / "sd" / "tokenizer")(
         ["", prompt], padding="max_length", max_length=77, return_tensors="pt"
     ).input_ids
     with torch.inference_mode():
-        text = load_text_encoder(toy / "sd")(input_ids=ids).last_hidden_state
-        image = torch.from_numpy(model_input(first_frame))
-        first = reference.encode_first_frame(vae, image, torch.from_numpy(posterior_noise))
+        text = load_text_encoder(toy / "sd", dtype)(input_ids=ids).last_hidden_state
+        image = tensor(model_input(first_frame))
+        first = reference.encode_first_frame(vae, image, tensor(posterior_noise))
         latents = reference.denoise(
-            load_lamp_unet(toy / "motions" / motion),
+            load_lamp_unet(toy / "motions" / motion, dtype),
             first,
-            torch.from_numpy(noise),
+            tensor(noise),
             text,
-            base_noise=None if base_noise is None else torch.from_numpy(base_noise),
+            base_noise=None if base_noise is None else tensor(base_noise),
             scheduler_config=dict(scheduler_config),
             **settings,
         )
         scaled = latents[0].swapaxes(0, 1).unsqueeze(1) / 0.18215
         frames = [vae.decode(frame).sample for frame in scaled]  # type: ignore[operator]
-        return latents.numpy(), torch.cat(frames).numpy()
+        return latents.float().numpy(), torch.cat(frames).float().numpy()

@@ -218,9 +218,9 @@ def test_a_package_for_the_cpu_does_not_choose_the_backend_of_a_gpu(
     (package,) = [p for p in compiled.known(bundle.engine_folder) if p.key.device == cpu_name()]
     copy_package(package.path, tmp_path, package.key)
     with pytest.raises(EngineError, match="nothing runs this bundle on a GPU"):
-        choose_backend(0, "auto", tmp_path)
-    assert choose_backend(0, "auto", bundle.engine_folder) == "aotinductor"
-    assert choose_backend(None, "auto", bundle.engine_folder) == "onnxruntime"
+        choose_backend(0, "auto", bundle, tmp_path)
+    assert choose_backend(0, "auto", bundle) == "aotinductor"
+    assert choose_backend(None, "auto", bundle) == "onnxruntime"
 
 
 def test_a_graphs_digest_is_that_of_its_network_alone(bundle: Bundle, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def _edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
         (lambda d: d["networks"]["lamp_unet"].update(extra=1), "networks.lamp_unet.extra is not a known key"),
         (
             lambda d: d["networks"]["lamp_unet"].update(precision="int8"),
-            "precision is 'int8', expected 'fp16' or 'fp32'",
+            "precision is 'int8', expected 'bf16' or 'fp16' or 'fp32'",
         ),
         (
             lambda d: d["networks"]["lamp_unet"].update(graph="b.onnx"),

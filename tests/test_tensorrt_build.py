@@ -33,8 +33,6 @@ from lamp_trt.engine.weights import DTYPE_SIZES, read_weight_file
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install 'lamp-trt[rtx]' builds without a GPU")
 
-SMALL = ("text_encoder", "vae_encoder", "vae_decoder")
-
 
 @pytest.fixture(autouse=True)
 def rtx_builds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +43,7 @@ def rtx_builds(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def half(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The toy bundle in fp16. Tests do not change it."""
-    return recast(Bundle.open(toy_bundle), tmp_path_factory.mktemp("half") / "toy", "float16")
+    return recast(Bundle.open(toy_bundle), tmp_path_factory.mktemp("half") / "toy")
 
 
 @pytest.fixture
@@ -116,32 +114,24 @@ def test_engines_go_into_the_bundle_unless_told_otherwise(copy: Bundle) -> None:
     assert engine.path.parent == copy.path / "engines"
 
 
-@pytest.mark.parametrize("network", SMALL)
-def test_bfloat16_graphs_build(network: str, toy_bundle: Path, tmp_path: Path) -> None:
-    bundle = recast(Bundle.open(toy_bundle), tmp_path / "bf16", "bfloat16")
-    (engine,) = build_engines(bundle, TensorRtOptions(networks=(network,)), tmp_path)
-    assert engine.path.stat().st_size > 1_000_000
-
-
-@pytest.mark.slow
-def test_the_lamp_unet_builds_in_bfloat16(toy_bundle: Path, tmp_path: Path) -> None:
-    bundle = recast(Bundle.open(toy_bundle), tmp_path / "bf16", "bfloat16")
-    options = TensorRtOptions(networks=("lamp_unet",), motions=("rain",), optimization_level=0)
-    (engine,) = build_engines(bundle, options, tmp_path)
-    assert engine.path.stat().st_size > 10_000_000
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("hoist", [(), tuple(HOISTS)], ids=["plain", "hoisted"])
-def test_an_exported_fp16_bundle_builds(hoist: tuple[str, ...], toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_an_exported_bundle_builds(precision: str, hoist: tuple[str, ...], toy: Path, tmp_path: Path) -> None:
+    """With the motion's tensors in its precision, all of which can be marked."""
     from toy_fixture import toy_options
 
     from lamp_trt.export.build import build_bundle
 
-    build_bundle(tmp_path / "fp16", toy_options(toy, precision="fp16", hoist=hoist))
-    bundle = Bundle.open(tmp_path / "fp16")
+    build_bundle(tmp_path / precision, toy_options(toy, precision=precision, hoist=hoist))
+    bundle = Bundle.open(tmp_path / precision)
     engines = build_engines(bundle, TensorRtOptions(motions=("horse_run",)))
     assert [engine.key.network for engine in engines] == list(bundle.manifest.networks)
+    parsed = parse_network(bundle, rtx, "lamp_unet", "horse_run")
+    pack = read_weight_file(bundle.motion_path("horse_run")).tensors
+    assert parsed.mark_motion() == len(pack) > 300
+    stored = {"fp16": "F16", "bf16": "BF16"}[precision]
+    assert {parsed.weights.tensors[name].dtype for name in pack} == {stored}
 
 
 def test_exactly_the_motion_tensors_can_be_marked(half: Bundle) -> None:

@@ -99,6 +99,10 @@ EXPORT_UNET_REL_L2 = 5e-6
 FP16_YARDSTICK = 2.0
 """Our distance to fp32 is at most twice PyTorch's own at that precision."""
 
+BF16_ROUNDING = 1e-4
+"""What computes in bfloat16 differs from fp32 by this much at least, relative: its numbers have 8 bits, one
+rounding alone is 2^-9 at most and about 1e-3 on average. Anything closer was not computed in bfloat16."""
+
 # --- toy checkpoints ----------------------------------------------------------------------------------
 
 TOY_LOOP_REL_L2 = 1e-4

@@ -104,17 +104,17 @@ class Peers:
     def _setup(self, network: str, lean: bool, compiled: bool) -> Iterator[Callable[[], Any]]:
         import torch
 
-        from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
+        from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, module_inputs
+        from lamp_trt.export.convert import DTYPES
 
         subject, entry = self._subject, REFERENCE_NETWORKS[network]
-        half = subject.bundle.network(network).precision == "fp16"
+        dtype = DTYPES[subject.bundle.network(network).precision]
         device = "cpu" if subject.ordinal is None else f"cuda:{subject.ordinal}"
-        module = entry.load(self._folder(network), torch.float16 if half else torch.float32).to(device)
+        module = entry.load(self._folder(network), dtype).to(device)
         if lean:
             module = _lean(module)
         called: Any = torch.compile(module) if compiled else module
-        arrays = subject.plain_inputs(network)
-        inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        inputs = module_inputs(module, subject.plain_inputs(network))
         names = [tensor.name for tensor in subject.bundle.network(network).outputs]
 
         def forward() -> tuple["torch.Tensor", ...]:

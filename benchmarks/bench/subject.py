@@ -14,6 +14,7 @@ from lamp_trt.engine.backends import (
     ENGINE_SUFFIX,
     HOST_ENGINES,
     choose_backend,
+    in_bfloat16,
     parse_device,
 )
 from lamp_trt.engine.bundle import Bundle
@@ -72,11 +73,13 @@ class Subject:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The one that was asked for, or all but those that `backends_without_engines` names."""
+        """The one that was asked for, or all but those that `backends_without_engines` names, and ONNX
+        Runtime for a bundle in bf16."""
         if self.options.backend != "auto":
             return (self.options.backend,)
         known = HOST_ENGINES if self.ordinal is None else DEVICE_ENGINES
-        return tuple(name for name in known if name not in self.backends_without_engines)
+        unable = (*self.backends_without_engines, *("onnxruntime",) * in_bfloat16(self.bundle))
+        return tuple(name for name in known if name not in unable)
 
     @cached_property
     def backends_without_engines(self) -> tuple[str, ...]:
@@ -87,8 +90,7 @@ class Subject:
     @property
     def pipeline_backend(self) -> str:
         """What a pipeline runs on, as `lamp_trt.load` chooses it, and with the same errors."""
-        folder = self.options.engine_dir or self.bundle.engine_folder
-        return choose_backend(self.ordinal, self.options.backend, folder)
+        return choose_backend(self.ordinal, self.options.backend, self.bundle, self.options.engine_dir)
 
     def motion_of(self, network: str) -> str | None:
         return self.bundle.manifest.default_motion if network == "lamp_unet" else None

@@ -34,8 +34,9 @@ def load(
 
     bundle       its folder; every file is checked against its digest (remembered while a file is unchanged)
     device       "auto" or "cpu", or a GPU: "cuda", "cuda:1"
-    backend      "auto" takes ONNX Runtime on the CPU, and on a GPU the first that has engines for this
-                 bundle: "tensorrt", "aotinductor", or "onnxruntime", which needs none
+    backend      "auto" takes ONNX Runtime on the CPU (AOTInductor for a bundle in bf16), and on a GPU the
+                 first that has engines for this bundle: "tensorrt", "aotinductor", or "onnxruntime", which
+                 needs none
     motion       the motion to begin with; None is the bundle's default one. Calls may switch.
     num_threads  CPU threads of each network; None lets the backend choose
     engine_dir   where compiled engines are, for a bundle that cannot hold them; None is its own folder

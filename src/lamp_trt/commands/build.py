@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from lamp_trt.engine.tensorrt_options import HARDWARE_COMPATIBILITY, ShapeRange,
 if TYPE_CHECKING:
     from lamp_trt.engine.compiled import CompiledEngine
     from lamp_trt.export.recipe import BuildOptions
+
+log = logging.getLogger("lamp_trt")
 
 DESCRIPTION = "Turn checkpoints into a bundle, or add to one; compile its networks."
 
@@ -33,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sdxl", type=Path, help="Stable Diffusion XL base, for first frames from text", metavar="DIR"
     )
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="fp32 suits CPUs")
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="fp32",
+        help="fp32 suits CPUs, fp16 GPUs; bf16 has the range of fp32, and runs on aotinductor and tensorrt",
+    )
     parser.add_argument("--height", type=int, default=320)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--frames", type=int, default=16)
@@ -128,6 +136,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.json:
         print_report(report, as_json=False)
     engines = []
+    if args.precision == "bf16" and args.backend == "onnxruntime":
+        log.warning("ONNX Runtime does not run bf16: compile it with --backend aotinductor or tensorrt")
     if args.backend == "tensorrt":
         engines = _tensorrt_engines(args)
     elif args.backend == "aotinductor":
