@@ -31,7 +31,7 @@ Show = Callable[[str], Callable[[], Any]]
 def by_session(bundle_path: Path) -> Show:
     """A motion is a session of its own with its tensors inside; the one before is dropped."""
     from lamp_trt.engine.bundle import Bundle
-    from lamp_trt.engine.ort_graph import use_multi_head_attention
+    from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
     from lamp_trt.engine.ort_session import bundle_model, new_session
 
     bundle, arrays = Bundle.open(bundle_path, verify="none"), unet_cpu.inputs()
@@ -40,7 +40,7 @@ def by_session(bundle_path: Path) -> Show:
     def show(motion: str) -> Callable[[], Any]:
         live.clear()
         model = bundle_model(bundle, "lamp_unet", motion)
-        use_multi_head_attention(model)
+        use_cpu_kernels(model)
         live.append(new_session(bundle, "lamp_unet", model, ["CPUExecutionProvider"]))
         return lambda: live[0].run(None, arrays)
 

@@ -60,10 +60,11 @@ class OnnxRuntimeEngine:
         self._motion = motion
 
     def _new_session(self, motion: str | None) -> Any:
-        from lamp_trt.engine.ort_graph import take_motion_as_inputs, use_multi_head_attention
+        from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
+        from lamp_trt.engine.ort_graph import take_motion_as_inputs
 
         model = bundle_model(self._bundle, self._network, motion)
-        use_multi_head_attention(model)
+        use_cpu_kernels(model)
         if motion is not None:
             self._motion_shapes = take_motion_as_inputs(model)
         return new_session(

@@ -29,7 +29,7 @@ from onnx import numpy_helper
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.bundle_paths import weights_path
 from lamp_trt.engine.networks import IOTensor, is_motion_tensor
-from lamp_trt.engine.ort_graph import use_multi_head_attention
+from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
 from lamp_trt.engine.ort_session import bundle_model, new_session
 from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.runtime.kernels.arrays import DeviceArray
@@ -231,7 +231,7 @@ class ICudaEngine:
                 if initializer.name in self.weights:
                     array = self.weights[initializer.name].reshape(initializer.dims)
                     initializer.CopyFrom(numpy_helper.from_array(array, initializer.name))
-            use_multi_head_attention(model)
+            use_cpu_kernels(model)
             providers = ["CPUExecutionProvider"]
             _SESSIONS[key] = new_session(self._bundle, self._network, model, providers, num_threads=1)
         return _SESSIONS[key]

@@ -20,7 +20,7 @@ from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.hoisting import HOISTED, hoisted_specs
 from lamp_trt.engine.networks import NETWORKS, NetworkSpec
-from lamp_trt.engine.ort_graph import use_multi_head_attention
+from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
 from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export.networks import module_from_config, wrap
 from lamp_trt.export.onnx_export import Location, export_graph
@@ -183,7 +183,7 @@ def run_graphs(
         module = wrap(network, copy.deepcopy(unet), hoisted_from(network, hoist))
         io = specs[network].resolve(axis_sizes(arrays), "fp32")
         model = onnx.load_from_string(export_graph(module, *io, places))
-        use_multi_head_attention(model)
+        use_cpu_kernels(model)
         onnx.save(model, folder / "g.onnx")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported graphs against the modules that they were exported from, on ONNX Runtime's CPU provider."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from tolerances import (
     EXPORT_ATOL,
     EXPORT_UNET_REL_L2,
     FP16_YARDSTICK,
+    NORM_REL_EPS,
 )
 from torch import Tensor, nn
 from toy_fixture import TOY_SIZE, toy_options
@@ -23,7 +26,7 @@ from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import VIDEO_NETWORKS, IOTensor, is_motion_tensor
-from lamp_trt.engine.ort_graph import use_multi_head_attention
+from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
 from lamp_trt.engine.weights import TensorRef, read_weight_file, write_weight_file
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoints import load_text_encoder, load_vae
@@ -182,23 +185,53 @@ def _ref(dtype: str, shape: tuple[int, ...], length: int) -> Location:
     return Location("weights.safetensors", TensorRef(dtype, shape, 0, length))
 
 
-def test_attention_is_rewritten_for_the_cpu_and_gives_the_same(toy_bundle: Path) -> None:
+def test_operators_are_rewritten_for_the_cpu_and_give_the_same(toy: Path, toy_bundle: Path) -> None:
     bundle = Bundle.open(toy_bundle)
     path = bundle.graph_path("lamp_unet")
     model = onnx.load(path, load_external_data=False)
-    attentions = sum(node.op_type == "Attention" for node in model.graph.node)
-    assert use_multi_head_attention(model) == attentions > 0
-    assert not any(node.op_type == "Attention" for node in model.graph.node)
+    before = Counter(node.op_type for node in model.graph.node)
+    assert use_cpu_kernels(model) == {op: before[op] for op in ("Attention", "GroupNormalization")}
+    after = Counter(node.op_type for node in model.graph.node)
+    assert after["Attention"] == after["GroupNormalization"] == 0
+    assert after["MultiHeadAttention"] == before["Attention"] > 0
+    assert after["LayerNormalization"] - before["LayerNormalization"] == before["GroupNormalization"] > 0
     arrays = random_inputs(bundle.network("lamp_unet").inputs)
     plain = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (expected,) = plain.run(None, arrays)
+    (as_it_stands,) = plain.run(None, arrays)
     engine = OnnxRuntimeEngine(bundle, "lamp_unet", motion="horse_run")
-    assert distance(engine.run(arrays)["noise_pred"], expected).rel_l2 <= EXPORT_UNET_REL_L2
+    (expected,) = run_reference(reference_module("lamp_unet", toy), arrays)
+    ours = engine.run(arrays)["noise_pred"]
+    for other in (as_it_stands, expected):
+        assert distance(ours, other).rel_l2 <= EXPORT_UNET_REL_L2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_groups_whose_mean_exceeds_their_spread_are_normalized_exactly(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((2, 8, 3, 20, 30)) + 10).astype(dtype)
+    scale, bias = (rng.standard_normal(8).astype(dtype) for _ in range(2))
+    node = helper.make_node("GroupNormalization", ["x", "scale", "bias"], ["y"], num_groups=4, epsilon=1e-6)
+    elem = helper.np_dtype_to_tensor_dtype(x.dtype)
+    weights = [numpy_helper.from_array(scale, "scale"), numpy_helper.from_array(bias, "bias")]
+    values = [helper.make_tensor_value_info(name, elem, x.shape) for name in "xy"]
+    graph = helper.make_graph([node], "norm", values[:1], values[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    assert use_cpu_kernels(model)["GroupNormalization"] == 1
+    onnx.checker.check_model(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x})
+    groups = x.astype(np.float64).reshape(2, 4, -1)
+    mean, var = groups.mean(-1, keepdims=True), groups.var(-1, keepdims=True)
+    normalized = ((groups - mean) / np.sqrt(var + 1e-6)).reshape(x.shape)
+    wide = (w.astype(np.float64).reshape(1, 8, 1, 1, 1) for w in (scale, bias))
+    expected = normalized * next(wide) + next(wide)
+    assert y.dtype == dtype
+    assert distance(y, expected).rel_l2 <= NORM_REL_EPS * np.finfo(dtype).eps
 
 
 def test_causal_attention_is_rewritten_as_unidirectional(toy_bundle: Path) -> None:
     model = onnx.load(Bundle.open(toy_bundle).graph_path("text_encoder"), load_external_data=False)
-    assert use_multi_head_attention(model) > 0
+    assert use_cpu_kernels(model)["Attention"] > 0
     rewritten = [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]
     assert all(_attributes(node)["unidirectional"] == 1 for node in rewritten)
 

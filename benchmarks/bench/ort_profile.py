@@ -18,12 +18,12 @@ def operator_seconds(subject: Subject, network: str) -> dict[str, float]:
     """
     import onnxruntime
 
-    from lamp_trt.engine.ort_graph import use_multi_head_attention
+    from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
     from lamp_trt.engine.ort_session import bundle_model
 
     bundle, arrays = subject.bundle, subject.inputs(network)
     model = bundle_model(bundle, network, subject.motion_of(network))
-    use_multi_head_attention(model)
+    use_cpu_kernels(model)
     with tempfile.TemporaryDirectory(prefix="lamp-trt-bench-") as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
