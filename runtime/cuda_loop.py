@@ -103,7 +103,8 @@ class DeviceLoop:
     def run_with_callback(
         self, num_steps: int, timesteps: NDArray[np.int64], on_step: StepCallback
     ) -> Latents:
-        """The steps one by one: waits for each, and goes on with the latents that `on_step` returns."""
+        """The steps one by one: waits for each, and goes on with the latents that `on_step` returns. Nothing
+        is pending at the end."""
         latents = np.empty(0, np.float32)
         for i in range(num_steps):
             (self._replay or self._step)()
@@ -116,6 +117,7 @@ class DeviceLoop:
                 self._device.upload(after, latents)
                 sample = self.arrays.sample
                 self._device.upload(sample, np.repeat(latents, sample.shape[0], axis=0).astype(sample.dtype))
+        self._device.synchronize()
         return latents
 
     def require_finite(self, num_steps: int, timesteps: NDArray[np.int64]) -> None:
