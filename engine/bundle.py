@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lamp_trt.engine.bundle_paths import ENGINES, JOURNAL, LOCK, MANIFEST, PENDING, inside
+from lamp_trt.engine.bundle_paths import ENGINES, JOURNAL, LOCK, MANIFEST, PENDING, inside, possible_path
 from lamp_trt.engine.digests import DigestCache, FileIdentity, file_identity
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.manifest import (
@@ -54,7 +54,7 @@ class Bundle:
         """
         if verify not in ("stat", "full", "none"):
             raise InputError(f"verify is {verify!r}, expected 'stat', 'full' or 'none'")
-        folder = Path(os.path.abspath(path))
+        folder = Path(os.path.abspath(possible_path(path)))
         cache = cache or DigestCache()
         deadline = time.monotonic() + _COMMIT_WAIT_S
         while True:

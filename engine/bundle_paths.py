@@ -21,6 +21,17 @@ _MOTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = (MANIFEST, PENDING, JOURNAL)
 
 
+def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """`path` if the system could have such a file. InputError for a null character or half of a surrogate
+    pair, which no file system takes."""
+    try:
+        if b"\0" not in os.fsencode(path):
+            return path
+    except UnicodeEncodeError:
+        pass
+    raise InputError(f"{os.fspath(path)!r:.150} cannot name a file: leave out what is escaped in it.")
+
+
 def weights_path(component: str) -> str:
     return f"weights/{component}.safetensors"
 

@@ -74,17 +74,19 @@ class LampUNetConfig:
         class_name = config.get("_class_name", "UNet3DConditionModel")
         if class_name != "UNet3DConditionModel":
             raise CheckpointError(
-                f"unet config: _class_name is {class_name!r}, expected 'UNet3DConditionModel' (a LAMP "
+                f"unet config: _class_name is {class_name!r:.200}, expected 'UNet3DConditionModel' (a LAMP "
                 "checkpoint); give the `unet` folder that LAMP's training wrote, not Stable Diffusion's"
             )
         for name, value in FIXED_OPTIONS.items():
             if config.get(name, value) != value:
-                raise CheckpointError(f"unet config: {name} is {config[name]!r}, only {value!r} is supported")
+                raise CheckpointError(
+                    f"unet config: {name} is {config[name]!r:.200}, only {value!r} is supported"
+                )
         names = {field.name for field in fields(cls)}
         known = names | FIXED_OPTIONS.keys() | IGNORED_OPTIONS
         unknown = {name for name in config if name not in known and not name.startswith("_")}
         if unknown:
-            logger.warning("unet config: ignoring unknown fields %s", ", ".join(sorted(unknown)))
+            logger.warning("unet config: ignoring unknown fields %.500s", ", ".join(sorted(unknown)))
         return cls(**{name: _checked(name, config[name]) for name in names & config.keys()})
 
 
@@ -127,5 +129,5 @@ def _checked(name: str, value: Any) -> Any:
         or isinstance(value, tuple) not in (may_list, must_list)
         or (item_type is int and name != "freq_shift" and min(items) < 1)
     ):
-        raise CheckpointError(f"unet config: {name} is {value!r}, expected something like {default!r}")
+        raise CheckpointError(f"unet config: {name} is {value!r:.200}, expected something like {default!r}")
     return value

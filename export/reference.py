@@ -64,7 +64,7 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> Tensor:
         ("beta_schedule", ("scaled_linear", "linear")),
     ):
         if config[name] not in supported:
-            raise InputError(f"scheduler: {name} is {config[name]!r}, supported: {supported[0]!r}.")
+            raise InputError(f"scheduler: {name} is {config[name]!r:.200}, supported: {supported[0]!r}.")
     power = 0.5 if config["beta_schedule"] == "scaled_linear" else 1.0
     betas = torch.linspace(
         config["beta_start"] ** power, config["beta_end"] ** power, config["num_train_timesteps"]

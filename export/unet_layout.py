@@ -44,8 +44,8 @@ def sdxl_layout(config: Mapping[str, Any]) -> ConditionLayout:
     heads, depths = ((of,) * len(channels) if isinstance(of, int) else of for of in (heads, depths))
     if not isinstance(layers, int) or not all(isinstance(depth, int) for depth in depths):
         raise CheckpointError(
-            f"sdxl unet config: layers_per_block is {layers!r}, transformer_layers_per_block {depths!r}; "
-            "hoisting takes a number, and a number for each block, as in SDXL base 1.0"
+            f"sdxl unet config: layers_per_block is {layers!r:.200}, transformer_layers_per_block "
+            f"{depths!r:.200}; hoisting takes a number, and a number for each block, as in SDXL base 1.0"
         )
     down = ("CrossAttn" in name for name in config["down_block_types"])
     up = ("CrossAttn" in name for name in reversed(config["up_block_types"]))

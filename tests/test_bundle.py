@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from bundle_cases import FIRST, SECOND, add_motion, build, key_of, manifest_of, remove_motion, tree
 
+from lamp_trt.cli import main
 from lamp_trt.engine import atomic_files
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.bundle_paths import check_relative, validate_motion_name
@@ -592,3 +593,12 @@ def test_readers_during_rebuilds_see_one_version_or_are_told(folder: Path) -> No
         output, _ = reader.communicate()
         assert reader.returncode == 0
         assert int(output) > 0
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_names_that_no_folder_can_have_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="cannot name a file"):
+        Bundle.open(name)
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", name])
+    assert "cannot name a file" in capsys.readouterr().err

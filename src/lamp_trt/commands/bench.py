@@ -3,9 +3,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from lamp_trt.commands.shared import add_checkpoints, add_placement, named_folders, placement
+from lamp_trt.commands.shared import add_checkpoints, add_placement, file_path, named_folders, placement
 
 DESCRIPTION = "Measure a bundle on this machine and write a report: JSON, Markdown, HTML."
 
@@ -25,12 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare",
         action="append",
         default=[],
-        type=Path,
+        type=file_path,
         help="the bench.json of an earlier run: exit code 1 if anything is slower beyond the noise; "
         "repeat it, oldest first, for a history, of which the last is judged against",
         metavar="OLD.json",
     )
-    parser.add_argument("--out", type=Path, help="folder for bench.json, bench.md, bench.html", metavar="DIR")
+    parser.add_argument(
+        "--out", type=file_path, help="folder for bench.json, bench.md, bench.html", metavar="DIR"
+    )
     add_checkpoints(parser, "a motion of the bundle and its LAMP checkpoint, for parity with PyTorch")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--seed", type=int, default=0)

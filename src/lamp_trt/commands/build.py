@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamp_trt.commands.shared import mb, named_folders, print_report
+from lamp_trt.commands.shared import file_path, mb, named_folders, print_report
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.hoisting import HOISTS
 from lamp_trt.engine.networks import NETWORKS, PRECISIONS
@@ -24,8 +24,8 @@ DESCRIPTION = "Turn checkpoints into a bundle, or add to one; compile its networ
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder", metavar="DIR")
-    parser.add_argument("--sd", type=Path, help="Stable Diffusion v1.4, diffusers layout", metavar="DIR")
+    parser.add_argument("--out", type=file_path, required=True, help="the bundle's folder", metavar="DIR")
+    parser.add_argument("--sd", type=file_path, help="Stable Diffusion v1.4, diffusers layout", metavar="DIR")
     parser.add_argument(
         "--motion",
         action="append",
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR",
     )
     parser.add_argument(
-        "--sdxl", type=Path, help="Stable Diffusion XL base, for first frames from text", metavar="DIR"
+        "--sdxl", type=file_path, help="Stable Diffusion XL base, for first frames from text", metavar="DIR"
     )
     parser.add_argument(
         "--precision",
@@ -72,7 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="to compile for: cpu, cuda or cuda:N; auto is what the backend can"
     )
     parser.add_argument(
-        "--engine-dir", type=Path, help="where compiled engines go; default: into the bundle", metavar="DIR"
+        "--engine-dir",
+        type=file_path,
+        help="where compiled engines go; default: into the bundle",
+        metavar="DIR",
     )
     parser.add_argument(
         "--max-autotune",

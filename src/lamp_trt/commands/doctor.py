@@ -5,6 +5,8 @@ import argparse
 import json
 from pathlib import Path
 
+from lamp_trt.commands.shared import file_path
+
 DESCRIPTION = "Show what is installed, what can run here, and how to mend the rest."
 
 
@@ -16,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="purpose",
         help="what this machine is for; the exit code tells whether it can work (default: both)",
     )
-    parser.add_argument("--folder", type=Path, default=Path(), help="where bundles will be", metavar="DIR")
+    parser.add_argument(
+        "--folder", type=file_path, default=Path(), help="where bundles will be", metavar="DIR"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,11 +7,10 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_args
 
 import lamp_trt
-from lamp_trt.commands.shared import add_placement, add_verify_files, log_timings, placement
+from lamp_trt.commands.shared import add_placement, add_verify_files, file_path, log_timings, placement
 from lamp_trt.engine.backends import Residence
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.config import FPS, GenerationConfig
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shaping(
         "--first-frame",
         "any image that OpenCV reads; default: SDXL makes one, if the bundle has it",
-        type=Path,
+        type=file_path,
         metavar="IMAGE",
     )
     shaping(
@@ -81,15 +80,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shaping("--fps", f"default: {FPS}", type=float)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=file_path,
         help="a .mp4, .gif or .webp file, or a folder: of PNGs, or of videos if there are several; "
         "default: the prompt as a .mp4 file",
     )
     parser.add_argument("--format", choices=["mp4", "gif", "webp", "png"], default="mp4", help="of several")
-    parser.add_argument("--prompts", type=Path, help="a file: a prompt a line, or JSON lines", metavar="FILE")
+    parser.add_argument(
+        "--prompts", type=file_path, help="a file: a prompt a line, or JSON lines", metavar="FILE"
+    )
     parser.add_argument(
         "--from",
-        type=Path,
+        type=file_path,
         dest="sidecar",
         help="repeat the video that this JSON file lies beside, but for the options given here",
         metavar="FILE",

@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lamp_trt.commands.shared import add_placement, add_verify_files, log_timings, placement
+from lamp_trt.commands.shared import add_placement, add_verify_files, file_path, log_timings, placement
 from lamp_trt.runtime.config import GenerationConfig
 
 DESCRIPTION = "Make only the first frame of a video, to try prompts quickly."
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_placement(parser)
     add_verify_files(parser)
     parser.add_argument(
-        "--out", type=Path, help="a .png file; default: named after the prompt", metavar="IMAGE"
+        "--out", type=file_path, help="a .png file; default: named after the prompt", metavar="IMAGE"
     )
     parser.add_argument("--negative-prompt")
     parser.add_argument("--seed", type=int, default=config.seed)

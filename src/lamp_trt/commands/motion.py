@@ -3,9 +3,8 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from lamp_trt.commands.shared import mb, named_folders, print_report
+from lamp_trt.commands.shared import file_path, mb, named_folders, print_report
 
 DESCRIPTION = "Add, list or remove the motions of a bundle."
 
@@ -18,7 +17,7 @@ def add_actions(parser: argparse.ArgumentParser, parents: list[argparse.Argument
         ("remove", remove, "Remove a motion."),
     ):
         action = actions.add_parser(name, help=about, description=about, parents=parents)
-        action.add_argument("bundle", type=Path)
+        action.add_argument("bundle", type=file_path)
         action.set_defaults(run=run)
         if name == "add":
             action.add_argument("motion", metavar="NAME=DIR")

@@ -2,13 +2,14 @@
 """`lamp-trt toy`: tiny checkpoints."""
 
 import argparse
-from pathlib import Path
+
+from lamp_trt.commands.shared import file_path
 
 DESCRIPTION = "Write tiny checkpoints in the published layouts, to try everything with."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=file_path)
     parser.add_argument("--seed", type=int, default=0)
 
 
