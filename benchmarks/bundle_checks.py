@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.checks import Check
+from lamp_trt.benchmarks.network_inputs import TOKENIZERS
 from lamp_trt.benchmarks.plain_engine import beside
 from lamp_trt.benchmarks.reference_networks import (
     REFERENCE_NETWORKS,
@@ -54,7 +55,7 @@ def exact_checks(bundle: Bundle, networks: list[str], options: VerifyOptions) ->
         if entry.tokenizer:
             folder = checkpoints.folder(entry.checkpoint) / entry.tokenizer
             prompts = [options.prompt, options.negative_prompt or ""]
-            checks.append(tokenizer_check(bundle, entry.bundle_tokenizer, folder, prompts))
+            checks.append(tokenizer_check(bundle, TOKENIZERS[name], folder, prompts))
     for name in networks:
         entry = REFERENCE_NETWORKS[name]
         for motion in checkpoints.motions_of(entry.checkpoint):

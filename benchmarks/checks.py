@@ -24,7 +24,7 @@ class Check:
     """One row of the report. `problem` is empty if it passed, else says what differs and the likely cause.
 
     name       what was compared; motion: the motion that it was compared for, "" if it has none
-    measured   figures by name; own: PyTorch's at the bundle's precision, where that is the yardstick
+    measured   figures by name; own: the yardstick's, that is PyTorch's at the bundle's precision
     limits     what the figures of the same names may reach (psnr_db, equal_share: must reach)
     """
 
@@ -65,18 +65,25 @@ def follows(checks: list[Check]) -> str:
 
 
 def tensor_check(
-    group: Group, name: str, motion: str, ours: Distance, own: Distance | None, fp32: Limit, cause: str
+    group: Group,
+    name: str,
+    motion: str,
+    ours: Distance,
+    own: Distance | None,
+    fp32: Limit,
+    cause: str,
+    times: float = YARDSTICK,
 ) -> Check:
-    """A tensor against its limit: `fp32`, or for a lower precision twice PyTorch's own distance `own`."""
+    """A tensor against its limit: `fp32`, or `times` the yardstick's own distance `own` if there is one."""
     if own is None:
         limits = {"max_abs": fp32.max_abs * max(1.0, ours.scale), "rel_l2": fp32.rel_l2}
     else:
-        limits = {"rel_l2": YARDSTICK * own.rel_l2}
+        limits = {"rel_l2": times * own.rel_l2}
     problem = ""
     if not ours.finite:
         problem = f"values are not finite; {cause}"
     elif own is not None and not own.finite:
-        problem = "PyTorch's own result at this precision is not finite, so nothing can be compared"
+        problem = "the yardstick's own result at this precision is not finite, so nothing can be compared"
     else:
         measured = {"max_abs": ours.max_abs, "rel_l2": ours.rel_l2}
         over = [key for key, limit in limits.items() if not measured[key] <= limit]

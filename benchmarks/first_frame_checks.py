@@ -3,13 +3,13 @@
 
 import logging
 
-import torch
-
+from lamp_trt.benchmarks.arithmetic import EXACT, yardstick
 from lamp_trt.benchmarks.checks import Check, follows
 from lamp_trt.benchmarks.loop_checks import Traces, loop_checks, step_figures
 from lamp_trt.benchmarks.sdxl_traces import ImageJob, sdxl_reference_trace, sdxl_runtime_trace
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
+from lamp_trt.engine.backends import parse_device
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import LampError
 from lamp_trt.runtime.first_frame import FirstFrameMaker
@@ -25,7 +25,7 @@ def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -
     before = [check for check in report.checks if check.name.startswith("sdxl")]
     cause = follows(before) or "every network agrees, so the loop between them differs"
     try:
-        maker = load_first_frame_maker(bundle, num_threads=options.num_threads)
+        maker = load_first_frame_maker(bundle, **options.loading)
         traces = first_frame_traces(maker, options)
     except LampError as error:
         report.checks.append(Check("clip", "sdxl image", problem=f"{error} ({cause})"))
@@ -36,7 +36,7 @@ def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -
 
 
 def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces:
-    """One image, made by PyTorch in fp32, by the bundle, and by PyTorch in fp16 if that is its precision."""
+    """One image, made by PyTorch exactly, by the bundle, and by PyTorch as roughly as the bundle."""
     sizes, folder = maker.bundle.manifest.sizes, options.checkpoints.folder("--sdxl")
     latent = sizes["first_frame_latent_height"], sizes["first_frame_latent_width"]
     job = ImageJob(
@@ -46,8 +46,7 @@ def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces
         noise=latent_noise(options.seed, Purpose.SDXL_LATENTS, (1, 4, *latent)),
         num_inference_steps=options.num_inference_steps,
     )
-    exact = sdxl_reference_trace(folder, job, torch.float32)
-    own = None
-    if maker.bundle.network("sdxl_unet").precision == "fp16":
-        own = sdxl_reference_trace(folder, job, torch.float16, exact.steps)
+    exact = sdxl_reference_trace(folder, job, EXACT)
+    roughly = yardstick(maker.bundle.network("sdxl_unet").precision, parse_device(options.device) is not None)
+    own = sdxl_reference_trace(folder, job, roughly, exact.steps) if roughly else None
     return exact, sdxl_runtime_trace(maker, job, exact.steps), own

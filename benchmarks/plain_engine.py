@@ -1,14 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's networks between the inputs of engine/networks.py, whatever their graphs leave out."""
+"""A bundle's networks between the inputs of engine/networks.py, wherever they run and whatever their graphs
+leave out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
 
-from lamp_trt.engine.backend import Array
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
+from lamp_trt.engine.backend import Array, Engine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.hoisting import HOISTED, networks_beside
 from lamp_trt.engine.networks import NETWORKS, IOTensor
 from lamp_trt.runtime.conditioning import conditions_by_step
+from lamp_trt.runtime.cuda_engines import EngineSet
+from lamp_trt.runtime.kernels.arrays import DeviceArray
+from lamp_trt.runtime.load import Placement
+
+
+class PlainEngine(Protocol):
+    """A network together with those beside it. Methods raise EngineError."""
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """arrays: host arrays by the names of `plain_inputs`, one timestep. The outputs are new arrays."""
+        ...
+
+    def set_motion(self, motion: str) -> None: ...
+
+    def close(self) -> None:
+        """Give memory back; the engine is of no use afterwards."""
+        ...
 
 
 def beside(bundle: Bundle, network: str) -> list[str]:
@@ -22,19 +41,27 @@ def plain_inputs(bundle: Bundle, network: str) -> tuple[IOTensor, ...]:
     return NETWORKS[network].resolve(bundle.manifest.sizes, precision)[0]
 
 
-class PlainEngine:
-    """A network on ONNX Runtime, run together with those beside it. Raises as OnnxRuntimeEngine does."""
+def plain_engine(bundle: Bundle, network: str, place: Placement, motion: str | None = None) -> PlainEngine:
+    """`network` as a pipeline at `place` runs it. EngineError if it cannot be loaded."""
+    if place.ordinal is None:
+        return HostPlainEngine(bundle, network, partial(place.host_engine, bundle), motion)
+    return DevicePlainEngine(bundle, network, place.engine_set(bundle, motion))
+
+
+class HostPlainEngine:
+    """On host arrays. load: gives the engine of a network, of the UNet with a motion."""
 
     def __init__(
-        self, bundle: Bundle, network: str, *, motion: str | None = None, num_threads: int | None = None
+        self,
+        bundle: Bundle,
+        network: str,
+        load: Callable[[str, str | None], Engine],
+        motion: str | None = None,
     ) -> None:
-        self._engine = OnnxRuntimeEngine(bundle, network, motion=motion, num_threads=num_threads)
-        self._beside = [
-            OnnxRuntimeEngine(bundle, name, num_threads=num_threads) for name in beside(bundle, network)
-        ]
+        self._engine = load(network, motion)
+        self._beside = [load(name, None) for name in beside(bundle, network)]
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """arrays: by the names of `plain_inputs`, one timestep."""
         if not self._beside:
             return self._engine.run(arrays)
         conditions = conditions_by_step(self._engine, self._beside, arrays, arrays["timestep"])
@@ -42,3 +69,37 @@ class PlainEngine:
 
     def set_motion(self, motion: str) -> None:
         self._engine.set_motion(motion)
+
+    def close(self) -> None:
+        """Nothing is kept that does not go with this object."""
+
+
+class DevicePlainEngine:
+    """Between arrays on a device; what one network gives and another takes under the same name is one
+    array."""
+
+    def __init__(self, bundle: Bundle, network: str, engines: EngineSet) -> None:
+        self._engines, self._arrays = engines, dict[str, DeviceArray]()
+        self._bound = []
+        for name in (*beside(bundle, network), network):
+            self._bound.append(engines.add(name, self._arrays))
+            self._arrays |= self._bound[-1].arrays
+        engines.share_scratch()
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        device = self._engines.device
+        device.synchronize()
+        for name, values in arrays.items():
+            device.upload(self._arrays[name], values)
+        for bound in self._bound:
+            bound.enqueue()
+        outputs = self._bound[-1].engine.outputs
+        return {tensor.name: device.download(self._arrays[tensor.name]) for tensor in outputs}
+
+    def set_motion(self, motion: str) -> None:
+        self._engines.device.synchronize()
+        if self._bound[-1].engine.set_motion(motion):
+            self._engines.share_scratch()
+
+    def close(self) -> None:
+        self._engines.close()

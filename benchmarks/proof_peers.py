@@ -12,7 +12,7 @@ import torch
 from lamp_trt.benchmarks.cuda_timing import Timing, time_calls
 from lamp_trt.benchmarks.proof import Check
 from lamp_trt.benchmarks.proof_work import LAMP, Work
-from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
+from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, module_inputs
 
 MODES: dict[str, str | None] = {
     "eager": None,
@@ -49,7 +49,7 @@ def module(work: Work, formulation: str) -> torch.nn.Module:
 
 def step(work: Work, unet: Any) -> Callable[[], Any]:
     """One UNet call on Work.inputs."""
-    tensors = {name: torch.from_numpy(array).to(work.torch_device) for name, array in work.inputs().items()}
+    tensors = module_inputs(unet, work.inputs())
     run = REFERENCE_NETWORKS[work.subject.network].run
 
     def call() -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.plain_engine import plain_inputs
 from lamp_trt.benchmarks.proof import Check, Unavailable
 from lamp_trt.benchmarks.proof_work import Array, Work
 from lamp_trt.engine.hoisting import HOISTED
@@ -203,7 +204,7 @@ class UnetProof:
         device, subject = engines.device, self.work.subject
         conditions = {
             tensor.name: device.empty(tensor.shape, tensor.dtype)
-            for tensor in self.work.plain_inputs()
+            for tensor in plain_inputs(self.work.bundle, self.work.subject.network)
             if tensor.name not in ("sample", "timestep")
         }
         manifest, beside = self.work.bundle.manifest, HOISTED[subject.network]

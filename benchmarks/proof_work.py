@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from lamp_trt.benchmarks.arithmetic import Arithmetic
+from lamp_trt.benchmarks.network_inputs import seeded_inputs
+from lamp_trt.benchmarks.plain_engine import plain_inputs
 from lamp_trt.benchmarks.proof import Unavailable, require_diffusers
 from lamp_trt.benchmarks.random_checkpoints import finished, published, write_lamp_unet, write_sdxl_unet
-from lamp_trt.benchmarks.reference_networks import reference_outputs, seeded_inputs
+from lamp_trt.benchmarks.reference_networks import reference_outputs
 from lamp_trt.engine.backend import DeviceEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.bundle_paths import ENGINES
-from lamp_trt.engine.networks import NETWORKS, IOTensor, Precision
+from lamp_trt.engine.networks import Precision
+from lamp_trt.export.convert import DTYPES
 from lamp_trt.export.recipe import BuildOptions, hoisted_from
 from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.cuda_device import Device
@@ -137,7 +141,7 @@ class Work:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float16 if self.precision == "fp16" else torch.float32
+        return DTYPES[self.precision]
 
     @property
     def checkpoint(self) -> Path:
@@ -168,20 +172,18 @@ class Work:
             self._made.add(path)
         return Bundle.open(path)  # anew: a link to a file changes its identity
 
-    def plain_inputs(self) -> tuple[IOTensor, ...]:
-        """What the UNet takes where nothing is hoisted."""
-        return NETWORKS[self.subject.network].resolve(self.bundle.manifest.sizes, self.precision)[0]
-
     def inputs(self) -> Mapping[str, Array]:
-        """Seeded arrays for `plain_inputs`; both halves of guidance hold the same latents."""
-        return seeded_inputs(self.subject.network, self.plain_inputs(), self.folder, [], seed=0)
+        """Seeded arrays for what the UNet takes where nothing is hoisted; both halves of guidance hold the
+        same latents."""
+        bundle = self.bundle
+        return seeded_inputs(plain_inputs(bundle, self.subject.network), bundle.manifest.sizes, seed=0)
 
     def reference(self, dtype: torch.dtype) -> Array:
         """noise_pred of `inputs` by the official modules in PyTorch, float32."""
         if dtype not in self._reference:
             inputs = self.inputs()
             (noise_pred,) = reference_outputs(
-                self.subject.network, self.checkpoint, dtype, inputs, self.torch_device
+                self.subject.network, self.checkpoint, Arithmetic(dtype), inputs, self.torch_device
             )
             self._reference[dtype] = noise_pred
             torch.cuda.empty_cache()

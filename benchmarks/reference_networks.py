@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lamp_trt.engine.networks import IOTensor
+from lamp_trt.benchmarks.arithmetic import Arithmetic
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     find_component,
@@ -24,9 +24,6 @@ from lamp_trt.export.checkpoint_files import (
 from lamp_trt.export.lamp_unet import load_lamp_unet
 
 Arrays = Mapping[str, NDArray[Any]]
-
-TIMESTEP = 501
-"""The UNets are compared at one time, the middle; the loop compares them at the others."""
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
@@ -67,8 +64,7 @@ class ReferenceNetwork:
 
     checkpoint   the option that gives its folder
     component    the sub-folder of its weights
-    tokenizer    the sub-folder of what makes its input_ids, "" if it has none; bundle_tokenizer: its name in
-                 the bundle
+    tokenizer    the sub-folder of what makes its input_ids, "" if it has none
     """
 
     checkpoint: str
@@ -76,7 +72,6 @@ class ReferenceNetwork:
     load: Callable[[Path, torch.dtype], nn.Module]
     run: Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, ...]]
     tokenizer: str = ""
-    bundle_tokenizer: str = ""
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -173,20 +168,19 @@ def _run_sdxl_unet(unet: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ..
 
 REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
     "text_encoder": ReferenceNetwork(
-        "--sd", "text_encoder", load_text_encoder, _run_text_encoder, "tokenizer", "tokenizer"
+        "--sd", "text_encoder", load_text_encoder, _run_text_encoder, "tokenizer"
     ),
     "vae_encoder": ReferenceNetwork("--sd", "vae", load_vae, _run_vae_encoder),
     "vae_decoder": ReferenceNetwork("--sd", "vae", load_vae, _run_vae_decoder),
     "lamp_unet": ReferenceNetwork("--motion", "unet", load_lamp_unet, _run_lamp_unet),
     "sdxl_text_encoder": ReferenceNetwork(
-        "--sdxl", "text_encoder", load_text_encoder, _run_sdxl_text_encoder, "tokenizer", "sdxl_tokenizer"
+        "--sdxl", "text_encoder", load_text_encoder, _run_sdxl_text_encoder, "tokenizer"
     ),
     "sdxl_text_encoder_2": ReferenceNetwork(
         "--sdxl",
         "text_encoder_2",
         load_text_encoder_2,
         _run_sdxl_text_encoder_2,
-        "tokenizer_2",
         "tokenizer_2",
     ),
     "sdxl_unet": ReferenceNetwork("--sdxl", "unet", load_sdxl_unet, _run_sdxl_unet),
@@ -195,47 +189,14 @@ REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
 
 
 def reference_outputs(
-    network: str, folder: Path, dtype: torch.dtype, inputs: Arrays, device: str = "cpu"
+    network: str, folder: Path, arithmetic: Arithmetic, inputs: Arrays, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], ...]:
-    """The module's outputs, float32, computed on `device` with its weights and `inputs` in `dtype`."""
+    """The module's outputs, float32, computed on `device` from its weights and `inputs` by `arithmetic`."""
     entry = REFERENCE_NETWORKS[network]
-    module = entry.load(folder, dtype).to(device)
-    own = next(module.parameters()).dtype
-    tensors = {
-        name: tensor.to(own) if tensor.is_floating_point() and name not in _ALWAYS_FLOAT32 else tensor
-        for name, tensor in ((name, torch.from_numpy(array).to(device)) for name, array in inputs.items())
-    }
-    with torch.inference_mode():
-        return tuple(output.float().cpu().numpy() for output in entry.run(module, tensors))
+    module = entry.load(folder, arithmetic.dtype).to(device)
+    with torch.inference_mode(), arithmetic.active():
+        outputs = entry.run(module, module_inputs(module, inputs))
+    return tuple(output.float().cpu().numpy() for output in outputs)
 
 
 _ALWAYS_FLOAT32 = ("timestep", "time_ids")
-
-
-def seeded_inputs(
-    network: str, inputs: tuple[IOTensor, ...], folder: Path, prompts: list[str], seed: int
-) -> Arrays:
-    """Arrays for a network's inputs: the prompts' ids, TIMESTEP, a picture's range, else normal numbers; the
-    same sample in both halves, as guidance has it."""
-    rng = np.random.default_rng(seed)
-    arrays: dict[str, NDArray[Any]] = {}
-    for tensor in inputs:
-        if tensor.name == "input_ids":
-            arrays[tensor.name] = prompt_ids(folder / REFERENCE_NETWORKS[network].tokenizer, prompts)
-        elif tensor.name == "timestep":
-            arrays[tensor.name] = np.full(tensor.shape, TIMESTEP, tensor.dtype)
-        elif tensor.name == "time_ids":
-            size = [float(8 * axis) for axis in _axes(inputs, "sample")[-2:]]
-            arrays[tensor.name] = np.tile(np.array([*size, 0, 0, *size], tensor.dtype), (tensor.shape[0], 1))
-        elif tensor.name == "sample":
-            half = rng.standard_normal((1, *tensor.shape[1:]), np.float32).astype(tensor.dtype)
-            arrays[tensor.name] = np.repeat(half, tensor.shape[0], axis=0)
-        elif tensor.name == "image":
-            arrays[tensor.name] = rng.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
-        else:
-            arrays[tensor.name] = rng.standard_normal(tensor.shape, np.float32).astype(tensor.dtype)
-    return arrays
-
-
-def _axes(inputs: tuple[IOTensor, ...], name: str) -> tuple[int, ...]:
-    return next(tensor.shape for tensor in inputs if tensor.name == name)

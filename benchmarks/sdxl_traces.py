@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lamp_trt.benchmarks.arithmetic import Arithmetic
 from lamp_trt.benchmarks.reference_networks import (
     force_zeros_for_empty_prompt,
     load_sdxl_unet,
@@ -82,9 +83,16 @@ def sdxl_runtime_trace(maker: FirstFrameMaker, job: ImageJob, forced_from: tuple
 
 
 def sdxl_reference_trace(
-    folder: Path, job: ImageJob, dtype: torch.dtype, forced_from: tuple[Latents, ...] = ()
+    folder: Path, job: ImageJob, arithmetic: Arithmetic, forced_from: tuple[Latents, ...] = ()
 ) -> LoopTrace:
-    """The same image by diffusers, in `dtype` but for the VAE, which both sides run in fp32."""
+    """The same image by diffusers, by `arithmetic` but for the VAE, which both sides run in fp32."""
+    with arithmetic.active():
+        return _reference_trace(folder, job, arithmetic.dtype, forced_from)
+
+
+def _reference_trace(
+    folder: Path, job: ImageJob, dtype: torch.dtype, forced_from: tuple[Latents, ...]
+) -> LoopTrace:
     pipe = _diffusers_pipeline(folder, dtype)
     with torch.no_grad():
         text, no_text, pooled, no_pooled = pipe.encode_prompt(job.prompt, negative_prompt=job.negative_prompt)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lamp_trt.benchmarks.arithmetic import Arithmetic
 from lamp_trt.benchmarks.reference_networks import (
     load_text_encoder,
     load_vae,
@@ -145,11 +146,22 @@ def reference_trace(
     checkpoints: Checkpoints,
     motion: str,
     job: VideoJob,
-    dtype: torch.dtype,
+    arithmetic: Arithmetic,
     forced_from: tuple[Latents, ...] = (),
 ) -> LoopTrace:
-    """The same video in PyTorch, everything in `dtype`, by export/reference.py. One module at a time is
+    """The same video in PyTorch, everything by `arithmetic`, by export/reference.py. One module at a time is
     loaded."""
+    with arithmetic.active():
+        return _reference_trace(checkpoints, motion, job, arithmetic.dtype, forced_from)
+
+
+def _reference_trace(
+    checkpoints: Checkpoints,
+    motion: str,
+    job: VideoJob,
+    dtype: torch.dtype,
+    forced_from: tuple[Latents, ...],
+) -> LoopTrace:
     sd = checkpoints.folder("--sd")
     scaling, scheduler = scaling_factor(sd), scheduler_config(sd)
     ids = torch.from_numpy(prompt_ids(sd / "tokenizer", [job.negative_prompt or "", job.prompt]))

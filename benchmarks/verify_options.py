@@ -4,7 +4,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from lamp_trt.engine.backends import parse_device
 from lamp_trt.runtime.config import GenerationConfig
 
 PROMPT = "a horse runs on the road"
@@ -37,8 +39,11 @@ class Checkpoints:
 class VerifyOptions:
     """What `lamp-trt verify` was asked for.
 
-    first_frame: None for a synthetic picture. num_inference_steps: of the loops, 0 for networks alone. Raises
-    InputError for a seed or a number of steps that no loop takes.
+    first_frame          None for a synthetic picture
+    num_inference_steps  of the loops, 0 for networks alone
+    num_threads          CPU threads of both sides
+    device, backend, engine_dir: where the bundle runs, as lamp_trt.load takes them
+    Raises InputError for a seed or a number of steps that no loop takes.
     """
 
     checkpoints: Checkpoints
@@ -48,7 +53,21 @@ class VerifyOptions:
     seed: int = 0
     num_inference_steps: int = STEPS
     num_threads: int | None = None
+    device: str = "auto"
+    backend: str = "auto"
+    engine_dir: Path | None = None
 
     def __post_init__(self) -> None:
         if self.num_inference_steps:
             GenerationConfig(seed=self.seed, num_inference_steps=self.num_inference_steps)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What the loaders of runtime/load.py are given."""
+        on_gpu = parse_device(self.device) is not None
+        return {
+            "device": self.device,
+            "backend": self.backend,
+            "engine_dir": self.engine_dir,
+            "num_threads": None if on_gpu else self.num_threads,
+        }

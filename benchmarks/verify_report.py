@@ -98,14 +98,15 @@ def report_text(report: Report) -> str:
     sizes = subject["sizes"]
     lines = [
         f"bundle {subject['bundle'][:16]}…  {'/'.join(subject['precisions'])}, "
-        f"{sizes['width']}x{sizes['height']}, {sizes['num_frames']} frames",
+        f"{sizes['width']}x{sizes['height']}, {sizes['num_frames']} frames, "
+        f"{subject['backend']} on {subject['device']}",
         f"PyTorch {subject['versions']['torch']} in fp32 is the reference; "
         f"{settings['num_inference_steps']} steps, seed {settings['seed']}, prompt {settings['prompt']!r}",
         "",
     ]
     width = max(len(_title(check)) for check in report.checks) + 2
     lines.append(
-        f"{'':6}{'check':{width}}{'max abs':>8}{'rel L2':>9}{'cosine':>12}{'limit':>9}{'PyTorch':>9}"
+        f"{'':6}{'check':{width}}{'max abs':>8}{'rel L2':>9}{'cosine':>12}{'limit':>9}{'yardstick':>11}"
     )
     lines += [_check_line(check, width) for check in report.checks]
     for loop, rows in report.steps.items():
@@ -131,7 +132,7 @@ def _check_line(check: Check, width: int) -> str:
         own = _number(check.own["rel_l2"]) if check.own else ""
         limit = _number(check.limits["rel_l2"])
         return (
-            f"{line}{_number(m['max_abs']):>8}{_number(m['rel_l2']):>9}{m['cosine']:12.8f}{limit:>9}{own:>9}"
+            f"{line}{_number(m['max_abs']):>8}{_number(m['rel_l2']):>9}{m['cosine']:12.8f}{limit:>9}{own:>11}"
         )
     if "psnr_db" in m:
         own = f", PyTorch {_decibel(check.own['psnr_db'])}" if check.own else ""

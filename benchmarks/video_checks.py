@@ -3,14 +3,14 @@
 
 import logging
 
-import torch
-
+from lamp_trt.benchmarks.arithmetic import EXACT, Arithmetic, yardstick
 from lamp_trt.benchmarks.checks import Check, follows
 from lamp_trt.benchmarks.loop_checks import Traces, loop_checks, step_figures
 from lamp_trt.benchmarks.pictures import synthetic_picture
 from lamp_trt.benchmarks.traces import reference_trace, runtime_trace, video_job
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
+from lamp_trt.engine.backends import parse_device
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import LampError
 from lamp_trt.runtime.image import load_first_frame
@@ -23,13 +23,14 @@ log = logging.getLogger("lamp_trt")
 def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> None:
     """Every motion's video, through one pipeline that is switched before each."""
     motions = list(options.checkpoints.motions)
-    pipeline = load_pipeline(bundle.path, motion=motions[-1], num_threads=options.num_threads)
+    own = yardstick(bundle.network("lamp_unet").precision, parse_device(options.device) is not None)
+    pipeline = load_pipeline(bundle.path, motion=motions[-1], expect_bundle=bundle.digest, **options.loading)
     for motion in motions:
         log.info("comparing the video of %s", motion)
         before = [c for c in report.checks if c.motion in ("", motion) and not c.name.startswith("sdxl")]
         cause = follows(before) or "every network agrees, so the loop between them differs"
         try:
-            traces = video_traces(pipeline, motion, options)
+            traces = video_traces(pipeline, motion, options, own)
         except LampError as error:
             report.checks.append(Check("clip", "video", motion, problem=f"{error} ({cause})"))
             continue
@@ -38,8 +39,10 @@ def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> Non
         report.checks += loop_checks("", motion, traces, steps, cause)
 
 
-def video_traces(pipeline: LampPipeline, motion: str, options: VerifyOptions) -> Traces:
-    """One video, made by PyTorch in fp32, by the bundle, and by PyTorch in fp16 if that is its precision."""
+def video_traces(
+    pipeline: LampPipeline, motion: str, options: VerifyOptions, yardstick: Arithmetic | None
+) -> Traces:
+    """One video, made by PyTorch exactly, by the bundle, and by PyTorch as roughly as the bundle."""
     picture = synthetic_picture(*pipeline.size) if options.first_frame is None else options.first_frame
     job = video_job(
         pipeline,
@@ -49,8 +52,6 @@ def video_traces(pipeline: LampPipeline, motion: str, options: VerifyOptions) ->
         seed=options.seed,
         num_inference_steps=options.num_inference_steps,
     )
-    exact = reference_trace(options.checkpoints, motion, job, torch.float32)
-    own = None
-    if pipeline.bundle.network("lamp_unet").precision == "fp16":
-        own = reference_trace(options.checkpoints, motion, job, torch.float16, exact.steps)
+    exact = reference_trace(options.checkpoints, motion, job, EXACT)
+    own = reference_trace(options.checkpoints, motion, job, yardstick, exact.steps) if yardstick else None
     return exact, runtime_trace(pipeline, motion, job, exact.steps), own

@@ -37,6 +37,7 @@ class EngineSet:
     def __init__(self, device: Device, load: LoadEngine) -> None:
         self.device, self._load = device, load
         self._engines: list[DeviceEngine] = []
+        self._made: list[DeviceArray] = []
         self._scratch: DeviceArray | None = None
         self.generation = 0
         """Grows when the scratch moved: what was captured before is stale."""
@@ -50,6 +51,7 @@ class EngineSet:
             array = (given or {}).get(tensor.name)
             if array is None:
                 array = self.device.empty(tensor.shape, tensor.dtype)
+                self._made.append(array)
             _check(network, tensor, array)
             engine.bind(tensor.name, array.pointer)
             arrays[tensor.name] = array
@@ -70,13 +72,13 @@ class EngineSet:
                 engine.use_scratch(self._scratch.pointer, self._scratch.nbytes)
 
     def close(self) -> None:
-        """Give the engines' memory and their scratch back."""
+        """Give the memory of the engines, of their scratch and of the arrays that were made back. Waits."""
         for engine in self._engines:
             engine.close()
+        self.device.release(*self._made, *([self._scratch] if self._scratch else []))
         self._engines.clear()
-        if self._scratch:
-            self.device.release(self._scratch)
-            self._scratch = None
+        self._made.clear()
+        self._scratch = None
 
 
 def _check(network: str, tensor: IOTensor, array: DeviceArray) -> None:

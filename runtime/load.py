@@ -60,13 +60,17 @@ class Placement:
         if ordinal is not None and threads is not None:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
         chosen = choose_backend(ordinal, backend, bundle, folder)
-        log.info("on %s with %s", "the CPU" if ordinal is None else f"cuda:{ordinal}", chosen)
         one_of("resident_motions", resident_motions, Residence)
         if resident_motions != "mapped" and chosen != "tensorrt":
             raise InputError(
                 f"resident_motions is {resident_motions!r}, which is TensorRT's; {chosen} has no such choice."
             )
-        return cls(ordinal, chosen, threads, folder, resident_motions)
+        place = cls(ordinal, chosen, threads, folder, resident_motions)
+        log.info("%s", place)
+        return place
+
+    def __str__(self) -> str:
+        return f"{self.backend} on {'the CPU' if self.ordinal is None else f'cuda:{self.ordinal}'}"
 
     def host_engine(self, bundle: Bundle, network: str, motion: str | None = None) -> Engine:
         return host_engine(

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from host_device import HostDevice, host_engines
+from tolerances import PACKAGE_REL_L2
 
-from lamp_trt.benchmarks.bench import run
+from lamp_trt.benchmarks.bench import peers, run
 from lamp_trt.benchmarks.bench.harness import Entry
 from lamp_trt.benchmarks.bench.network_entries import seconds_on
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.peers import Peers
 from lamp_trt.benchmarks.bench.result import BenchResult, read_result
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.report.html import page
 from lamp_trt.benchmarks.verify_options import Checkpoints
 from lamp_trt.cli import main
@@ -174,15 +176,15 @@ def options(toy: Path, **changes: Any) -> BenchOptions:
 
 def test_peers_are_the_official_formulation_and_our_lean_modules(toy: Path, toy_bundle: Path) -> None:
     subject = Subject(Bundle.open(toy_bundle), options(toy, full=True))
-    peers = Peers(subject)
-    entries = peers.entries()
+    measured = Peers(subject)
+    entries = measured.entries()
     assert [entry.backend for entry in entries if entry.name == "lamp_unet"] == [
         "PyTorch eager",
         "PyTorch eager, lean",
         "torch.compile",
         "torch.compile, lean",
     ]
-    reference = peers.reference("lamp_unet")
+    reference = measured.reference("lamp_unet")
     assert reference is not None
     expected = reference[0]()
     for entry in entries:
@@ -193,15 +195,18 @@ def test_peers_are_the_official_formulation_and_our_lean_modules(toy: Path, toy_
 
 
 def test_without_full_no_peer_is_loaded(toy: Path, toy_bundle: Path) -> None:
-    peers = Peers(Subject(Bundle.open(toy_bundle), options(toy)))
-    assert peers.entries() == []
-    assert peers.reference("lamp_unet") is None
+    measured = Peers(Subject(Bundle.open(toy_bundle), options(toy)))
+    assert measured.entries() == []
+    assert measured.reference("lamp_unet") is None
 
 
 @pytest.fixture(scope="module")
-def full(toy: Path, toy_bundle: Path) -> BenchResult:
+def full(toy: Path, toy_bundle: Path) -> Iterator[BenchResult]:
+    """With everything but torch.compile, whose compiler takes minutes."""
     asked = options(toy, budget_s=60, full=True, sweep=False, num_inference_steps=2, parity_steps=2)
-    return run.run_bench(toy_bundle, asked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peers, "COMPILED", ())
+        yield run.run_bench(toy_bundle, asked)
 
 
 @pytest.mark.slow
@@ -218,3 +223,13 @@ def test_a_full_run_compares_with_pytorch(full: BenchResult) -> None:
     assert full.row("build, nothing to do") is not None
     assert full.row("a video of 2 steps, 2 in flight") is not None
     assert "Against PyTorch" in page(full)
+
+
+@pytest.mark.slow
+def test_torch_compile_computes_what_it_is_compared_with(toy: Path, toy_bundle: Path) -> None:
+    entries = Peers(Subject(Bundle.open(toy_bundle), options(toy, full=True))).entries()
+    (entry,) = [entry for entry in entries if entry.backend == "torch.compile, lean"]
+    assert entry.reference is not None
+    with entry.setup() as function:
+        ours, expected = function()["noise_pred"], entry.reference()["noise_pred"]
+    assert distance(ours, expected).rel_l2 <= PACKAGE_REL_L2

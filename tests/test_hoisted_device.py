@@ -13,7 +13,7 @@ from test_verify import checkpoints, edit_tensors, faulty, verified
 from tolerances import DEVICE_LATENTS_ATOL, HOISTED_RTOL, SDXL_IMAGE_DIFFERING, SDXL_IMAGE_LEVELS
 
 import lamp_trt
-from lamp_trt.benchmarks.plain_engine import PlainEngine, plain_inputs
+from lamp_trt.benchmarks.plain_engine import plain_engine, plain_inputs
 from lamp_trt.benchmarks.verify import verify_bundle
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.engine.bundle import Bundle
@@ -24,6 +24,7 @@ from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_images import CudaImageStages
 from lamp_trt.runtime.cuda_stages import CudaVideoStages
+from lamp_trt.runtime.load import Placement
 from lamp_trt.runtime.memory_plan import memory_need
 
 PROMPT = "a horse runs on the road"
@@ -125,6 +126,9 @@ def test_a_weight_that_only_a_network_beside_reads_is_caught_and_named(
     assert failed.keys() == {"weights", "networks"}
 
 
+ONNX_RUNTIME = Placement(None, "onnxruntime", 1, None)
+
+
 @pytest.mark.parametrize("unet", HOISTED)
 def test_a_unet_with_those_beside_it_takes_the_plain_inputs(
     hoisted_bundle: Path, sdxl_bundle: Path, unet: str
@@ -137,5 +141,7 @@ def test_a_unet_with_those_beside_it_takes_the_plain_inputs(
     arrays = {t.name: rng.standard_normal(t.shape).astype(t.dtype) for t in inputs}
     arrays["sample"][1], arrays["timestep"][0] = arrays["sample"][0], 321
     motion = "rain" if unet == "lamp_unet" else None
-    ours, expected = (PlainEngine(b, unet, motion=motion).run(arrays)["noise_pred"] for b in (hoisted, plain))
+    ours, expected = (
+        plain_engine(b, unet, ONNX_RUNTIME, motion).run(arrays)["noise_pred"] for b in (hoisted, plain)
+    )
     np.testing.assert_allclose(ours, expected, rtol=0, atol=HOISTED_RTOL * np.abs(expected).max())

@@ -58,8 +58,8 @@ class Peers:
                 entries.append(self._entry(network, "PyTorch eager, lean", lean=True, compiled=False))
             if network in COMPILED:
                 entries.append(self._entry(network, "torch.compile", lean=False, compiled=True))
-            if network == "lamp_unet":
-                entries.append(self._entry(network, "torch.compile, lean", lean=True, compiled=True))
+                if network == "lamp_unet":
+                    entries.append(self._entry(network, "torch.compile, lean", lean=True, compiled=True))
         return entries
 
     @property
@@ -84,12 +84,11 @@ class Peers:
         )
 
     def _reference(self, network: str) -> Outputs:
-        import torch
-
+        from lamp_trt.benchmarks.arithmetic import EXACT
         from lamp_trt.benchmarks.reference_networks import reference_outputs
 
         inputs = self._subject.plain_inputs(network)
-        outputs = reference_outputs(network, self._folder(network), torch.float32, inputs)
+        outputs = reference_outputs(network, self._folder(network), EXACT, inputs)
         names = [tensor.name for tensor in self._subject.bundle.network(network).outputs]
         return dict(zip(names, outputs, strict=True))
 

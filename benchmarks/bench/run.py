@@ -122,6 +122,9 @@ def _compare_with_pytorch(result: BenchResult, path: Path, options: BenchOptions
             seed=options.seed,
             num_inference_steps=options.parity_steps,
             num_threads=options.num_threads,
+            device=options.device,
+            backend=options.backend,
+            engine_dir=options.engine_dir,
         ),
     )
     result.parity = report.to_json()

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lamp_trt.benchmarks.bench.options import BenchOptions
+from lamp_trt.benchmarks.network_inputs import Arrays, bundle_ids, seeded_inputs
 from lamp_trt.engine.backends import (
     DEVICE_ENGINES,
     ENGINE_SUFFIX,
@@ -21,25 +19,12 @@ from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.hoisting import HOISTED, networks_beside
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS, IOTensor
 from lamp_trt.runtime.memory_plan import memory_need
-from lamp_trt.runtime.stages import TokenIds
-from lamp_trt.runtime.tokenizer import load_tokenizer
-
-Arrays = dict[str, NDArray[Any]]
-
-TIMESTEP = 501
-"""The UNets are timed at one time; their work is the same at every other."""
 
 USES = {
     "video from an image": VIDEO_NETWORKS,
     "video from a prompt": (*FIRST_FRAME_NETWORKS, *VIDEO_NETWORKS),
 }
 """What a bundle is loaded for, and the networks that it takes."""
-
-_TOKENIZERS = {
-    "text_encoder": "tokenizer",
-    "sdxl_text_encoder": "sdxl_tokenizer",
-    "sdxl_text_encoder_2": "tokenizer_2",
-}
 
 
 @dataclass(frozen=True)
@@ -130,30 +115,13 @@ class Subject:
         return network in NETWORKS and not (network in HOISTED and networks_beside(manifest, network))
 
     def _arrays(self, network: str, tensors: tuple[IOTensor, ...]) -> Arrays:
-        rng = np.random.default_rng(self.options.seed)
-        return {tensor.name: self._input(network, tensor, rng) for tensor in tensors}
-
-    def _input(self, network: str, tensor: IOTensor, rng: np.random.Generator) -> NDArray[Any]:
-        match tensor.name:
-            case "input_ids":
-                return self._prompt_ids(_TOKENIZERS[network])
-            case "timestep":
-                return np.full(tensor.shape, TIMESTEP, tensor.dtype)
-            case "time_ids":
-                sizes = self.bundle.manifest.sizes
-                size = [sizes["first_frame_height"], sizes["first_frame_width"]]
-                return np.tile(np.array([*size, 0, 0, *size], tensor.dtype), (tensor.shape[0], 1))
-            case "sample":
-                half = rng.standard_normal((1, *tensor.shape[1:]), np.float32).astype(tensor.dtype)
-                return np.repeat(half, tensor.shape[0], axis=0)
-            case "image":
-                return rng.uniform(-1, 1, tensor.shape).astype(tensor.dtype)
-        return rng.standard_normal(tensor.shape, np.float32).astype(tensor.dtype)
-
-    def _prompt_ids(self, tokenizer: str) -> TokenIds:
-        tokens = self.bundle.manifest.sizes["tokens"]
-        tokenize = load_tokenizer(self.bundle.tokenizer_folder(tokenizer), tokens)
-        return np.concatenate([tokenize(text).input_ids for text in ("", self.options.prompt)])
+        prompts = ("", self.options.prompt)
+        return seeded_inputs(
+            tensors,
+            self.bundle.manifest.sizes,
+            self.options.seed,
+            lambda: bundle_ids(self.bundle, network, prompts),
+        )
 
     def summary(self) -> dict[str, Any]:
         """JSON values for a report: neither paths nor names of hosts and users."""

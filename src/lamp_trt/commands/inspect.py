@@ -4,15 +4,16 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
+from lamp_trt.commands.shared import file_path
+from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import NETWORKS
 
 DESCRIPTION = "Show what a bundle holds."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=file_path)
     parser.add_argument("--verify-files", action="store_true", help="read and check every byte")
     parser.add_argument(
         "--layers",
@@ -20,12 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the layers of this network's TensorRT engine on this GPU (build it with --detailed)",
         metavar="NETWORK",
     )
-    parser.add_argument("--engine-dir", type=Path, help="where that engine is", metavar="DIR")
+    parser.add_argument("--engine-dir", type=file_path, help="where that engine is", metavar="DIR")
+    parser.add_argument(
+        "--inputs",
+        help="write inputs of this network to --out, for polygraphy run --load-inputs",
+        metavar="NETWORK",
+    )
+    parser.add_argument("--out", type=file_path, help="with --inputs", metavar="FILE.json")
 
 
 def run(args: argparse.Namespace) -> None:
     if args.layers:
         _show_layers(args)
+        return
+    if args.inputs or args.out:
+        _save_inputs(args)
         return
     from lamp_trt.engine.bundle import Bundle
     from lamp_trt.engine.bundle_report import bundle_summary, summary_text
@@ -42,3 +52,18 @@ def _show_layers(args: argparse.Namespace) -> None:
 
     layers = plan_layers(Bundle.open(args.bundle), args.layers, engine_dir=args.engine_dir)
     print(json.dumps([asdict(layer) for layer in layers]) if args.json else layers_text(layers))
+
+
+def _save_inputs(args: argparse.Namespace) -> None:
+    from lamp_trt.benchmarks.polygraphy_inputs import network_inputs, save_inputs
+    from lamp_trt.benchmarks.verify_options import PROMPT
+    from lamp_trt.engine.bundle import Bundle
+
+    if not (args.inputs and args.out):
+        raise InputError("--inputs NETWORK and --out FILE.json belong together: give both.")
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out is {args.out}, but {args.out.parent} is no folder; create it first.")
+    inputs = network_inputs(Bundle.open(args.bundle), args.inputs, PROMPT)
+    save_inputs(args.out, inputs)
+    for name, array in inputs.items():
+        print(f"{name:40} {array.dtype} {list(array.shape)}")

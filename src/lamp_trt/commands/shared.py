@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamp_trt.engine.bundle_paths import possible_path
 from lamp_trt.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,16 +18,32 @@ if TYPE_CHECKING:
 log = logging.getLogger("lamp_trt")
 
 
+def file_path(text: str) -> Path:
+    """An argument that names a file or a folder, there or to be made."""
+    try:
+        return Path(possible_path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_placement(parser: argparse.ArgumentParser) -> None:
     """Which bundle, and where its networks run."""
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--bundle", type=file_path, required=True, metavar="DIR")
     parser.add_argument(
         "--expect-bundle", help="refuse any bundle but this, as `inspect` shows it", metavar="SHA256"
     )
+    add_engines(parser)
+
+
+def add_engines(parser: argparse.ArgumentParser) -> None:
+    """Where networks run."""
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is the CPU")
     parser.add_argument("--backend", default="auto", help="onnxruntime, aotinductor or tensorrt")
     parser.add_argument(
-        "--engine-dir", type=Path, help="where compiled engines are; default: in the bundle", metavar="DIR"
+        "--engine-dir",
+        type=file_path,
+        help="where compiled engines are; default: in the bundle",
+        metavar="DIR",
     )
     parser.add_argument("--num-threads", type=int, help="CPU threads; default: the backend's choice")
 
@@ -46,8 +63,8 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_checkpoints(parser: argparse.ArgumentParser, motion_help: str) -> None:
     """The checkpoints that a bundle was built from, to compare it with."""
-    parser.add_argument("--sd", type=Path, help="the folder that --sd of the build named", metavar="DIR")
-    parser.add_argument("--sdxl", type=Path, help="the folder that --sdxl named", metavar="DIR")
+    parser.add_argument("--sd", type=file_path, help="the folder that --sd of the build named", metavar="DIR")
+    parser.add_argument("--sdxl", type=file_path, help="the folder that --sdxl named", metavar="DIR")
     parser.add_argument("--motion", action="append", default=[], help=motion_help, metavar="NAME=DIR")
 
 
@@ -63,7 +80,7 @@ def named_folders(items: Sequence[str]) -> dict[str, Path]:
             raise InputError(f"--motion is {item!r}; expected NAME=DIR, like rain=lamp/rain.")
         if name in folders:
             raise InputError(f"--motion names {name!r} twice; give each motion a name of its own.")
-        folders[name] = Path(folder)
+        folders[name] = Path(possible_path(folder))
     return folders
 
 

@@ -3,22 +3,22 @@
 
 import argparse
 import json
-from pathlib import Path
 
-from lamp_trt.commands.shared import add_checkpoints, named_folders
+from lamp_trt.commands.shared import add_checkpoints, add_engines, file_path, named_folders, placement
 from lamp_trt.engine.errors import InputError
 
-DESCRIPTION = "Compare a bundle with PyTorch on the same checkpoints."
+DESCRIPTION = "Compare a bundle, as its backend runs it, with PyTorch on the same checkpoints."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lamp_trt.benchmarks.verify_options import PROMPT, STEPS
 
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=file_path)
     add_checkpoints(parser, "a motion of the bundle and its LAMP checkpoint; repeat it for more")
+    add_engines(parser)
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--negative-prompt")
-    parser.add_argument("--first-frame", type=Path, help="default: a synthetic picture", metavar="IMAGE")
+    parser.add_argument("--first-frame", type=file_path, help="default: a synthetic picture", metavar="IMAGE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--steps",
@@ -27,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="num_inference_steps",
         help="of the loops; each step runs every UNet three times, 0 compares networks only",
     )
-    parser.add_argument("--num-threads", type=int, help="CPU threads of both sides; default: their choice")
-    parser.add_argument("--out", type=Path, help="also write the report as JSON", metavar="FILE")
+    parser.add_argument("--out", type=file_path, help="also write the report as JSON", metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         first_frame=args.first_frame,
         seed=args.seed,
         num_inference_steps=args.num_inference_steps,
-        num_threads=args.num_threads,
+        **placement(args),
     )
     report = verify_bundle(args.bundle, options)
     as_json = json.dumps(report.to_json(), indent=2, allow_nan=False)

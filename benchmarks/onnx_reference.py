@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle's graphs say, computed in fp32: the reference where no checkpoint is at hand."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lamp_trt.engine.backend import Array
+from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.networks import IOTensor
+from lamp_trt.engine.ort_session import bundle_model, new_session
+from lamp_trt.engine.weights import read_weight_file
+
+
+class Fp32OnnxEngine:
+    """A network of an fp32 or fp16 bundle on ONNX Runtime's CPU provider, every value of it in fp32.
+
+    Takes what the bundle's network takes and returns float32. Weights of fp16 are held in fp32, so that it
+    needs twice their size.
+    """
+
+    def __init__(
+        self, bundle: Bundle, network: str, *, motion: str | None = None, num_threads: int | None = None
+    ) -> None:
+        record = bundle.network(network)
+        self.inputs: tuple[IOTensor, ...] = record.inputs
+        self.outputs: tuple[IOTensor, ...] = record.outputs
+        self._bundle, self._network, self._num_threads = bundle, network, num_threads
+        self._load(motion)
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        values = {name: _widened(array) for name, array in arrays.items()}
+        names = [tensor.name for tensor in self.outputs]
+        outputs = self._session.run(names, {**values, **self._weights})
+        return dict(zip(names, outputs, strict=True))
+
+    def set_motion(self, motion: str) -> None:
+        self._load(motion)
+
+    def _load(self, motion: str | None) -> None:
+        from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
+
+        model = bundle_model(self._bundle, self._network, motion)
+        use_cpu_kernels(model)
+        self._weights = _widen(model, self._bundle)
+        providers = ["CPUExecutionProvider"]
+        self._session = new_session(
+            self._bundle, self._network, model, providers, num_threads=self._num_threads
+        )
+
+
+def _widen(model: Any, bundle: Bundle) -> dict[str, Array]:
+    """Make FLOAT of every FLOAT16 in `model`. Weights in files become inputs: their values, widened."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    from lamp_trt.engine.trt_graph import external_tensors
+
+    graph, half, single = model.graph, TensorProto.FLOAT16, TensorProto.FLOAT
+    files = {tensor.name: tensor.file for tensor in external_tensors(model)}
+    arrays = {file: read_weight_file(bundle.path_of(file)).arrays() for file in set(files.values())}
+    weights: dict[str, Array] = {}
+    kept = []
+    for initializer in graph.initializer:
+        name = initializer.name
+        if initializer.data_type != half:
+            kept.append(initializer)
+        elif name in files:
+            weights[name] = _widened(arrays[files[name]][name]).reshape(tuple(initializer.dims))
+            graph.input.append(helper.make_tensor_value_info(name, single, list(initializer.dims)))
+        else:
+            kept.append(numpy_helper.from_array(_widened(numpy_helper.to_array(initializer)), name))
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = single
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == half:
+                attribute.i = single
+            elif attribute.HasField("t") and attribute.t.data_type == half:
+                attribute.t.CopyFrom(numpy_helper.from_array(_widened(numpy_helper.to_array(attribute.t))))
+    return weights
+
+
+def _widened(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
