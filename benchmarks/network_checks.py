@@ -75,7 +75,7 @@ class NetworkProof:
         if self._from_pytorch and not is_onnx_runtime(self._place) and not in_bfloat16(self._bundle):
             places.insert(0, onnx_runtime(self._options.num_threads))
         engines: dict[Placement, PlainEngine] = {}
-        shown: dict[str, tuple[Arrays, Arrays]] = {}
+        first: tuple[str, Arrays, Arrays] | None = None
         for motion in self.motions:
             log.info("comparing %s %s", self._network, motion)
             inputs = self._inputs(motion)
@@ -88,11 +88,11 @@ class NetworkProof:
                     found.append(Check("networks", self._title(place), motion, problem=str(error)))
                 else:
                     found += self._judged(place, motion, outputs, exact, own, follows(found))
-                    if place is self._place:
-                        shown[motion] = inputs, outputs
+                    if place is self._place and first is None:
+                        first = motion, inputs, outputs
             yield from (check for check in found if check.group == "networks")
-        if len(shown) > 1:
-            yield self._shows_again(engines[self._place], *next(iter(shown.items())))
+        if first and len(self.motions) > 1:
+            yield self._shows_again(engines[self._place], *first)
         for engine in engines.values():
             engine.close()
 
@@ -177,9 +177,8 @@ class NetworkProof:
             words.append(f"({place}{against})")
         return " ".join(filter(None, words))
 
-    def _shows_again(self, engine: PlainEngine, motion: str, first: tuple[Arrays, Arrays]) -> Check:
+    def _shows_again(self, engine: PlainEngine, motion: str, inputs: Arrays, outputs: Arrays) -> Check:
         """The first motion after all others: bit for bit what it was."""
-        inputs, outputs = first
         title = f"{self._title(self._place)}, shown again"
         try:
             engine.set_motion(motion)
