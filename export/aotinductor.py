@@ -31,6 +31,7 @@ from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledEngine, CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.networks import IOTensor
+from lamp_trt.export.attention_choice import KERNELS, attention_calls, cuda_seconds, fastest
 from lamp_trt.export.networks import exported_network
 from lamp_trt.export.recipe import Recipe
 
@@ -40,12 +41,6 @@ MAX_VALUES = 4096
 """Elements of a constant that is no weight, such as the position ids of CLIP (77). Its values go into the
 package's metadata as JSON."""
 
-ATTENTION = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-}
-
 
 @dataclass(frozen=True)
 class AotInductorOptions:
@@ -53,7 +48,7 @@ class AotInductorOptions:
 
     device         "cpu", "cuda" or "cuda:N": packages run on that kind of device in this machine only
     attention      the kernel that attention prefers on a GPU where it fits: "flash", "efficient" or "cudnn";
-                   "auto" is torch's own order
+                   "auto" measures them on the network's own shapes
     max_autotune   measure candidates for every matrix product and convolution while compiling. That takes
                    the GPU and many times as long; how much it brings has to be measured. Not for the CPU,
                    where candidates pack weights when they are compiled, so that none could be exchanged
@@ -69,9 +64,9 @@ class AotInductorOptions:
             raise InputError(f"device is {self.device!r}; choose 'cpu', 'cuda' or 'cuda:N'.")
         if self.max_autotune and kind == "cpu":
             raise InputError("max_autotune is for GPUs: on a CPU it would bake the weights in. Leave it out.")
-        if self.attention != "auto" and (kind == "cpu" or self.attention not in ATTENTION):
+        if self.attention != "auto" and (kind == "cpu" or self.attention not in KERNELS):
             raise InputError(
-                f"attention is {self.attention!r}; choose 'auto', on a GPU also {', '.join(ATTENTION)}."
+                f"attention is {self.attention!r}; choose 'auto', on a GPU also {', '.join(KERNELS)}."
             )
 
     @property
@@ -114,22 +109,24 @@ def build_package(
     log.info("compiling %s for %s%s", name, key.device, ", with autotuning" * options.max_autotune)
     with tempfile.TemporaryDirectory(prefix="lamp-trt-") as scratch:
         package = Path(scratch) / f"{name}.{SUFFIX}"
-        compile_module(module, bundle.network(name).inputs, package, options)
+        attention = compile_module(module, bundle.network(name).inputs, package, options)
 
         def write(file: BinaryIO) -> None:
             with package.open("rb") as made:
                 shutil.copyfileobj(made, file)
 
         seconds = round(time.monotonic() - start, 1)
-        engine = compiled.store(folder, key, SUFFIX, {"bundle": bundle.digest, "seconds": seconds}, write)
+        extra = {"bundle": bundle.digest, "seconds": seconds, "attention": attention}
+        engine = compiled.store(folder, key, SUFFIX, extra, write)
     log.info("compiled %s in %.0f s", name, seconds)
     return engine
 
 
 def compile_module(
     module: nn.Module, inputs: tuple[IOTensor, ...], path: Path, options: AotInductorOptions
-) -> None:
-    """Write `module` at the static shapes of `inputs` as a package. EngineError if the compiler fails.
+) -> str:
+    """Write `module` at the static shapes of `inputs` as a package; the kernel that its attention prefers, or
+    "auto" for torch's own order. EngineError if the compiler fails.
 
     Its parameters are replaced by memory on the device that is never written to. They are all exchangeable
     constants of the package: the compiler would bake small ones in if it was not told otherwise.
@@ -137,10 +134,11 @@ def compile_module(
     device = torch.device(options.device)
     _move_empty(module, device, options.layout)
     arguments = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype), device=device) for t in inputs)
-    with warnings.catch_warnings(), torch.no_grad(), _preferred_attention(options.attention):
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(module, arguments, strict=False)
+            attention = _attention(program, options, device)
             others = {**dict(module.named_buffers()), **program.constants}
             settings = {
                 "aot_inductor.package_constants_in_so": False,
@@ -149,19 +147,30 @@ def compile_module(
                 "cpp.dynamic_threads": True,
                 "max_autotune": options.max_autotune,
             }
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=settings
-            )
+            with _preferred_attention(attention):
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(path), inductor_configs=settings
+                )
         except RuntimeError as error:
             raise EngineError(f"the compiler failed ({path.stem}): {error}") from error
+    return attention
+
+
+def _attention(
+    program: torch.export.ExportedProgram, options: AotInductorOptions, device: torch.device
+) -> str:
+    """The kernel to prefer; "auto" where there is no choice."""
+    if options.attention != "auto" or device.type == "cpu":
+        return options.attention
+    return fastest(attention_calls(program), cuda_seconds(device)) or "auto"
 
 
 def _preferred_attention(name: str) -> AbstractContextManager[None]:
-    """While a network is traced, the order in which kernels for attention are tried."""
+    """While a network is compiled, the order in which kernels for attention are tried."""
     if name == "auto":
         return nullcontext()
-    preferred = ATTENTION[name]
-    others = [backend for backend in (*ATTENTION.values(), SDPBackend.MATH) if backend != preferred]
+    preferred = KERNELS[name]
+    others = [kernel for kernel in (*KERNELS.values(), SDPBackend.MATH) if kernel != preferred]
     order: AbstractContextManager[None] = sdpa_kernel([preferred, *others], set_priority=True)
     return order
 
