@@ -77,9 +77,9 @@ class DeviceLoop:
         """
         n = len(rows)
         if n > self.arrays.capacity:
-            old = self.arrays
+            old, timesteps_before = self.arrays, self._timesteps
             self.arrays = self._new_arrays(n)
-            self._device.release(old.latents, old.rows, old.time_table, old.state)
+            self._device.release(old.latents, old.rows, old.time_table, old.state, timesteps_before)
             self.invalidate()
         self.prepare()
         self.progress[:] = 0
@@ -177,8 +177,7 @@ class DeviceLoop:
         row_of = bound["timestep" if self._time is None else "time_projections"]
         width = row_of.nbytes // row_of.dtype.itemsize
         self._filled_for = None
-        if self._time is not None:
-            self._timesteps = device.empty((capacity,), np.float32)
+        self._timesteps = device.empty((capacity,), np.float32)
         return LoopArrays(
             sample=sample,
             noise_pred=bound["noise_pred"],
