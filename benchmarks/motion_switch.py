@@ -121,7 +121,13 @@ def main() -> None:
             way: json.loads(subprocess.run([*command, way], check=True, capture_output=True).stdout)
             for way in WAYS
         }
-    result = {"machine": unet_cpu.machine(), "config": unet_cpu.CONFIG, "motions": args.motions, "ways": ways}
+    result = {
+        "machine": unet_cpu.machine(),
+        "config": unet_cpu.CONFIG,
+        "size": [unet_cpu.NUM_FRAMES, unet_cpu.HEIGHT, unet_cpu.WIDTH],
+        "motions": args.motions,
+        "ways": ways,
+    }
     text = json.dumps(result, indent=2)
     print(text)
     if args.out:

@@ -24,6 +24,7 @@ from lamp_trt.benchmarks.bench.result import BenchResult, read_result, result_te
 from lamp_trt.benchmarks.bench.roofline import ceilings, roofs
 from lamp_trt.benchmarks.bench.sweeps import points
 from lamp_trt.benchmarks.report import numbers, readme_tables
+from lamp_trt.benchmarks.report.cpu_tables import unet_cpu_table
 from lamp_trt.benchmarks.report.html import page
 from lamp_trt.benchmarks.report.markdown import markdown, table_lines
 from lamp_trt.benchmarks.report.svg import Scale
@@ -31,7 +32,7 @@ from lamp_trt.benchmarks.report.tables import speed_up_table, tables
 from lamp_trt.engine.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "lean.md"]
 HOSTILE = "<script>alert('&')</script> | x"
 
 
@@ -374,7 +375,7 @@ def test_a_table_is_filled_in_and_the_rest_is_left() -> None:
     text = "before\n<!-- table: unet-cpu -->\nold\n<!-- end of table -->\nafter\n"
     filled = readme_tables.filled(text)
     values = json.loads((readme_tables.RESULTS / "unet-cpu-2-core-epyc.json").read_text())
-    lines = table_lines(readme_tables.unet_cpu_table(values))
+    lines = table_lines(unet_cpu_table(values))
     assert filled.startswith("before\n<!-- table: unet-cpu -->\n")
     assert filled.endswith("\n".join(lines) + "\n<!-- end of table -->\nafter\n")
     assert f"{values['speedup_over_official']:.2f}x" in filled

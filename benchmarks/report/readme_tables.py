@@ -17,47 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.benchmarks.bench.result import BenchResult
+from lamp_trt.benchmarks.report.cpu_tables import hoists_table, motion_switch_table, unet_cpu_table
 from lamp_trt.benchmarks.report.markdown import table_lines
-from lamp_trt.benchmarks.report.numbers import amount, seconds, small
 from lamp_trt.benchmarks.report.tables import Table, roofline_table, speed_up_table, times_table
 from lamp_trt.engine.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-
-_ENGINES = {
-    "onnxruntime": "lamp-trt on ONNX Runtime",
-    "aotinductor": "lamp-trt on an AOTInductor package",
-    "lean": "PyTorch eager, our lean modules",
-    "official": "PyTorch eager, official formulation",
-}
-
-
-def unet_cpu_table(values: Mapping[str, Any]) -> Table:
-    """Of benchmarks/unet_cpu.py's results."""
-    official = values["engines"]["official"]["wall_s"]
-    rows = []
-    for name, words in _ENGINES.items():
-        engine = values["engines"][name]
-        error = values.get(f"{name}_rel_l2")
-        rows.append(
-            [
-                words,
-                seconds(engine["wall_s"]),
-                seconds(engine["wall_s_min"]),
-                f"{official / engine['wall_s']:.2f}x",
-                amount(engine["peak_bytes"], "B"),
-                "reference" if error is None else small(error),
-            ]
-        )
-    machine, (frames, height, width) = values["machine"], values["size"]
-    note = (
-        f"One step's UNet, widths {tuple(values['config']['block_out_channels'])}, {frames} frames of "
-        f"{width}x{height}, batch 2, fp32, on {machine['cpu_threads']} threads of {machine['cpu']}; "
-        f"ONNX Runtime {machine['onnxruntime']}, PyTorch {machine['torch']}. Error: relative L2."
-    )
-    header = ("", "median", "fastest", "speed", "peak memory", "error")
-    return Table("The mid-size UNet on a CPU", header, rows, note, frozenset({0}))
 
 
 def _bench_table(table: Callable[[BenchResult], Table], values: Mapping[str, Any]) -> Table:
@@ -69,6 +35,8 @@ _videos = partial(times_table, title="Stages and videos", groups=("stages", "vid
 
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Table]]] = {
     "unet-cpu": ("unet-cpu-2-core-epyc.json", unet_cpu_table),
+    "hoists-cpu": ("hoists-cpu-2-core-epyc.json", hoists_table),
+    "motion-switch": ("motion-switch-2-core-epyc.json", motion_switch_table),
     "toy-networks": ("bench-toy-2-core-epyc.json", partial(_bench_table, _networks)),
     "toy-videos": ("bench-toy-2-core-epyc.json", partial(_bench_table, _videos)),
     "toy-roofline": ("bench-toy-2-core-epyc.json", partial(_bench_table, roofline_table)),

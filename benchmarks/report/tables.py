@@ -53,7 +53,7 @@ def times_table(result: BenchResult, title: str, groups: Sequence[str], note: st
     note += " p10–p90: a tenth of the calls is faster, a tenth slower; unsettled: the budget ended first."
     if any(row[-1] for row in rows):
         note += " Error: relative L2 to PyTorch in fp32."
-    return _without_empty_columns(Table(title, header, rows, note, anchor=groups[0]))
+    return _without_empty_columns(Table(title, header, rows, note.strip(), anchor=groups[0]))
 
 
 def _without_empty_columns(table: Table) -> Table:
