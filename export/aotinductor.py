@@ -116,7 +116,11 @@ def build_package(
                 shutil.copyfileobj(made, file)
 
         seconds = round(time.monotonic() - start, 1)
-        extra = {"bundle": bundle.digest, "seconds": seconds, "attention": attention}
+        extra: dict[str, str | float] = {
+            "bundle": bundle.digest,
+            "seconds": seconds,
+            "attention": attention,
+        }
         engine = compiled.store(folder, key, SUFFIX, extra, write)
     log.info("compiled %s in %.0f s", name, seconds)
     return engine

@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +51,8 @@ def attention_calls(program: ExportedProgram) -> Counter[AttentionCall]:
             continue
         query, key, value = (argument.meta["val"] for argument in node.args[:3])
         is_causal = node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else False)
-        shapes = (tuple(map(int, tensor.shape)) for tensor in (query, key, value))
-        calls[AttentionCall(*shapes, query.dtype, bool(is_causal))] += 1
+        query_shape, key_shape, value_shape = (tuple(map(int, x.shape)) for x in (query, key, value))
+        calls[AttentionCall(query_shape, key_shape, value_shape, query.dtype, bool(is_causal))] += 1
     return calls
 
 
@@ -81,7 +82,10 @@ def cuda_seconds(device: torch.device) -> Seconds:
             torch.randn(shape, dtype=call.dtype, device=device)
             for shape in (call.query, call.key, call.value)
         )
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(RUNS + 1)]
+        marks: list[Any] = [
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(RUNS + 1)
+        ]
         with torch.cuda.device(device), torch.no_grad(), sdpa_kernel(kernel):
             try:
                 for _ in range(WARM_UP):
@@ -94,7 +98,7 @@ def cuda_seconds(device: torch.device) -> Seconds:
                 mark.record()
             torch.cuda.synchronize()
         return statistics.median(
-            before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(marks)
+            float(before.elapsed_time(after)) / 1e3 for before, after in itertools.pairwise(marks)
         )
 
     return seconds
