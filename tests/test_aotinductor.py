@@ -261,11 +261,12 @@ def test_an_interrupted_build_goes_on_with_the_network_that_it_was_at(
     compiled_now: list[str] = []
     stop_at: str | None = "vae_decoder"
 
-    def compile_module(module: Any, inputs: Any, path: Path, options: AotInductorOptions) -> None:
+    def compile_module(module: Any, inputs: Any, path: Path, options: AotInductorOptions) -> str:
         path.write_bytes(path.stem.encode())
         if path.stem == stop_at:
             raise KeyboardInterrupt
         compiled_now.append(path.stem)
+        return "flash"
 
     monkeypatch.setattr(aotinductor, "compile_module", compile_module)
     bundle = Bundle.open(toy_bundle)
@@ -281,6 +282,7 @@ def test_an_interrupted_build_goes_on_with_the_network_that_it_was_at(
     assert [engine.key.network for engine in engines] == list(order)
     assert [engine.path.read_bytes().decode() for engine in engines] == list(order)
     assert {engine.extra["bundle"] for engine in engines} == {bundle.digest}
+    assert {engine.extra["attention"] for engine in engines} == {"flash"}
     assert build_packages(bundle, toy_recipe, AotInductorOptions(), tmp_path) == engines
     assert len(compiled_now) == len(VIDEO_NETWORKS)
 
