@@ -179,7 +179,7 @@ class NetworkProof:
 
     def _shows_again(self, engine: PlainEngine, motion: str, inputs: Arrays, outputs: Arrays) -> Check:
         """The first motion after all others: bit for bit what it was."""
-        title = f"{self._title(self._place)}, shown again"
+        title = f"{self._title(self._place)} shown again"
         try:
             engine.set_motion(motion)
             again = engine.run(inputs)

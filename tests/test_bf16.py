@@ -279,6 +279,7 @@ def assert_as_near_as_pytorch(network: str, folder: Path, arrays: Arrays, output
         assert BF16_ROUNDING <= ours.rel_l2 <= FP16_YARDSTICK * yardstick.rel_l2
 
 
+@pytest.mark.slow
 def test_a_package_is_as_near_to_fp32_as_pytorch(toy: Path, small: Bundle, tmp_path: Path) -> None:
     """The smallest network of the toy, compiled in about 15 s."""
     network, recipe = "vae_encoder", recipe_from_options(small_options(toy, only=("vae_encoder",)))

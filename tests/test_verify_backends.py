@@ -152,7 +152,7 @@ def test_traces_of_other_motions_are_noticed(gpu: Gpu, toy: Path, toy_bundle: Pa
     gpu.engine = Sticky
     report = verified(toy_bundle, toy, *MOTIONS)
     ((title, problem),) = failures(report).items()
-    assert title == f"lamp_unet ({WHERE}), shown again, horse_run"
+    assert title == f"lamp_unet ({WHERE}) shown again, horse_run"
     assert problem.startswith("the motions shown in between left traces")
 
 
@@ -182,6 +182,7 @@ def half(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_without_checkpoints_an_engine_is_held_to_its_graph(gpu: Gpu, half: Path) -> None:
     report = verified(half, None)
     assert report.failed == []
@@ -201,6 +202,7 @@ def test_without_checkpoints_tf32_cannot_be_judged(gpu: Gpu, toy_bundle: Path) -
         verified(toy_bundle, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["text_encoder", "vae_decoder", "lamp_unet"])
 def test_a_graph_in_fp32_computes_what_pytorch_does_with_the_same_weights(
     network: str, half: Path, toy: Path

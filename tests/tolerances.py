@@ -148,6 +148,10 @@ PACKAGE_REL_L2 = 5e-6
 """An AOTInductor package for the CPU against eager PyTorch at fp32: fused kernels that sum in another order,
 as EXPORT_UNET_REL_L2."""
 
+COMPILED_REL_L2 = 2e-5
+"""torch.compile's LAMP UNet against eager PyTorch at fp32, on the toy, whose groups have means that exceed
+their spread. Measured 5.5e-6."""
+
 HOISTED_RTOL = 5e-6
 """A UNet with parts hoisted against the plain one on ONNX Runtime, of the largest value: matrix products of
 another number of rows sum in another order. Measured below 1e-6."""
