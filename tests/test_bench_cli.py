@@ -201,12 +201,12 @@ def test_without_full_no_peer_is_loaded(toy: Path, toy_bundle: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def full(toy: Path, toy_bundle: Path) -> Iterator[BenchResult]:
+def full(toy: Path, toy_bundle: Path) -> BenchResult:
     """With everything but torch.compile, whose compiler takes minutes."""
     asked = options(toy, budget_s=120, full=True, sweep=False, num_inference_steps=2, parity_steps=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peers, "COMPILED", ())
-        yield run.run_bench(toy_bundle, asked)
+        return run.run_bench(toy_bundle, asked)
 
 
 @pytest.mark.slow
@@ -216,7 +216,8 @@ def test_a_full_run_compares_with_pytorch(full: BenchResult) -> None:
     assert ours.rel_l2 is not None
     assert ours.rel_l2 < 1e-5
     assert eager is not None
-    assert eager.rel_l2 == 0
+    assert eager.rel_l2 is not None
+    assert eager.rel_l2 < 1e-5  # with one thread it sums in another order than the reference
     assert full.parity["passed"]
     assert list(full.sheets) == ["horse_run"]
     assert full.row("video of 2 steps, from an image") is not None
@@ -226,6 +227,7 @@ def test_a_full_run_compares_with_pytorch(full: BenchResult) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 def test_torch_compile_computes_what_it_is_compared_with(toy: Path, toy_bundle: Path) -> None:
     entries = Peers(Subject(Bundle.open(toy_bundle), options(toy, full=True))).entries()
     (entry,) = [entry for entry in entries if entry.backend == "torch.compile, lean"]

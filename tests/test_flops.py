@@ -123,7 +123,9 @@ def test_a_graph_of_unknown_size_is_refused() -> None:
         graph_flops(model)
 
 
-@pytest.mark.parametrize("official", [True, False], ids=["official", "lean"])
+@pytest.mark.parametrize(
+    "official", [pytest.param(True, id="official", marks=pytest.mark.slow), pytest.param(False, id="lean")]
+)
 def test_a_small_lamp_unet_costs_what_its_layers_do(official: bool) -> None:
     expected = LampFlops(3, 5, 7, 24, official)
     expected.unet((16, 32), (True, False))

@@ -45,7 +45,7 @@ def slow(*hoist: str) -> Any:
     return pytest.param(hoist, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("hoist", [slow("text"), slow("time"), ("prefix",), ALL], ids="+".join)
+@pytest.mark.parametrize("hoist", [slow("text"), slow("time"), slow("prefix"), ALL], ids="+".join)
 def test_a_small_hoisted_unet_costs_what_its_layers_do(hoist: tuple[str, ...]) -> None:
     expected = LampFlops(3, 5, 7, 24, hoisted=hoist)
     expected.unet((16, 32), (True, False))
@@ -77,6 +77,7 @@ def test_graphs_share_a_component_and_hoisted_ones_hold_no_motion_tensor() -> No
     assert all("time_emb" in name for name in held["lamp_time_projections"])
 
 
+@pytest.mark.slow
 def test_what_is_not_hoisted_leaves_no_trace_in_the_plain_graph() -> None:
     """Static batches are equal, so nothing needs to be repeated for the texts."""
     plain = graphs(())["lamp_unet"]

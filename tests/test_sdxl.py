@@ -154,6 +154,7 @@ def test_clip_attends_causally_without_a_mask_and_stops_before_its_last_layer(sd
     assert not any(name.startswith(("encoder.layers.2.", "final_layer_norm")) for name in weights)
 
 
+@pytest.mark.slow
 def test_fp16_graphs_stay_within_twice_pytorchs_own_error(
     toy: Path, sdxl: Path, tmp_path: Path, diffusers_pipeline: Any, one_thread: None
 ) -> None:

@@ -134,6 +134,7 @@ def test_a_fault_of_an_engine_is_told_from_one_of_the_graph(gpu: Gpu, toy: Path,
     assert "ONNX Runtime computes lamp_unet.onnx rightly, tensorrt on cuda:0 something else" in problem
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_bundle_shows_on_both(gpu: Gpu, toy: Path, toy_bundle: Path) -> None:
     given = Checkpoints(motions={"horse_run": toy / "motions" / "rain"})
     options = VerifyOptions(given, num_inference_steps=0, num_threads=1, device="cuda", backend="tensorrt")
@@ -142,12 +143,14 @@ def test_a_fault_of_the_bundle_shows_on_both(gpu: Gpu, toy: Path, toy_bundle: Pa
         assert "follows from weights" in problems[f"lamp_unet noise_pred ({place}), horse_run"]
 
 
+@pytest.mark.slow
 def test_a_motion_that_is_not_shown_is_noticed(gpu: Gpu, toy: Path, toy_bundle: Path) -> None:
     gpu.engine = Forgetful
     report = verified(toy_bundle, toy, *MOTIONS)
     assert list(failures(report)) == [f"lamp_unet noise_pred ({WHERE}), rain"]
 
 
+@pytest.mark.slow
 def test_traces_of_other_motions_are_noticed(gpu: Gpu, toy: Path, toy_bundle: Path) -> None:
     gpu.engine = Sticky
     report = verified(toy_bundle, toy, *MOTIONS)
@@ -156,6 +159,7 @@ def test_traces_of_other_motions_are_noticed(gpu: Gpu, toy: Path, toy_bundle: Pa
     assert problem.startswith("the motions shown in between left traces")
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_is_a_failed_check(gpu: Gpu, toy: Path, toy_bundle: Path) -> None:
     def poison(values: Array) -> Array:
         return np.full_like(values, np.nan)
