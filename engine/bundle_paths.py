@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names in a bundle's folder: its own files, and which names from outside are let in."""
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -23,13 +24,18 @@ _RESERVED = (MANIFEST, PENDING, JOURNAL)
 
 def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """`path` if the system could have such a file. InputError for a null character or half of a surrogate
-    pair, which no file system takes."""
+    pair, which no file system takes, and for a name that is too long."""
     try:
-        if b"\0" not in os.fsencode(path):
+        os.lstat(path)
+    except ValueError:
+        reason = "leave out what is escaped in it"
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
             return path
-    except UnicodeEncodeError:
-        pass
-    raise InputError(f"{os.fspath(path)!r:.150} cannot name a file: leave out what is escaped in it.")
+        reason = "it is too long"
+    else:
+        return path
+    raise InputError(f"{os.fspath(path)!r:.150} cannot name a file: {reason}.")
 
 
 def weights_path(component: str) -> str:

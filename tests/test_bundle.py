@@ -595,7 +595,9 @@ def test_readers_during_rebuilds_see_one_version_or_are_told(folder: Path) -> No
         assert int(output) > 0
 
 
-@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["a\0b", "\ud800", "x" * 5000, "y" * 256], ids=["nul", "half", "long", "part"]
+)
 def test_names_that_no_folder_can_have_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="cannot name a file"):
         Bundle.open(name)
