@@ -9,7 +9,6 @@ from lamp_trt.benchmarks.loop_checks import Traces, loop_checks, step_figures
 from lamp_trt.benchmarks.sdxl_traces import ImageJob, sdxl_reference_trace, sdxl_runtime_trace
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
-from lamp_trt.engine.backends import parse_device
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import LampError
 from lamp_trt.runtime.first_frame import FirstFrameMaker
@@ -47,6 +46,6 @@ def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces
         num_inference_steps=options.num_inference_steps,
     )
     exact = sdxl_reference_trace(folder, job, EXACT)
-    roughly = yardstick(maker.bundle.network("sdxl_unet").precision, parse_device(options.device) is not None)
+    roughly = yardstick(maker.bundle.network("sdxl_unet").precision, options.on_gpu)
     own = sdxl_reference_trace(folder, job, roughly, exact.steps) if roughly else None
     return exact, sdxl_runtime_trace(maker, job, exact.steps), own

@@ -31,16 +31,14 @@ Show = Callable[[str], Callable[[], Any]]
 def by_session(bundle_path: Path) -> Show:
     """A motion is a session of its own with its tensors inside; the one before is dropped."""
     from lamp_trt.engine.bundle import Bundle
-    from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
-    from lamp_trt.engine.ort_session import bundle_model, new_session
+    from lamp_trt.engine.ort_session import cpu_model, new_session
 
     bundle, arrays = Bundle.open(bundle_path, verify="none"), unet_cpu.inputs()
     live: list[Any] = []
 
     def show(motion: str) -> Callable[[], Any]:
         live.clear()
-        model = bundle_model(bundle, "lamp_unet", motion)
-        use_cpu_kernels(model)
+        model = cpu_model(bundle, "lamp_unet", motion)
         live.append(new_session(bundle, "lamp_unet", model, ["CPUExecutionProvider"]))
         return lambda: live[0].run(None, arrays)
 

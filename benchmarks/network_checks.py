@@ -61,6 +61,8 @@ class NetworkProof:
         self._bundle, self._network, self._place, self._options = bundle, network, place, options
         self._reference = REFERENCE_NETWORKS[network]
         self._from_pytorch = options.checkpoints.given(self._reference.checkpoint)
+        self._onnx_runtime = onnx_runtime(options.num_threads)
+        self._engines: dict[Placement, PlainEngine] = {}
 
     @property
     def motions(self) -> list[str]:
@@ -73,8 +75,7 @@ class NetworkProof:
         """before: what was found out so far, to name causes."""
         places = [self._place]
         if self._from_pytorch and not is_onnx_runtime(self._place) and not in_bfloat16(self._bundle):
-            places.insert(0, onnx_runtime(self._options.num_threads))
-        engines: dict[Placement, PlainEngine] = {}
+            places.insert(0, self._onnx_runtime)
         first: tuple[str, Arrays, Arrays] | None = None
         for motion in self.motions:
             log.info("comparing %s %s", self._network, motion)
@@ -83,7 +84,7 @@ class NetworkProof:
             found = [c for c in before if (c.group, c.name, c.motion) == ("weights", self._network, motion)]
             for place in places:
                 try:
-                    outputs = self._run(engines, place, motion, inputs)
+                    outputs = self._run(place, motion, inputs)
                 except EngineError as error:
                     found.append(Check("networks", self._title(place), motion, problem=str(error)))
                 else:
@@ -92,8 +93,8 @@ class NetworkProof:
                         first = motion, inputs, outputs
             yield from (check for check in found if check.group == "networks")
         if first and len(self.motions) > 1:
-            yield self._shows_again(engines[self._place], *first)
-        for engine in engines.values():
+            yield self._shows_again(self._engines[self._place], *first)
+        for engine in self._engines.values():
             engine.close()
 
     def _inputs(self, motion: str) -> Arrays:
@@ -116,14 +117,11 @@ class NetworkProof:
         exact = self._fp32_graph(motion).run(inputs)
         if roughly is None:
             return exact, None
-        place = onnx_runtime(self._options.num_threads)
-        return exact, plain_engine(bundle, network, place, motion or None).run(inputs)
+        return exact, self._run(self._onnx_runtime, motion, inputs)
 
     def _pytorch(self, arithmetic: Arithmetic, motion: str, inputs: Arrays) -> Arrays:
         folder = self._options.checkpoints.folder(self._reference.checkpoint, motion)
-        outputs = reference_outputs(self._network, folder, arithmetic, inputs)
-        names = [tensor.name for tensor in self._bundle.network(self._network).outputs]
-        return dict(zip(names, outputs, strict=True))
+        return reference_outputs(self._network, folder, arithmetic, inputs)
 
     def _fp32_graph(self, motion: str) -> PlainEngine:
         def load(network: str, shown: str | None) -> Fp32OnnxEngine:
@@ -132,14 +130,12 @@ class NetworkProof:
 
         return HostPlainEngine(self._bundle, self._network, load, motion or None)
 
-    def _run(
-        self, engines: dict[Placement, PlainEngine], place: Placement, motion: str, inputs: Arrays
-    ) -> dict[str, NDArray[Any]]:
-        if place not in engines:
-            engines[place] = plain_engine(self._bundle, self._network, place, motion or None)
+    def _run(self, place: Placement, motion: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        if place not in self._engines:
+            self._engines[place] = plain_engine(self._bundle, self._network, place, motion or None)
         elif motion:
-            engines[place].set_motion(motion)
-        return engines[place].run(inputs)
+            self._engines[place].set_motion(motion)
+        return self._engines[place].run(inputs)
 
     def _judged(
         self,

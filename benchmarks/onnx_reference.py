@@ -9,7 +9,7 @@ import numpy as np
 from lamp_trt.engine.backend import Array
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.ort_session import bundle_model, new_session
+from lamp_trt.engine.ort_session import cpu_model, new_session
 from lamp_trt.engine.weights import read_weight_file
 
 
@@ -39,10 +39,7 @@ class Fp32OnnxEngine:
         self._load(motion)
 
     def _load(self, motion: str | None) -> None:
-        from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
-
-        model = bundle_model(self._bundle, self._network, motion)
-        use_cpu_kernels(model)
+        model = cpu_model(self._bundle, self._network, motion)
         self._weights = _widen(model, self._bundle)
         providers = ["CPUExecutionProvider"]
         self._session = new_session(

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from lamp_trt.benchmarks.limits import YARDSTICK
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.proof import Check, Unavailable
-from lamp_trt.benchmarks.proof_unet import YARDSTICK, LoopTime, UnetProof, yardstick
+from lamp_trt.benchmarks.proof_unet import LoopTime, UnetProof, yardstick
 from lamp_trt.benchmarks.proof_work import Work
 from lamp_trt.engine.hoisting import HOISTS
 from lamp_trt.export.recipe import hoisted_from

@@ -14,20 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from lamp_trt.benchmarks.limits import YARDSTICK
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.plain_engine import plain_inputs
 from lamp_trt.benchmarks.proof import Check, Unavailable
 from lamp_trt.benchmarks.proof_work import Array, Work
-from lamp_trt.engine.hoisting import HOISTED
 from lamp_trt.runtime.cuda_common import Conditions
 from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_loop import DeviceLoop
 from lamp_trt.runtime.ddim import DDIMSchedule, ddim_schedule
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.latents import step_table
-
-YARDSTICK = 2.0
-"""Our distance to fp32 may be so many times PyTorch's own at that precision."""
 
 SAMPLES = 3
 
@@ -207,8 +204,8 @@ class UnetProof:
             for tensor in plain_inputs(self.work.bundle, self.work.subject.network)
             if tensor.name not in ("sample", "timestep")
         }
-        manifest, beside = self.work.bundle.manifest, HOISTED[subject.network]
-        unet = Conditions(engines, manifest, subject.network, beside.text, beside.time, conditions)
+        manifest = self.work.bundle.manifest
+        unet = Conditions(engines, manifest, subject.network, conditions)
         engines.share_scratch()
         loop = DeviceLoop(device, unet.unet, self.backend, lambda: engines.generation, unet.time)
         inputs = self.work.inputs()

@@ -182,10 +182,10 @@ class Work:
         """noise_pred of `inputs` by the official modules in PyTorch, float32."""
         if dtype not in self._reference:
             inputs = self.inputs()
-            (noise_pred,) = reference_outputs(
+            outputs = reference_outputs(
                 self.subject.network, self.checkpoint, Arithmetic(dtype), inputs, self.torch_device
             )
-            self._reference[dtype] = noise_pred
+            self._reference[dtype] = outputs["noise_pred"]
             torch.cuda.empty_cache()
         return self._reference[dtype]
 

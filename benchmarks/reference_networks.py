@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lamp_trt.benchmarks.arithmetic import Arithmetic
+from lamp_trt.engine.networks import NETWORKS
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     find_component,
@@ -190,13 +191,15 @@ REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
 
 def reference_outputs(
     network: str, folder: Path, arithmetic: Arithmetic, inputs: Arrays, device: str = "cpu"
-) -> tuple[NDArray[np.float32], ...]:
-    """The module's outputs, float32, computed on `device` from its weights and `inputs` by `arithmetic`."""
+) -> dict[str, NDArray[np.float32]]:
+    """The module's outputs by name, float32, computed on `device` from its weights and `inputs` by
+    `arithmetic`."""
     entry = REFERENCE_NETWORKS[network]
     module = entry.load(folder, arithmetic.dtype).to(device)
     with torch.inference_mode(), arithmetic.active():
         outputs = entry.run(module, module_inputs(module, inputs))
-    return tuple(output.float().cpu().numpy() for output in outputs)
+    tensors = zip(NETWORKS[network].outputs, outputs, strict=True)
+    return {tensor.name: output.float().cpu().numpy() for tensor, output in tensors}
 
 
 _ALWAYS_FLOAT32 = ("timestep", "time_ids")

@@ -62,12 +62,15 @@ class VerifyOptions:
             GenerationConfig(seed=self.seed, num_inference_steps=self.num_inference_steps)
 
     @property
+    def on_gpu(self) -> bool:
+        return parse_device(self.device) is not None
+
+    @property
     def loading(self) -> dict[str, Any]:
         """What the loaders of runtime/load.py are given."""
-        on_gpu = parse_device(self.device) is not None
         return {
             "device": self.device,
             "backend": self.backend,
             "engine_dir": self.engine_dir,
-            "num_threads": None if on_gpu else self.num_threads,
+            "num_threads": None if self.on_gpu else self.num_threads,
         }

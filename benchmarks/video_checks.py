@@ -10,7 +10,6 @@ from lamp_trt.benchmarks.pictures import synthetic_picture
 from lamp_trt.benchmarks.traces import reference_trace, runtime_trace, video_job
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
-from lamp_trt.engine.backends import parse_device
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import LampError
 from lamp_trt.runtime.image import load_first_frame
@@ -23,7 +22,7 @@ log = logging.getLogger("lamp_trt")
 def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> None:
     """Every motion's video, through one pipeline that is switched before each."""
     motions = list(options.checkpoints.motions)
-    own = yardstick(bundle.network("lamp_unet").precision, parse_device(options.device) is not None)
+    own = yardstick(bundle.network("lamp_unet").precision, options.on_gpu)
     pipeline = load_pipeline(bundle.path, motion=motions[-1], expect_bundle=bundle.digest, **options.loading)
     for motion in motions:
         log.info("comparing the video of %s", motion)

@@ -9,7 +9,7 @@ from lamp_trt.engine.backends import refuse_bfloat16
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.ort_session import bundle_model, motion_arrays, new_session, shared_file
+from lamp_trt.engine.ort_session import cpu_model, motion_arrays, new_session, shared_file
 
 
 class OnnxRuntimeEngine:
@@ -60,11 +60,9 @@ class OnnxRuntimeEngine:
         self._motion = motion
 
     def _new_session(self, motion: str | None) -> Any:
-        from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
         from lamp_trt.engine.ort_graph import take_motion_as_inputs
 
-        model = bundle_model(self._bundle, self._network, motion)
-        use_cpu_kernels(model)
+        model = cpu_model(self._bundle, self._network, motion)
         if motion is not None:
             self._motion_shapes = take_motion_as_inputs(model)
         return new_session(

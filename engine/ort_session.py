@@ -25,6 +25,15 @@ def bundle_model(bundle: Bundle, network: str, motion: str | None) -> Any:
     return model
 
 
+def cpu_model(bundle: Bundle, network: str, motion: str | None) -> Any:
+    """The same with the operators that ONNX Runtime's CPU provider has the better kernels for."""
+    from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
+
+    model = bundle_model(bundle, network, motion)
+    use_cpu_kernels(model)
+    return model
+
+
 def shared_file(bundle: Bundle, motion: str) -> str:
     """Where the tensors lie that a session with this motion cannot exchange: all but the motion's, which a
     full motion brings itself."""

@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.hoisting import HOISTED, TIME_PROJECTIONS
 from lamp_trt.engine.manifest import Manifest
 from lamp_trt.runtime.cuda_device import Device
 from lamp_trt.runtime.cuda_engines import EngineSet
@@ -38,8 +39,8 @@ class Marks:
 class Conditions:
     """A UNet with what it is given beside the sample: from the text, and from the timestep.
 
-    The networks `keys_values` and `projections` stand between them where the bundle has them: their outputs
-    are the UNet's inputs under the same names.
+    The networks of HOISTED stand between them where the bundle has them: their outputs are the UNet's inputs
+    under the same names.
     """
 
     def __init__(
@@ -47,18 +48,17 @@ class Conditions:
         engines: EngineSet,
         manifest: Manifest,
         unet: str,
-        keys_values: str,
-        projections: str,
         given: Mapping[str, DeviceArray],
     ) -> None:
-        self._text = engines.add(keys_values, given) if keys_values in manifest.networks else None
-        self.time = engines.add(projections, given) if projections in manifest.networks else None
+        beside = HOISTED[unet]
+        self._text = engines.add(beside.text, given) if beside.text in manifest.networks else None
+        self.time = engines.add(beside.time, given) if beside.time in manifest.networks else None
         made: dict[str, DeviceArray] = dict(given)
         for bound in (self._text, self.time):
             if bound is not None:
                 made |= {tensor.name: bound.arrays[tensor.name] for tensor in bound.engine.outputs}
         if self.time is not None:
-            del made["time_projections"]  # the loop copies a row of its table into the UNet's own
+            del made[TIME_PROJECTIONS]  # the loop copies a row of its table into the UNet's own
         self.unet = engines.add(unet, made)
 
     def enqueue_text(self) -> None:

@@ -53,9 +53,7 @@ class CudaImageStages:
             "text_embeds": self._text_embeds,
             "time_ids": self._time_ids,
         }
-        self._conditions = Conditions(
-            engines, manifest, "sdxl_unet", "sdxl_text_keys_values", "sdxl_time_projections", given
-        )
+        self._conditions = Conditions(engines, manifest, "sdxl_unet", given)
         self._decoder = engines.add("sdxl_vae_decoder")
         engines.share_scratch()
         unet, time = self._conditions.unet, self._conditions.time

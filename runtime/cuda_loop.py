@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.hoisting import TIME_PROJECTIONS
 from lamp_trt.runtime.cuda_device import Device
 from lamp_trt.runtime.cuda_engines import BoundEngine
 from lamp_trt.runtime.kernels.arrays import DeviceArray
@@ -168,13 +169,13 @@ class DeviceLoop:
         for i in range(n):
             self._device.copy(self._time.arrays["timestep"], self._timesteps.rows(i, i + 1))
             self._time.enqueue()
-            self._device.copy(table.rows(i, i + 1), self._time.arrays["time_projections"])
+            self._device.copy(table.rows(i, i + 1), self._time.arrays[TIME_PROJECTIONS])
         self._filled_for = wanted
 
     def _new_arrays(self, capacity: int) -> LoopArrays:
         device, bound = self._device, self._unet.arrays
         sample = bound["sample"]
-        row_of = bound["timestep" if self._time is None else "time_projections"]
+        row_of = bound["timestep" if self._time is None else TIME_PROJECTIONS]
         width = row_of.nbytes // row_of.dtype.itemsize
         self._filled_for = None
         self._timesteps = device.empty((capacity,), np.float32)

@@ -53,9 +53,7 @@ class CudaVideoStages:
         self._size = (sizes["height"], sizes["width"])
         self._text = engines.add("text_encoder")
         given = {"encoder_hidden_states": self._text.arrays["last_hidden_state"]}
-        self._conditions = Conditions(
-            engines, manifest, "lamp_unet", "lamp_text_keys_values", "lamp_time_projections", given
-        )
+        self._conditions = Conditions(engines, manifest, "lamp_unet", given)
         self._encoder, self._decoder = engines.add("vae_encoder"), engines.add("vae_decoder")
         engines.share_scratch()
         unet = self._conditions.unet

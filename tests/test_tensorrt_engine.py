@@ -29,8 +29,7 @@ from lamp_trt.engine.backend_tensorrt import TensorRtEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
-from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
-from lamp_trt.engine.ort_session import bundle_model, new_session
+from lamp_trt.engine.ort_session import bundle_model, cpu_model, new_session
 from lamp_trt.engine.refit import motion_weights
 from lamp_trt.engine.tensorrt_key import engine_key
 from lamp_trt.engine.weights import read_weight_file
@@ -138,8 +137,7 @@ def expected(bundle: Bundle, network: str, inputs: Arrays, motion: str | None = 
 @functools.cache
 def ort_session(path: Path, network: str, motion: str | None) -> Any:
     bundle = Bundle.open(path)
-    model = bundle_model(bundle, network, motion)
-    use_cpu_kernels(model)
+    model = cpu_model(bundle, network, motion)
     return new_session(bundle, network, model, ["CPUExecutionProvider"], num_threads=1)
 
 

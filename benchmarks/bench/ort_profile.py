@@ -18,12 +18,10 @@ def operator_seconds(subject: Subject, network: str) -> dict[str, float]:
     """
     import onnxruntime
 
-    from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
-    from lamp_trt.engine.ort_session import bundle_model
+    from lamp_trt.engine.ort_session import cpu_model
 
     bundle, arrays = subject.bundle, subject.inputs(network)
-    model = bundle_model(bundle, network, subject.motion_of(network))
-    use_cpu_kernels(model)
+    model = cpu_model(bundle, network, subject.motion_of(network))
     with tempfile.TemporaryDirectory(prefix="lamp-trt-bench-") as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

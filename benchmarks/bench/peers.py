@@ -88,9 +88,7 @@ class Peers:
         from lamp_trt.benchmarks.reference_networks import reference_outputs
 
         inputs = self._subject.plain_inputs(network)
-        outputs = reference_outputs(network, self._folder(network), EXACT, inputs)
-        names = [tensor.name for tensor in self._subject.bundle.network(network).outputs]
-        return dict(zip(names, outputs, strict=True))
+        return reference_outputs(network, self._folder(network), EXACT, inputs)
 
     def _folder(self, network: str) -> Any:
         from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS

@@ -63,7 +63,9 @@ class Subject:
         if self.options.backend != "auto":
             return (self.options.backend,)
         known = HOST_ENGINES if self.ordinal is None else DEVICE_ENGINES
-        unable = (*self.backends_without_engines, *("onnxruntime",) * in_bfloat16(self.bundle))
+        unable = set(self.backends_without_engines)
+        if in_bfloat16(self.bundle):
+            unable.add("onnxruntime")
         return tuple(name for name in known if name not in unable)
 
     @cached_property

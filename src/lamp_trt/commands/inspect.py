@@ -5,7 +5,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from lamp_trt.commands.shared import file_path
+from lamp_trt.commands.shared import file_path, require_parent
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import NETWORKS
 
@@ -61,8 +61,7 @@ def _save_inputs(args: argparse.Namespace) -> None:
 
     if not (args.inputs and args.out):
         raise InputError("--inputs NETWORK and --out FILE.json belong together: give both.")
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out is {args.out}, but {args.out.parent} is no folder; create it first.")
+    require_parent(args.out)
     inputs = network_inputs(Bundle.open(args.bundle), args.inputs, PROMPT)
     save_inputs(args.out, inputs)
     for name, array in inputs.items():

@@ -26,6 +26,12 @@ def file_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def require_parent(out: Path) -> None:
+    """InputError if the file `--out` would have no folder to be in."""
+    if not out.parent.is_dir():
+        raise InputError(f"--out is {out}, but {out.parent} is no folder; create it first.")
+
+
 def add_placement(parser: argparse.ArgumentParser) -> None:
     """Which bundle, and where its networks run."""
     parser.add_argument("--bundle", type=file_path, required=True, metavar="DIR")

@@ -4,8 +4,14 @@
 import argparse
 import json
 
-from lamp_trt.commands.shared import add_checkpoints, add_engines, file_path, named_folders, placement
-from lamp_trt.engine.errors import InputError
+from lamp_trt.commands.shared import (
+    add_checkpoints,
+    add_engines,
+    file_path,
+    named_folders,
+    placement,
+    require_parent,
+)
 
 DESCRIPTION = "Compare a bundle, as its backend runs it, with PyTorch on the same checkpoints."
 
@@ -35,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
     from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
     from lamp_trt.benchmarks.verify_report import report_text, require_passed
 
-    if args.out and not args.out.parent.is_dir():
-        raise InputError(f"--out is {args.out}, but {args.out.parent} is no folder; create it first.")
+    if args.out:
+        require_parent(args.out)
     options = VerifyOptions(
         Checkpoints(args.sd, named_folders(args.motion), args.sdxl),
         prompt=args.prompt,
