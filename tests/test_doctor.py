@@ -197,8 +197,7 @@ def test_onnx_runtime_gpu_that_would_run_on_the_cpu_is_found_out(
     assert "runs on the CPU here: no NVIDIA driver" in found.detail
     works = {**silent, "got": [CUDA, CPU]}
     found = backends_of(have, works, H200)["ONNX Runtime, CUDA"]
-    assert found.detail.startswith("onnxruntime-gpu 1.31.1")
-    assert found.status in ("ok", "note")
+    assert (found.status, found.detail) == ("ok", "onnxruntime-gpu 1.31.1")
 
 
 def test_the_probe_runs_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,18 +215,68 @@ def test_a_broken_onnx_runtime_blocks_generation_with_its_own_words(
     assert found.remedy == "pip uninstall -y onnxruntime, then pip install 'lamp-trt[cpu]'"
 
 
-def test_each_backend_says_why_it_cannot_run(backends_of: Callable[..., dict[str, Finding]]) -> None:
-    runtime = {"version": "1.31.1", "wanted": [CPU], "got": [CPU]}
-    have = {"onnxruntime": "1.31.1", "tensorrt": "10.16.1", "tensorrt-rtx": "1.7.1", "torch": "2.13.0"}
-    found = backends_of(have, runtime, H200)
-    assert "tensorrt 10.16.1 for sm_90" in found["TensorRT"].detail
-    assert "tensorrt-rtx 1.7.1 does not know sm_90" in found["TensorRT-RTX"].detail
-    assert "onnxruntime-gpu is not installed" in found["ONNX Runtime, CUDA"].detail
-    found = backends_of(have, runtime, NO_GPU)
-    assert "can build but not run: no NVIDIA driver" in found["TensorRT-RTX"].detail
-    found = backends_of({"onnxruntime": "1.31.1"}, runtime, NO_GPU)
-    assert "tensorrt is not installed" in found["TensorRT"].detail
-    assert "torch is not installed" in found["AOTInductor"].detail
+HAVE = {"onnxruntime": "1.31.1", "tensorrt": "10.16.1", "tensorrt-rtx": "1.7.1", "torch": "2.13.0"}
+ON_CPU = {"version": "1.31.1", "wanted": [CPU], "got": [CPU]}
+
+
+@pytest.mark.parametrize(
+    ("have", "gpu", "rows"),
+    [
+        pytest.param(
+            HAVE,
+            H200,
+            {
+                "ONNX Runtime, CUDA": ("note", "onnxruntime-gpu is not installed", "'lamp-trt[gpu]'"),
+                "TensorRT": ("ok", "tensorrt 10.16.1 for sm_90", ""),
+                "TensorRT-RTX": ("note", "tensorrt-rtx 1.7.1 does not know sm_90", "'lamp-trt[tensorrt]'"),
+                "AOTInductor": ("ok", "torch 2.13.0", ""),
+            },
+            id="H200",
+        ),
+        pytest.param(HAVE, SMALL, {"TensorRT-RTX": ("ok", "tensorrt-rtx 1.7.1 for sm_75", "")}, id="T400"),
+        pytest.param(
+            HAVE,
+            NO_GPU,
+            {
+                "ONNX Runtime, CUDA": ("note", "onnxruntime-gpu is not installed", ""),
+                "TensorRT": ("note", f"tensorrt 10.16.1 cannot build or run: {NO_GPU.problem}", ""),
+                "TensorRT-RTX": ("note", f"tensorrt-rtx 1.7.1 can build but not run: {NO_GPU.problem}", ""),
+                "AOTInductor": ("ok", "torch 2.13.0", ""),
+            },
+            id="no GPU",
+        ),
+        pytest.param(
+            {"onnxruntime": "1.31.1"},
+            NO_GPU,
+            {
+                "TensorRT": ("note", "tensorrt is not installed", ""),
+                "TensorRT-RTX": ("note", "tensorrt-rtx is not installed", ""),
+                "AOTInductor": ("note", "torch is not installed", "'lamp-trt[aotinductor]'"),
+            },
+            id="nothing installed, no GPU",
+        ),
+        pytest.param(
+            {"onnxruntime": "1.31.1"},
+            SMALL,
+            {
+                "TensorRT": ("note", "tensorrt is not installed", "'lamp-trt[tensorrt]'"),
+                "TensorRT-RTX": ("note", "tensorrt-rtx is not installed", "'lamp-trt[rtx]'"),
+            },
+            id="nothing installed, T400",
+        ),
+    ],
+)
+def test_each_backend_says_whether_it_runs_why_not_and_what_to_do(
+    have: dict[str, str],
+    gpu: Gpu,
+    rows: dict[str, tuple[str, str, str]],
+    backends_of: Callable[..., dict[str, Finding]],
+) -> None:
+    found = backends_of(have, ON_CPU, gpu)
+    for name, (status, detail, remedy) in rows.items():
+        assert (found[name].status, found[name].detail) == (status, detail)
+        assert (found[name].remedy == "") is (remedy == "")
+        assert found[name].remedy.endswith(remedy)
 
 
 class FakeDriver:

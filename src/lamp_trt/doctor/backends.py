@@ -9,9 +9,6 @@ from lamp_trt.doctor.packages import installed, installed_onnx_runtimes
 
 _SECTION = "backends"
 
-IN_THIS_VERSION = ("ONNX Runtime, CPU",)
-"""The backends that `lamp_trt.load` offers; for the others we say what is here for them already."""
-
 RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 """GPUs that TensorRT-RTX 1.x builds for. Hopper (9, 0) is not among them."""
 
@@ -33,27 +30,13 @@ print(json.dumps({{"version": ort.__version__, "wanted": wanted, "got": session.
 
 def backend_findings(gpu: Gpu) -> list[Finding]:
     runtime = probe(_ONNX_RUNTIME) if installed_onnx_runtimes() else {"error": "onnxruntime is not installed"}
-    findings = [
+    return [
         _onnx_runtime_cpu(runtime),
         _onnx_runtime_cuda(runtime, gpu),
         _tensorrt(gpu),
         _tensorrt_rtx(gpu),
         _aotinductor(),
     ]
-    return [_with_version(finding) for finding in findings]
-
-
-def _with_version(finding: Finding) -> Finding:
-    """Say of a backend that nothing uses it yet, instead of a remedy for what it lacks."""
-    if finding.name in IN_THIS_VERSION or finding.status == "problem":
-        return finding
-    return Finding(
-        finding.section,
-        finding.name,
-        "note",
-        f"{finding.detail} (not used by this version)",
-        data=finding.data,
-    )
 
 
 def _onnx_runtime_cpu(runtime: dict[str, Any]) -> Finding:
@@ -89,27 +72,34 @@ def _onnx_runtime_cuda(runtime: dict[str, Any], gpu: Gpu) -> Finding:
 
 
 def _tensorrt(gpu: Gpu) -> Finding:
+    name = "TensorRT"
     have = next((v for v in map(installed, ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")) if v), None)
     if have is None:
-        return Finding(_SECTION, "TensorRT", "note", "tensorrt is not installed")
+        remedy = "pip install 'lamp-trt[tensorrt]'" if gpu.devices else ""
+        return Finding(_SECTION, name, "note", "tensorrt is not installed", remedy)
     if not gpu.devices:
-        return Finding(_SECTION, "TensorRT", "note", f"tensorrt {have}, but {gpu.problem}")
-    return Finding(_SECTION, "TensorRT", "ok", f"tensorrt {have} for {gpu.devices[0].architecture}")
+        return Finding(_SECTION, name, "note", f"tensorrt {have} cannot build or run: {gpu.problem}")
+    return Finding(_SECTION, name, "ok", f"tensorrt {have} for {gpu.devices[0].architecture}")
 
 
 def _tensorrt_rtx(gpu: Gpu) -> Finding:
     name, have = "TensorRT-RTX", installed("tensorrt-rtx")
+    known = bool(gpu.devices) and gpu.devices[0].capability in RTX_CAPABILITIES
     if have is None:
-        return Finding(_SECTION, name, "note", "tensorrt-rtx is not installed")
+        remedy = "pip install 'lamp-trt[rtx]'" if known else ""
+        return Finding(_SECTION, name, "note", "tensorrt-rtx is not installed", remedy)
     if not gpu.devices:
         return Finding(_SECTION, name, "note", f"tensorrt-rtx {have} can build but not run: {gpu.problem}")
-    device = gpu.devices[0]
-    if device.capability not in RTX_CAPABILITIES:
-        return Finding(_SECTION, name, "note", f"tensorrt-rtx {have} does not know {device.architecture}")
-    return Finding(_SECTION, name, "ok", f"tensorrt-rtx {have} for {device.architecture}")
+    architecture = gpu.devices[0].architecture
+    if not known:
+        remedy = "use TensorRT: pip install 'lamp-trt[tensorrt]'"
+        return Finding(_SECTION, name, "note", f"tensorrt-rtx {have} does not know {architecture}", remedy)
+    return Finding(_SECTION, name, "ok", f"tensorrt-rtx {have} for {architecture}")
 
 
 def _aotinductor() -> Finding:
     have = installed("torch")
-    detail = f"torch {have}" if have else "torch is not installed"
-    return Finding(_SECTION, "AOTInductor", "ok" if have else "note", detail)
+    if have is None:
+        remedy = "pip install 'lamp-trt[aotinductor]'"
+        return Finding(_SECTION, "AOTInductor", "note", "torch is not installed", remedy)
+    return Finding(_SECTION, "AOTInductor", "ok", f"torch {have}")
