@@ -20,6 +20,7 @@ from lamp_trt.cli import main
 from lamp_trt.doctor import backends, gpu, machine, needs, packages, tools
 from lamp_trt.doctor.findings import Finding, probe
 from lamp_trt.doctor.gpu import Device, Gpu
+from lamp_trt.engine.networks import NETWORKS
 
 SOURCES = Path(lamp_trt.__file__).parents[1]
 NO_GPU = Gpu(problem="no NVIDIA driver: libcuda.so.1 does not load")
@@ -379,10 +380,20 @@ def test_kernels_are_compiled_or_can_be(
 def test_the_parameter_table_is_that_of_the_published_models() -> None:
     assert {name: PUBLISHED[name] for name in needs.PARAMETERS} == needs.PARAMETERS
     assert PUBLISHED["sdxl_text_encoder"] == PUBLISHED["text_encoder"]  # kept once
-    assert needs.weight_bytes(needs.VIDEO, 2) == 2 * (123_060_480 + 83_653_863 + 1_101_091_358)
-    assert needs.weight_bytes(needs.FIRST_FRAME, 2) - needs.weight_bytes(("sdxl_unet",), 2) == (
-        2 * 694_659_840 + 4 * 83_653_863
+    components = {network.component for network in NETWORKS.values()}
+    assert components == needs.PARAMETERS.keys() | needs.HELD_ONCE
+    assert needs.both_sizes("fp16") == (
+        2 * (123_060_480 + 83_653_863 + 1_101_091_358),
+        2 * (123_060_480 + 83_653_863 + 1_101_091_358 + 694_659_840 + 2_567_463_684) + 4 * 83_653_863,
     )
+    assert needs.both_sizes("bf16") == needs.both_sizes("fp16")
+
+
+def test_the_sizes_needed_follow_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A component whose precision or network changes is not counted by a list of doctor's own."""
+    monkeypatch.setattr(needs, "COMPONENT_PRECISION", {"vae": "fp32"})
+    monkeypatch.setattr(needs, "VIDEO_NETWORKS", ("vae_encoder", "vae_decoder"))
+    assert needs.both_sizes("fp16")[0] == 4 * 83_653_863
 
 
 def test_too_little_memory_and_disk_are_problems_but_block_nothing(

@@ -12,6 +12,13 @@ from pathlib import Path
 from lamp_trt.doctor.findings import Finding
 from lamp_trt.doctor.gpu import Gpu
 from lamp_trt.doctor.machine import memory_bytes
+from lamp_trt.engine.networks import (
+    COMPONENT_PRECISION,
+    FIRST_FRAME_NETWORKS,
+    NETWORKS,
+    VIDEO_NETWORKS,
+    Precision,
+)
 
 _SECTION = "needs at the published size"
 
@@ -23,23 +30,35 @@ PARAMETERS = {
     "sdxl_unet": 2_567_463_684,
     "sdxl_vae": 83_653_863,
 }
-"""Of each weight file: Stable Diffusion v1.4's and SDXL's as published, the UNet with LAMP's layers. SDXL's
-first text encoder is Stable Diffusion's and kept once."""
+"""Values in each component's weight file: Stable Diffusion v1.4's and SDXL's as published, the UNet with
+LAMP's layers."""
+
+HELD_ONCE = {"sdxl_text_encoder"}
+"""SDXL's first text encoder is Stable Diffusion's, which a bundle stores once."""
 
 MOTION_PARAMETERS = 253_935_834
 """What LAMP trains, a part of the UNet: every further motion."""
 
-VIDEO = ("text_encoder", "vae", "unet")
-FIRST_FRAME = ("sdxl_text_encoder_2", "sdxl_unet", "sdxl_vae")
-_ALWAYS_FP32 = ("sdxl_vae",)
+BYTES_PER_VALUE: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+"""Size of a stored weight."""
 
 BUILD_MEMORY_BYTES = 2 << 30
 """A build handles one tensor at a time and exports graphs without weights; a test holds it to this."""
 
 
-def weight_bytes(components: Iterable[str], bytes_per_value: int) -> int:
-    """Size of the components' weights at 2 (fp16) or 4 (fp32) bytes a value."""
-    return sum(PARAMETERS[name] * (4 if name in _ALWAYS_FP32 else bytes_per_value) for name in components)
+def weight_bytes(networks: Iterable[str], precision: Precision) -> int:
+    """Size of the weight files of `networks` in a bundle of `precision`."""
+    components = {NETWORKS[name].component for name in networks} - HELD_ONCE
+    return sum(
+        PARAMETERS[name] * BYTES_PER_VALUE[COMPONENT_PRECISION.get(name, precision)] for name in components
+    )
+
+
+def both_sizes(precision: Precision) -> tuple[int, int]:
+    """Size of all weights of a bundle without SDXL, and with it."""
+    return weight_bytes(VIDEO_NETWORKS, precision), weight_bytes(
+        (*VIDEO_NETWORKS, *FIRST_FRAME_NETWORKS), precision
+    )
 
 
 def need_findings(folder: Path, gpu: Gpu) -> list[Finding]:
@@ -49,18 +68,20 @@ def need_findings(folder: Path, gpu: Gpu) -> list[Finding]:
 
 
 def _disk_finding(folder: Path) -> Finding:
-    both = (*VIDEO, *FIRST_FRAME)
+    half, half_with_sdxl = both_sizes("fp16")
+    single, single_with_sdxl = both_sizes("fp32")
     needed = {
-        "fp16_bytes": weight_bytes(VIDEO, 2),
-        "fp32_bytes": weight_bytes(VIDEO, 4),
-        "fp16_with_sdxl_bytes": weight_bytes(both, 2),
-        "fp32_with_sdxl_bytes": weight_bytes(both, 4),
+        "fp16_bytes": half,
+        "fp32_bytes": single,
+        "fp16_with_sdxl_bytes": half_with_sdxl,
+        "fp32_with_sdxl_bytes": single_with_sdxl,
         "free_bytes": shutil.disk_usage(_existing(folder)).free,
     }
     detail = (
         f"a bundle takes {_gb(needed['fp16_bytes'])} in fp16 or {_gb(needed['fp32_bytes'])} in fp32, "
         f"with SDXL {_gb(needed['fp16_with_sdxl_bytes'])} or {_gb(needed['fp32_with_sdxl_bytes'])}, "
-        f"a further motion {_gb(2 * MOTION_PARAMETERS)} or {_gb(4 * MOTION_PARAMETERS)}; "
+        f"a further motion {_gb(MOTION_PARAMETERS * BYTES_PER_VALUE['fp16'])} "
+        f"or {_gb(MOTION_PARAMETERS * BYTES_PER_VALUE['fp32'])}; "
         f"{_gb(needed['free_bytes'])} are free"
     )
     if needed["free_bytes"] < needed["fp16_bytes"]:
@@ -71,7 +92,7 @@ def _disk_finding(folder: Path) -> Finding:
 
 def _memory_findings() -> list[Finding]:
     total, available = memory_bytes()
-    video, both = weight_bytes(VIDEO, 4), weight_bytes((*VIDEO, *FIRST_FRAME), 4)
+    video, both = both_sizes("fp32")
     have = f"{_gb(available)} of {_gb(total)} are available"
     data = {"available_bytes": available, "total_bytes": total}
     build = Finding(
@@ -96,7 +117,7 @@ def _memory_findings() -> list[Finding]:
 
 def _gpu_memory_finding(gpu: Gpu) -> Finding:
     largest = max(device.memory_bytes for device in gpu.devices)
-    video, both = weight_bytes(VIDEO, 2), weight_bytes((*VIDEO, *FIRST_FRAME), 2)
+    video, both = both_sizes("fp16")
     detail = (
         f"weights in fp16 {_gb(video)}, with SDXL {_gb(both)}, activations on top; the GPU has {_gb(largest)}"
     )
