@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can only be shown on a GPU, in one command.
 
-    python -m lamp_trt.benchmarks.gpu_proof [PART ...] [--backend NAME ...] [--out FOLDER] [--budget SECONDS]
+    python -m lamp_trt.benchmarks.gpu_proof [PART ...] [--backend NAME ...] [--folder FOLDER] [--out FOLDER]
+                                            [--budget SECONDS]
 
 Parts, in this order if none is named, most telling first: `kernels`, which everything rests on; `unet`, the
 LAMP UNet on every backend (parity, capture, motions, memory, time), for it takes nearly all of a video's

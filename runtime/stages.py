@@ -121,7 +121,7 @@ class VideoStages(Protocol):
 
 @contextmanager
 def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the seconds of the block to `timings`."""
+    """Sets timings[stage] to the seconds of the block, if it ends without an error."""
     start = time.perf_counter()
     yield
     timings[stage] = time.perf_counter() - start

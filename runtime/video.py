@@ -38,7 +38,8 @@ PathLike = str | os.PathLike[str]
 class Video:
     """What a pipeline returns.
 
-    frames: uint8 RGB (f, h, w, 3). first_frame: uint8 RGB, the image the video starts from, at its own size.
+    frames: uint8 RGB (f, h, w, 3). first_frame: uint8 RGB, the image the video starts from: a given one as
+    fitted to the video's size, one that SDXL made at its own size.
     latents: float32 (1, 4, f, h // 8, w // 8), as they were decoded. timings: seconds by stage.
     settings: what it takes to generate the video again; JSON values.
     """
