@@ -49,7 +49,8 @@ class PipelineProof:
             motions = {MOTIONS[0]: made / "lamp"}
             build_bundle(bundle, BuildOptions(made / "sd", motions, made / "sdxl", precision="fp16"))
         self._pipe = lamp_trt.load(bundle, device="cuda", backend=self.backend)
-        return f"{bundle.stat().st_size} bytes of folder"
+        files = self._pipe.bundle.manifest.files
+        return f"{sum(file.size for file in files.values()) / 1e9:.2f} GB in {len(files)} files"
 
     def text_to_video(self) -> str:
         return self._videos("text to video", {})

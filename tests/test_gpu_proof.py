@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ import torch
 from proof_doubles import SUBJECTS, ClockedDevice, toy_work
 from tolerances import PROOF_REL_L2
 
-from lamp_trt.benchmarks import gpu_proof, proof_peers
+from lamp_trt.benchmarks import gpu_proof, proof_peers, proof_pipeline
 from lamp_trt.benchmarks.proof import Check, Unavailable
 from lamp_trt.benchmarks.proof_hoists import HoistsProof, Row
 from lamp_trt.benchmarks.proof_unet import UnetProof
 from lamp_trt.benchmarks.proof_work import LAMP, SDXL, Work
 from lamp_trt.benchmarks.random_checkpoints import write_component
 from lamp_trt.engine.backends import DEVICE_ENGINES
+from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export import recipe
@@ -290,3 +292,16 @@ def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -
         gpu_proof.main(["everything"])
     parts = ", ".join(gpu_proof.PARTS)
     assert f"there is no part 'everything'; choose of {parts}" in capsys.readouterr().err
+
+
+def test_the_pipelines_bundle_is_reported_by_the_size_of_its_files(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whole").symlink_to(toy_bundle)
+    loaded = SimpleNamespace(bundle=Bundle.open(toy_bundle))
+    monkeypatch.setattr(proof_pipeline.lamp_trt, "load", lambda *_, **__: loaded)
+    files = loaded.bundle.manifest.files
+    on_disk = sum((toy_bundle / name).stat().st_size for name in files)
+    assert on_disk > 1_000_000
+    figures = proof_pipeline.PipelineProof(tmp_path, "tensorrt").load()
+    assert figures == f"{on_disk / 1e9:.2f} GB in {len(files)} files"
