@@ -13,8 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lamp_trt.benchmarks.bundle_checks import exact_checks
 from lamp_trt.benchmarks.first_frame_checks import verify_first_frame
 from lamp_trt.benchmarks.network_checks import NetworkProof, why_not_judged
@@ -26,6 +24,7 @@ from lamp_trt.engine import trt
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.torch_threads import torch_threads
 from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.runtime.load import Placement
 
@@ -56,7 +55,7 @@ def verify_bundle(path: Path, options: VerifyOptions) -> Report:
             find_component(checkpoints.folder(entry.checkpoint, motion), entry.component)
     report = Report(_subject(bundle, place), _settings(options))
     report.not_verified = _not_verified(bundle, networks, place, options)
-    with _torch_threads(options.num_threads):
+    with torch_threads(options.num_threads):
         with _timed(report, "constants, tokenizer, weights"):
             report.checks += exact_checks(bundle, networks, options)
         with _timed(report, "networks"):
@@ -124,15 +123,6 @@ def _settings(options: VerifyOptions) -> dict[str, Any]:
         "num_inference_steps": options.num_inference_steps,
         "motions": list(options.checkpoints.motions),
     }
-
-
-@contextmanager
-def _torch_threads(number: int | None) -> Iterator[None]:
-    """PyTorch with as many CPU threads as ONNX Runtime gets."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    yield
-    torch.set_num_threads(before)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from lamp_trt.engine.bundle_paths import weights_path
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.manifest import MotionEntry
 from lamp_trt.engine.networks import IOTensor
+from lamp_trt.engine.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ class AotInductorEngine:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         check_arrays(self._network, self.inputs, arrays)
         tensors = [torch.from_numpy(np.require(arrays[t.name], requirements=["C", "W"])) for t in self.inputs]
-        with _explained(self._network), _threads(self._num_threads):
+        with _explained(self._network), torch_threads(self._num_threads):
             outputs = _run(self._model, tensors)
         return {
             tensor.name: np.ascontiguousarray(value.numpy())
@@ -378,19 +379,6 @@ def _device_tensor(pointer: int, tensor: IOTensor, device: "torch.device") -> "T
     if view.data_ptr() != pointer:
         raise InputError(f"{tensor.name}: {pointer:#x} is no address on {device}.")
     return view
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """torch's number of threads within the block; None leaves it."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

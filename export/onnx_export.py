@@ -136,12 +136,14 @@ def _opaque(model: ir.Model, parameters: set[str]) -> Iterator[None]:
     values = {name: value.const_value for name, value in hidden.items()}
     for value in hidden.values():
         value.const_value = None
-    yield
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            value.const_value = values[name]
     lost = [name for name in hidden if name not in model.graph.initializers]
     if lost:
         raise RuntimeError(f"the ONNX optimizer removed {len(lost)} parameters, first {lost[0]}")
-    for name, value in hidden.items():
-        value.const_value = values[name]
 
 
 def _attach(model: ir.Model, parameters: set[str], prefix: str, locations: Mapping[str, Location]) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from toy_fixture import toy_options
 
+from lamp_trt.benchmarks import verify
 from lamp_trt.benchmarks.checks import Check, clip_check, follows, tensor_check
 from lamp_trt.benchmarks.limits import YARDSTICK, Limit
 from lamp_trt.benchmarks.metrics import ClipDistance, Distance, clip_distance, distance, psnr_db, ssim
@@ -42,6 +44,21 @@ def sound(toy: Path, sdxl: Path, sdxl_bundle: Path) -> Report:
     """Of all networks, both motions and the first frame from text, two steps each."""
     given = checkpoints(toy, *MOTIONS, sdxl=sdxl)
     return verify_bundle(sdxl_bundle, VerifyOptions(given, num_inference_steps=2, num_threads=1))
+
+
+def test_a_verification_that_fails_leaves_torch_its_threads(
+    toy: Path, sdxl: Path, sdxl_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        assert torch.get_num_threads() == 3
+        raise CheckpointError("out of luck")
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(verify, "exact_checks", fail)
+    given = checkpoints(toy, *MOTIONS, sdxl=sdxl)
+    with pytest.raises(CheckpointError, match="out of luck"):
+        verify_bundle(sdxl_bundle, VerifyOptions(given, num_threads=3))
+    assert torch.get_num_threads() == before
 
 
 def test_a_sound_bundle_passes_on_every_rung(sound: Report) -> None:

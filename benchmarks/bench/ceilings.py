@@ -132,5 +132,7 @@ def _device_copy(ordinal: int) -> Iterator[Callable[[], float]]:
         device.synchronize()
         return device.seconds(start, end)
 
-    yield copy
-    device.release(source, target)
+    try:
+        yield copy
+    finally:
+        device.release(source, target)

@@ -16,6 +16,7 @@ from lamp_trt.benchmarks.bench.ceilings import torch_seconds
 from lamp_trt.benchmarks.bench.harness import Entry, Outputs
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +125,7 @@ class Peers:
         def on_host() -> dict[str, np.ndarray[Any, Any]]:
             return {name: t.float().numpy() for name, t in zip(names, forward(), strict=True)}
 
-        with _threads(subject.options.num_threads):
+        with torch_threads(subject.options.num_threads):
             if subject.ordinal is None:
                 yield on_host
             else:
@@ -136,16 +137,3 @@ def _lean(module: "nn.Module") -> "nn.Module":
 
     lean: nn.Module = make_lean(module)  # type: ignore[arg-type]
     return lean
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """PyTorch with as many CPU threads as our backends get."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
