@@ -9,14 +9,13 @@ width; a video is (b, c, f, h, w). `lean_unet.py` computes the same with fewer o
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_trt.engine.errors import CheckpointError, InputError
+from lamp_trt.engine.errors import InputError
 from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.export.checkpoints import load_module
 from lamp_trt.export.lamp_config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES
@@ -431,29 +430,6 @@ def two_dimensional_name(name: str) -> str | None:
     if any(part in ("conv1d", "conv_gate", "attn_temp", "norm_temp") for part in name.split(".")):
         return None
     return name.replace("conv2d.", "")
-
-
-@torch.no_grad()
-def inflate(unet: LampUNet, stable_diffusion: Mapping[str, Tensor]) -> None:
-    """Load a Stable Diffusion 2-D UNet's state dict into `unet`, and set LAMP's layers as before training.
-
-    conv1d, conv_gate and attn_temp.to_out become zero and norm_temp the identity, so that a video of one
-    frame gives the 2-D UNet's output; attn_temp's query, key and value projections keep their values.
-    (Official training starts from a random attn_temp.to_out bias, here it is zero.)
-    Raises CheckpointError if names do not match.
-    """
-    wanted = {two_dimensional_name(name) for name in unet.state_dict()} - {None}
-    if wanted != stable_diffusion.keys():
-        differing = sorted(map(str, wanted ^ stable_diffusion.keys()))
-        raise CheckpointError(f"not the 2-D UNet of this configuration: {', '.join(differing[:3])} …")
-    for name, parameter in unet.named_parameters():
-        source = two_dimensional_name(name)
-        if source is not None:
-            parameter.copy_(stable_diffusion[source])
-        elif "norm_temp" in name:
-            parameter.fill_(float(name.endswith("weight")))
-        elif "attn_temp" not in name or "to_out" in name:
-            parameter.zero_()
 
 
 def load_lamp_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> LampUNet:

@@ -27,10 +27,7 @@ ADAIN_EPS = 1e-8
 EARLY_STEPS: dict[str, int] = {"official": 31, "paper": 29}
 """Steps that match frames 2.. to frame 1, before the rest matches all to frame 0: an absolute count, not
 rescaled to the number of steps. Official code: `i > 30` ends them. Supplement, Algorithm 1: `t > 20` with
-t = 49..0. The supplement's text counts EARLY_STEPS_IN_TEXT."""
-
-EARLY_STEPS_IN_TEXT = 30
-"""Supplement, running text: "the first 30 steps"."""
+t = 49..0. The supplement's running text says "the first 30 steps", which adain_switch_step=30 selects."""
 
 PRESET_HISTOGRAM: dict[str, Histogram] = {"official": "official", "paper": "exact"}
 """The official code's float rounding is part of the official preset only; the paper states no rounding."""
@@ -123,11 +120,6 @@ class GenerationConfig:
             one_of("histogram", self.histogram, Histogram)
         if not isinstance(self.mix_noise, bool):
             raise InputError(f"mix_noise is {self.mix_noise!r:.100}; expected True or False.")
-
-    @property
-    def early_steps(self) -> int:
-        """Number of steps that match frames 2.. to frame 1."""
-        return early_steps(self.preset, self.adain_switch_step)
 
     @property
     def histogram_mode(self) -> Histogram:

@@ -5,28 +5,25 @@ import numpy as np
 import pytest
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import EARLY_STEPS_IN_TEXT, GenerationConfig
+from lamp_trt.runtime.config import GenerationConfig, early_steps
 
 
 def test_defaults_are_the_official_script() -> None:
     config = GenerationConfig()
     assert (config.num_inference_steps, config.guidance_scale, config.preset) == (50, 12.5, "official")
-    assert (config.early_steps, config.histogram_mode, config.mix_noise) == (31, "official", True)
+    assert (config.adain_switch_step, config.histogram_mode, config.mix_noise) == (None, "official", True)
+    assert early_steps("official", None) == 31
 
 
 def test_the_paper_preset_follows_algorithm_1() -> None:
-    config = GenerationConfig(preset="paper")
-    assert (config.early_steps, config.histogram_mode) == (29, "exact")
+    assert GenerationConfig(preset="paper").histogram_mode == "exact"
+    assert early_steps("paper", None) == 29
 
 
 def test_explicit_values_win_over_the_preset() -> None:
-    config = GenerationConfig(preset="paper", adain_switch_step=EARLY_STEPS_IN_TEXT, histogram="none")
-    assert (config.early_steps, config.histogram_mode) == (30, "none")
-    assert GenerationConfig(adain_switch_step=0).early_steps == 0
-
-
-def test_the_switch_is_not_rescaled_to_the_number_of_steps() -> None:
-    assert GenerationConfig(num_inference_steps=10).early_steps == 31
+    assert GenerationConfig(preset="paper", histogram="none").histogram_mode == "none"
+    assert early_steps("paper", 30) == 30
+    assert early_steps("official", 0) == 0
 
 
 def test_numpy_integers_are_accepted() -> None:

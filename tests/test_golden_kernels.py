@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import GoldenClose
 from cpu_kernels import Loop, Memory, RecordingLauncher, device, launcher
-from test_kernels_frames import Video
+from test_kernels_frames import Video, decoded_to
 from tolerances import (
     GOLDEN_EXACT,
     GOLDEN_INITIAL,
@@ -25,7 +25,7 @@ from tolerances import (
 from lamp_trt.export.lamp_unet import load_lamp_unet
 from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.ddim import DDIMSchedule, ddim_schedule
-from lamp_trt.runtime.kernels.frames import count_frames, first_frame, match_histograms, posterior_sample
+from lamp_trt.runtime.kernels.frames import count_decoded, first_frame, match_histograms, posterior_sample
 from lamp_trt.runtime.kernels.latent_loop import begin_loop, latent_step
 from lamp_trt.runtime.latents import denoise_step, final_adain, step_table
 from lamp_trt.runtime.noise import Purpose
@@ -178,8 +178,7 @@ def test_the_first_frame_is_reduced_as_the_official_script_does(
 
 def matched(memory: Memory, frames: np.ndarray, mode: Any = "official") -> np.ndarray:
     video = Video(memory, *frames.shape[:3])
-    video.frames[:] = frames
-    count_frames(launcher(), video.arrays)
+    count_decoded(launcher(), video.arrays, device(memory.array(decoded_to(frames))))
     match_histograms(launcher(), video.arrays, mode)
     return video.frames
 

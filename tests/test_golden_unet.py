@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import GoldenClose
+from inflation import inflate
 from tolerances import GOLDEN_BLOCK, GOLDEN_UNET, GOLDEN_UNET_STAGE
 from torch import Tensor, nn
 
 from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.export.checkpoints import iter_tensors, tensor_infos
-from lamp_trt.export.lamp_unet import LampUNet, inflate, load_lamp_unet, two_dimensional_name
+from lamp_trt.export.lamp_unet import LampUNet, load_lamp_unet, two_dimensional_name
 from lamp_trt.export.lean_unet import make_lean
 
 pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("one_thread")]

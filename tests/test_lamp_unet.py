@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from inflation import inflate
 from tolerances import LEAN_FP32_REL_L2, LEAN_FP64_REL_L2
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from lamp_trt.export.lamp_unet import (
     LampUNetConfig,
     TemporalAttention,
     first_frames,
-    inflate,
     two_dimensional_name,
 )
 from lamp_trt.export.lean_unet import make_lean

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from inflation import inflate
 from safetensors.torch import load_file
 from tolerances import TOY_LOOP_REL_L2
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export.checkpoints import load_vae
-from lamp_trt.export.lamp_unet import LampUNet, inflate, load_lamp_unet, two_dimensional_name
+from lamp_trt.export.lamp_unet import LampUNet, load_lamp_unet, two_dimensional_name
 from lamp_trt.export.lean_unet import make_lean
 from lamp_trt.export.reference import denoise
 from lamp_trt.export.toy import write_toy

@@ -69,10 +69,6 @@ class Measurement:
         """Linear between samples."""
         return float(np.percentile(self.samples_s, percent))
 
-    @property
-    def sigma_s(self) -> float:
-        return sigma(self.samples_s)
-
     def to_json(self) -> dict[str, Any]:
         """The fields, and the statistics for readers that do not compute."""
         return {

@@ -37,7 +37,6 @@ SIGNATURES: dict[str, tuple[type[Any], ...]] = {
     **{f"lamp_model_input_{d}": (_POINTER, _POINTER, _INT) for d in _DTYPES},
     **{f"lamp_decoder_input_{d}": (_POINTER, _POINTER, _FLOAT, _INT) for d in _DTYPES},
     **{f"lamp_hist_count_{v}": (_POINTER,) * 4 + (_INT,) for v in _VARIANTS},
-    **{f"lamp_hist_count_{v}": (_POINTER, _POINTER, _INT) for v in ("u8", "u8_any")},
     "lamp_hist_lut": (_POINTER, _POINTER, _INT, _DOUBLE),
     **{f"lamp_hist_apply_{v}": (_POINTER, _POINTER, _INT) for v in ("u8", "u8_any")},
 }

@@ -169,16 +169,6 @@ def count_decoded(launch: Launcher, video: HistogramArrays, images: DeviceArray,
     )
 
 
-def count_frames(launch: Launcher, video: HistogramArrays) -> None:
-    """Histograms of frames that are bytes already."""
-    launch(
-        f"lamp_hist_count_{variant(video.pixels, VECTOR, video.frames)}",
-        (HISTOGRAM_PARTS, video.frames.shape[0], 1),
-        THREADS,
-        [video.frames.pointer, video.counts.pointer, video.pixels],
-    )
-
-
 def match_histograms(launch: Launcher, video: HistogramArrays, mode: Histogram = "official") -> None:
     """Frames 1.. get the histogram of frame 0, in place, once all frames are counted.
 

@@ -17,44 +17,29 @@ namespace lamp {
 constexpr int kBins = 256, kColours = 3;
 constexpr int kCopies = 8;   // of a block's histograms, chosen by lane: equal neighbours do not all queue for one word
 
-/* Where count gets its levels from: the decoder (and then `frames` is written), or frames that are bytes already. */
-template <typename T>
-struct DecodedFrames {
-  const T* planes;
-  long long pixels;
-  template <int V>
-  __device__ __forceinline__ void levels(int pixel, unsigned char (&out)[V][kColours], unsigned char* frame, bool& nan) const {
+/* V pixels from planes (3, P) to levels, which go to `frame` (P, 3) too. */
+template <int V, typename T>
+__device__ __forceinline__ void levels_of(const T* planes, long long pixels, int pixel,
+                                          unsigned char (&out)[V][kColours], unsigned char* frame, bool& nan) {
 #pragma unroll
-    for (int c = 0; c < kColours; ++c) {
-      float x[V];
-      load<V>(planes + c * pixels + pixel, x);
+  for (int c = 0; c < kColours; ++c) {
+    float x[V];
+    load<V>(planes + c * pixels + pixel, x);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        nan |= x[j] != x[j];
-        out[j][c] = static_cast<unsigned char>(level(x[j]));   // truncated
-      }
+    for (int j = 0; j < V; ++j) {
+      nan |= x[j] != x[j];
+      out[j][c] = static_cast<unsigned char>(level(x[j]));   // truncated
     }
-    Pack<unsigned char, V> pack[kColours];
-#pragma unroll
-    for (int k = 0; k < V * kColours; ++k) pack[k / V].v[k % V] = out[k / kColours][k % kColours];
-#pragma unroll
-    for (int c = 0; c < kColours; ++c) reinterpret_cast<Pack<unsigned char, V>*>(frame + 3LL * pixel)[c] = pack[c];
   }
-};
-
-struct ByteFrames {
-  template <int V>
-  __device__ __forceinline__ void levels(int pixel, unsigned char (&out)[V][kColours], unsigned char* frame, bool&) const {
-    Pack<unsigned char, V> pack[kColours];
+  Pack<unsigned char, V> pack[kColours];
 #pragma unroll
-    for (int c = 0; c < kColours; ++c) pack[c] = reinterpret_cast<const Pack<unsigned char, V>*>(frame + 3LL * pixel)[c];
+  for (int k = 0; k < V * kColours; ++k) pack[k / V].v[k % V] = out[k / kColours][k % kColours];
 #pragma unroll
-    for (int k = 0; k < V * kColours; ++k) out[k / kColours][k % kColours] = pack[k / V].v[k % V];
-  }
-};
+  for (int c = 0; c < kColours; ++c) reinterpret_cast<Pack<unsigned char, V>*>(frame + 3LL * pixel)[c] = pack[c];
+}
 
-template <int V, typename Source>
-__device__ __forceinline__ void hist_count(Source source, unsigned char* frame, unsigned* counts,
+template <int V, typename T>
+__device__ __forceinline__ void hist_count(const T* planes, unsigned char* frame, unsigned* counts,
                                            LampProgress* progress, int pixels) {
   __shared__ unsigned part[kColours][kCopies][kBins + 1];   // + 1: copies of one bin lie in different banks
   const int tid = threadIdx.x, threads = blockDim.x, copy = tid % kCopies;
@@ -63,7 +48,7 @@ __device__ __forceinline__ void hist_count(Source source, unsigned char* frame, 
   bool nan = false;
   for (int p = (blockIdx.x * threads + tid) * V; p < pixels; p += gridDim.x * threads * V) {
     unsigned char value[V][kColours];
-    source.template levels<V>(p, value, frame, nan);
+    levels_of<V>(planes, pixels, p, value, frame, nan);
 #pragma unroll
     for (int j = 0; j < V; ++j)
 #pragma unroll
@@ -132,25 +117,16 @@ __device__ __forceinline__ void hist_apply(const unsigned char* lut, unsigned ch
 
 }  // namespace lamp
 
-#define LAMP_HIST_DECODED(NAME, T, V)                                                                                  \
+#define LAMP_HIST_COUNT(NAME, T, V)                                                                                  \
   extern "C" __global__ void __launch_bounds__(256) lamp_hist_count_##NAME(                                            \
       const T* image, unsigned char* frames, unsigned* counts, LampProgress* progress, int pixels) {                   \
     const long long frame = static_cast<long long>(blockIdx.y) * 3 * pixels;                                           \
-    lamp::hist_count<V>(lamp::DecodedFrames<T>{image + frame, pixels}, frames + frame, counts, progress, pixels);      \
+    lamp::hist_count<V>(image + frame, frames + frame, counts, progress, pixels);                                      \
   }
-LAMP_HIST_DECODED(f16, __half, 8)
-LAMP_HIST_DECODED(f16_any, __half, 1)
-LAMP_HIST_DECODED(f32, float, 8)
-LAMP_HIST_DECODED(f32_any, float, 1)
-
-#define LAMP_HIST_BYTES(NAME, V)                                                                                       \
-  extern "C" __global__ void __launch_bounds__(256) lamp_hist_count_##NAME(                                            \
-      unsigned char* frames, unsigned* counts, int pixels) {                                                           \
-    unsigned char* frame = frames + static_cast<long long>(blockIdx.y) * 3 * pixels;                                   \
-    lamp::hist_count<V>(lamp::ByteFrames{}, frame, counts, nullptr, pixels);                                           \
-  }
-LAMP_HIST_BYTES(u8, 8)
-LAMP_HIST_BYTES(u8_any, 1)
+LAMP_HIST_COUNT(f16, __half, 8)
+LAMP_HIST_COUNT(f16_any, __half, 1)
+LAMP_HIST_COUNT(f32, float, 8)
+LAMP_HIST_COUNT(f32_any, float, 1)
 
 extern "C" __global__ void __launch_bounds__(256)
 lamp_hist_lut(const unsigned* counts, unsigned char* lut, int parts, double divisor) {

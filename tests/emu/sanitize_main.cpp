@@ -65,15 +65,14 @@ void run_loop(Step step, Begin begin, int hw, unsigned threads, unsigned seed) {
   }
 }
 
-template <class T, class Count, class Apply, class CountBytes>
-void run_histograms(Count count, CountBytes count_bytes, Apply apply, int pixels, unsigned seed) {
+template <class T, class Count, class Apply>
+void run_histograms(Count count, Apply apply, int pixels, unsigned seed) {
   constexpr unsigned kFrames = 3, kParts = 2;
   Array<T> image(size_t{3} * kFrames * pixels, 0.02);
   Array<unsigned char> frames(size_t{3} * kFrames * pixels), lut(size_t{3} * kFrames * 256);
   Array<unsigned> counts(size_t{3} * kFrames * kParts * 256);
   LampProgress progress{};
   count(dim3{kParts, kFrames, 1}, 256u, seed, image.data, frames.data, counts.data, &progress, pixels);
-  count_bytes(dim3{kParts, kFrames, 1}, 256u, seed, frames.data, counts.data, pixels);
   GO(lamp_hist_lut, dim3{kFrames - 1, 3, 1}, 256u, seed, counts.data, lut.data, static_cast<int>(kParts),
      static_cast<double>(pixels));
   apply(dim3{kParts, kFrames - 1, 1}, 256u, seed, lut.data, frames.data, pixels);
@@ -91,12 +90,10 @@ int main() {
     run_loop<__half>(CALL(lamp_latent_step_f16_any), CALL(lamp_begin_loop_f16_any), 35, 64, seed);
     run_loop<float>(CALL(lamp_latent_step_f32_any), CALL(lamp_begin_loop_f32_any), 151, 96, seed);
 
-    run_histograms<__half>(CALL(lamp_hist_count_f16), CALL(lamp_hist_count_u8), CALL(lamp_hist_apply_u8), 4200, seed);
-    run_histograms<float>(CALL(lamp_hist_count_f32), CALL(lamp_hist_count_u8), CALL(lamp_hist_apply_u8), 520, seed);
-    run_histograms<__half>(CALL(lamp_hist_count_f16_any), CALL(lamp_hist_count_u8_any), CALL(lamp_hist_apply_u8_any),
-                           777, seed);
-    run_histograms<float>(CALL(lamp_hist_count_f32_any), CALL(lamp_hist_count_u8_any), CALL(lamp_hist_apply_u8_any),
-                          777, seed);
+    run_histograms<__half>(CALL(lamp_hist_count_f16), CALL(lamp_hist_apply_u8), 4200, seed);
+    run_histograms<float>(CALL(lamp_hist_count_f32), CALL(lamp_hist_apply_u8), 520, seed);
+    run_histograms<__half>(CALL(lamp_hist_count_f16_any), CALL(lamp_hist_apply_u8_any), 777, seed);
+    run_histograms<float>(CALL(lamp_hist_count_f32_any), CALL(lamp_hist_apply_u8_any), 777, seed);
 
     constexpr int kHeight = 7, kWidth = 43, kArea = kHeight * kWidth, kCount = 4 * 35;
     Array<float> decoded(12 * kArea, 0.02), image(3 * kArea), mean(kCount), latents(4 * 3 * 35), out(kCount);
