@@ -3,7 +3,7 @@
 
     python tests/mutate_kernels.py [--jobs 2] [WORD]      # WORD: only bugs whose description holds it
 
-A bug counts as caught if a Python test fails, or else a sanitizer complains. Ten minutes on two cores.
+A bug counts as caught if a Python test fails, or else a sanitizer complains. Eight minutes on two cores.
 """
 
 import argparse

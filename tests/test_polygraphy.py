@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundles in Polygraphy, as they are: its command line reads our graphs, and is fed with our inputs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -31,15 +32,19 @@ def polygraphy(*arguments: object, rtx: bool = False) -> str:
 
 @pytest.mark.parametrize("network", ["text_encoder", "vae_encoder"])
 def test_polygraphy_runs_a_graph_on_our_inputs_to_our_outputs(
-    network: str, toy_bundle: Path, tmp_path: Path
+    network: str, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from polygraphy.comparator import RunResults
     from polygraphy.json import load_json
 
     feed, results = tmp_path / "inputs.json", tmp_path / "outputs.json"
-    assert main(["inspect", str(toy_bundle), "--inputs", network, "--out", str(feed)]) == 0
+    assert main(["inspect", str(toy_bundle), "--inputs", network, "--out", str(feed), "--json"]) == 0
     bundle = Bundle.open(toy_bundle)
     inputs = network_inputs(bundle, network, PROMPT)
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(feed),
+        "inputs": {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in inputs.items()},
+    }
     (fed,) = load_json(str(feed))
     assert {name: array.dtype for name, array in fed.items()} == {n: a.dtype for n, a in inputs.items()}
     graph = bundle.graph_path(network)

@@ -15,6 +15,7 @@ from typing import TextIO
 
 import lamp_trt
 from lamp_trt.commands import bench, build, doctor, generate, image, inspect, motion, toy, verify
+from lamp_trt.commands.shared import HelpFormatter
 from lamp_trt.engine.errors import LampError
 
 log = logging.getLogger("lamp_trt")
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
             help=module.DESCRIPTION,
             description=module.DESCRIPTION,
             parents=parents,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)

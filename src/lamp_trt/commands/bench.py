@@ -33,13 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=file_path, help="folder for bench.json, bench.md, bench.html", metavar="DIR"
     )
     add_checkpoints(parser, "a motion of the bundle and its LAMP checkpoint, for parity with PyTorch")
-    parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prompt", default=PROMPT, help="of everything that takes one")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument(
-        "--steps", type=int, default=50, dest="num_inference_steps", help="of the whole videos of --full"
+        "--steps",
+        type=int,
+        default=50,
+        dest="num_inference_steps",
+        help="of the whole videos of --full",
+        metavar="STEPS",
     )
     parser.add_argument(
-        "--parity-steps", type=int, default=4, help="of the loops that are compared with PyTorch"
+        "--parity-steps",
+        type=int,
+        default=4,
+        help="of the loops that are compared with PyTorch",
+        metavar="STEPS",
     )
 
 

@@ -42,9 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="fp32 suits CPUs, fp16 GPUs; bf16 has the range of fp32, and runs on aotinductor and tensorrt",
     )
-    parser.add_argument("--height", type=int, default=320)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--frames", type=int, default=16)
+    for name, default in (("height", 320), ("width", 512)):
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=default,
+            help="of the video, a multiple of 8",
+            metavar="PIXELS",
+        )
+    parser.add_argument("--frames", type=int, default=16, help="of the video; LAMP was trained on 16")
     for name in ("height", "width"):
         parser.add_argument(
             f"--first-frame-{name}",
@@ -53,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="PIXELS",
         )
     parser.add_argument(
-        "--only", action="extend", nargs="+", default=[], help=f"of {', '.join(NETWORKS)}", metavar="NETWORK"
+        "--only",
+        action="extend",
+        nargs="+",
+        default=[],
+        help=f"build only these, of {', '.join(NETWORKS)}; default: all that the checkpoints give",
+        metavar="NETWORK",
     )
     parser.add_argument(
         "--hoist",

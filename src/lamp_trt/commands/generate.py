@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def shaping(flag: str, help: str, **options: Any) -> None:
         parser.add_argument(flag, help=help, default=argparse.SUPPRESS, **options)
 
-    parser.add_argument("prompt", nargs="*", help="one video for each")
+    parser.add_argument("prompt", nargs="*", help="one video for each", metavar="PROMPT")
     add_placement(parser)
     add_verify_files(parser)
     parser.add_argument(
@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="TensorRT: keep motions, once shown, where the next switch to them is faster",
     )
     parser.add_argument(
-        "--motion", action="append", default=[], help="repeat it for a video of each; none: the default one"
+        "--motion",
+        action="append",
+        default=[],
+        help="of the bundle; repeat it for a video of each; default: the bundle's default motion",
+        metavar="NAME",
     )
     shaping(
         "--first-frame",
@@ -49,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shaping("--first-frame-prompt", "for SDXL; default: the prompt", metavar="PROMPT")
     shaping(
         "--first-frame-steps",
-        f"default: {config.first_frame_num_inference_steps}",
+        f"of SDXL's loop; default: {config.first_frame_num_inference_steps}",
         type=int,
         dest="first_frame_num_inference_steps",
         metavar="STEPS",
     )
     shaping(
         "--first-frame-guidance-scale",
-        f"default: {config.first_frame_guidance_scale}",
+        f"of SDXL's loop; default: {config.first_frame_guidance_scale}",
         type=float,
         metavar="SCALE",
     )
@@ -82,9 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=file_path,
         help="a .mp4, .gif or .webp file, or a folder: of PNGs, or of videos if there are several; "
-        "default: the prompt as a .mp4 file",
+        "default: named after the prompt, or the folder videos for several",
     )
-    parser.add_argument("--format", choices=["mp4", "gif", "webp", "png"], default="mp4", help="of several")
+    parser.add_argument(
+        "--format",
+        choices=["mp4", "gif", "webp", "png"],
+        default="mp4",
+        help="of videos that are not named by --out: without it, and of several",
+    )
     parser.add_argument(
         "--prompts", type=file_path, help="a file: a prompt a line, or JSON lines", metavar="FILE"
     )

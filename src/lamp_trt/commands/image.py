@@ -13,18 +13,31 @@ DESCRIPTION = "Make only the first frame of a video, to try prompts quickly."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config = GenerationConfig()
-    parser.add_argument("prompt")
+    parser.add_argument("prompt", help="of the image", metavar="PROMPT")
     add_placement(parser)
     add_verify_files(parser)
     parser.add_argument(
         "--out", type=file_path, help="a .png file; default: named after the prompt", metavar="IMAGE"
     )
-    parser.add_argument("--negative-prompt")
-    parser.add_argument("--seed", type=int, default=config.seed)
     parser.add_argument(
-        "--steps", type=int, default=config.first_frame_num_inference_steps, dest="num_inference_steps"
+        "--negative-prompt", help="default: what the checkpoint says of none", metavar="PROMPT"
     )
-    parser.add_argument("--guidance-scale", type=float, default=config.first_frame_guidance_scale)
+    parser.add_argument("--seed", type=int, default=config.seed, help="0 to 2^64-1")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=config.first_frame_num_inference_steps,
+        dest="num_inference_steps",
+        help="of SDXL's loop",
+        metavar="STEPS",
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=config.first_frame_guidance_scale,
+        help="1 or less turns guidance off",
+        metavar="SCALE",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ DESCRIPTION = "Show what a bundle holds."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=file_path)
+    parser.add_argument("bundle", type=file_path, help="the bundle's folder")
     parser.add_argument("--verify-files", action="store_true", help="read and check every byte")
     parser.add_argument(
         "--layers",
@@ -21,13 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the layers of this network's TensorRT engine on this GPU (build it with --detailed)",
         metavar="NETWORK",
     )
-    parser.add_argument("--engine-dir", type=file_path, help="where that engine is", metavar="DIR")
+    parser.add_argument(
+        "--engine-dir", type=file_path, help="where that engine is; default: in the bundle", metavar="DIR"
+    )
     parser.add_argument(
         "--inputs",
         help="write inputs of this network to --out, for polygraphy run --load-inputs",
         metavar="NETWORK",
     )
-    parser.add_argument("--out", type=file_path, help="with --inputs", metavar="FILE.json")
+    parser.add_argument("--out", type=file_path, help="where --inputs goes", metavar="FILE.json")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,5 +66,9 @@ def _save_inputs(args: argparse.Namespace) -> None:
     require_parent(args.out)
     inputs = network_inputs(Bundle.open(args.bundle), args.inputs, PROMPT)
     save_inputs(args.out, inputs)
+    if args.json:
+        shapes = {name: {"dtype": str(a.dtype), "shape": list(a.shape)} for name, a in inputs.items()}
+        print(json.dumps({"path": str(args.out), "inputs": shapes}))
+        return
     for name, array in inputs.items():
         print(f"{name:40} {array.dtype} {list(array.shape)}")

@@ -4,7 +4,7 @@
 import argparse
 import json
 
-from lamp_trt.commands.shared import file_path, mb, named_folders, print_report
+from lamp_trt.commands.shared import HelpFormatter, file_path, mb, named_folders, print_report
 
 DESCRIPTION = "Add, list or remove the motions of a bundle."
 
@@ -16,13 +16,15 @@ def add_actions(parser: argparse.ArgumentParser, parents: list[argparse.Argument
         ("list", list_motions, "List the motions."),
         ("remove", remove, "Remove a motion."),
     ):
-        action = actions.add_parser(name, help=about, description=about, parents=parents)
-        action.add_argument("bundle", type=file_path)
+        action = actions.add_parser(
+            name, help=about, description=about, parents=parents, formatter_class=HelpFormatter
+        )
+        action.add_argument("bundle", type=file_path, help="the bundle's folder")
         action.set_defaults(run=run)
         if name == "add":
-            action.add_argument("motion", metavar="NAME=DIR")
+            action.add_argument("motion", help="its name, and the LAMP checkpoint", metavar="NAME=DIR")
         if name == "remove":
-            action.add_argument("name")
+            action.add_argument("name", help="of the motion")
             action.add_argument("--default", help="the default motion from now on", metavar="NAME")
 
 

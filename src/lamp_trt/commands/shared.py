@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("lamp_trt")
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Help that ends in an option's default, unless its text states one or there is none to state."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        stated = "default" in text or action.default is argparse.SUPPRESS
+        unset = action.default is None or action.default is False or action.default in ([], (), "")
+        return text if stated or unset else f"{text} (default: %(default)s)"
+
+
 def file_path(text: str) -> Path:
     """An argument that names a file or a folder, there or to be made."""
     try:
@@ -34,7 +44,7 @@ def require_parent(out: Path) -> None:
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
     """Which bundle, and where its networks run."""
-    parser.add_argument("--bundle", type=file_path, required=True, metavar="DIR")
+    parser.add_argument("--bundle", type=file_path, required=True, help="the bundle's folder", metavar="DIR")
     parser.add_argument(
         "--expect-bundle", help="refuse any bundle but this, as `inspect` shows it", metavar="SHA256"
     )

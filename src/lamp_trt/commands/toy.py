@@ -2,6 +2,7 @@
 """`lamp-trt toy`: tiny checkpoints."""
 
 import argparse
+import json
 
 from lamp_trt.commands.shared import file_path
 
@@ -9,12 +10,12 @@ DESCRIPTION = "Write tiny checkpoints in the published layouts, to try everythin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=file_path)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("folder", type=file_path, help="new or empty")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights")
 
 
 def run(args: argparse.Namespace) -> None:
     from lamp_trt.export.toy import write_toy
 
     write_toy(args.folder, seed=args.seed)
-    print(args.folder)
+    print(json.dumps({"path": str(args.folder)}) if args.json else args.folder)

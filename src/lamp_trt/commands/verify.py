@@ -19,19 +19,20 @@ DESCRIPTION = "Compare a bundle, as its backend runs it, with PyTorch on the sam
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lamp_trt.benchmarks.verify_options import PROMPT, STEPS
 
-    parser.add_argument("bundle", type=file_path)
+    parser.add_argument("bundle", type=file_path, help="the bundle's folder")
     add_checkpoints(parser, "a motion of the bundle and its LAMP checkpoint; repeat it for more")
     add_engines(parser)
-    parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--negative-prompt")
+    parser.add_argument("--prompt", default=PROMPT, help="of the image and the clip")
+    parser.add_argument("--negative-prompt", help="default: none", metavar="PROMPT")
     parser.add_argument("--first-frame", type=file_path, help="default: a synthetic picture", metavar="IMAGE")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument(
         "--steps",
         type=int,
         default=STEPS,
         dest="num_inference_steps",
         help="of the loops; each step runs every UNet three times, 0 compares networks only",
+        metavar="STEPS",
     )
     parser.add_argument("--out", type=file_path, help="also write the report as JSON", metavar="FILE")
 
