@@ -34,6 +34,10 @@ measured: dict[str, list[tuple[float, float]]] = {}
 """Max abs and rel L2 of every golden comparison, by test."""
 golden_tests_run: set[str] = set()
 
+RAN, DISTANCE = "golden test ran", "golden distance"
+"""Properties of test reports, which carry these figures to the process that prints the summary: this one, or
+the controller of pytest-xdist's workers."""
+
 
 def golden_sets() -> list[Path]:
     return sorted(path for path in Path(GOLDEN_ROOT).iterdir() if path.is_dir()) if GOLDEN_ROOT else []
@@ -62,8 +66,19 @@ def pytest_runtest_makereport(
             report.outcome = "failed"
             report.longrepr = f"skipped although LAMP_TRT_GOLDEN is set: {report.longrepr}"
         elif report.when == "call":
-            golden_tests_run.add(item.nodeid)
+            report.user_properties.append((RAN, True))
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when != "call":
+        return
+    for name, value in report.user_properties:
+        if name == RAN:
+            golden_tests_run.add(report.nodeid)
+        elif name == DISTANCE:
+            max_abs, rel_l2 = value
+            measured.setdefault(report.nodeid, []).append((max_abs, rel_l2))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -111,7 +126,7 @@ def golden_close(request: pytest.FixtureRequest) -> GoldenClose:
         assert got.shape == want.shape, f"{what}: shape {got.shape}, golden {want.shape}"
         max_abs = float(np.abs(got - want).max(initial=0))
         relative = float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
-        measured.setdefault(request.node.nodeid, []).append((max_abs, relative))
+        request.node.user_properties.append((DISTANCE, (max_abs, relative)))
         assert max_abs <= atol, f"{what}: max abs {max_abs:.2e} > {atol:.1e}"
         assert relative <= rel_l2, f"{what}: rel L2 {relative:.2e} > {rel_l2:.1e}"
 
