@@ -8,8 +8,7 @@ its traceback.
 import errno
 
 MACHINE_ERRORS = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOMEM, errno.ESTALE)
-    + (errno.EMFILE, errno.ENFILE)
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOMEM)
 )
 """Of an OSError: the machine is at its limit or failed, whatever path the caller gave."""
 

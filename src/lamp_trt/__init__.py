@@ -7,9 +7,9 @@ pipe = lamp_trt.load("bundle")
 video = pipe("a horse runs on the road", motion="horse_run", first_frame="horse.png")
 video.save("horse.mp4")
 
-Importing lamp_trt sets ORT_DISABLE_TELEMETRY=1 in the environment, for this process and its children, unless the
-variable is set already: ONNX Runtime 1.29 and later report to Microsoft without it. ONNX Runtime reads it when it
-is imported, so import lamp_trt first; a RuntimeWarning says so if that came too late.
+Importing lamp_trt sets ORT_DISABLE_TELEMETRY=1 in the environment, for this process and its children, unless
+the variable is set already: ONNX Runtime 1.29 and later report to Microsoft without it. ONNX Runtime reads it
+when it is imported, so import lamp_trt first; a RuntimeWarning says so if that came too late.
 """
 
 import os
@@ -35,9 +35,9 @@ def _disable_telemetry() -> None:
     os.environ[_NO_TELEMETRY] = "1"
     if "onnxruntime" in sys.modules:
         warnings.warn(
-            "onnxruntime was imported before lamp_trt: version 1.29 and later report to Microsoft from this "
-            f"process, and nothing can stop that any more. Import lamp_trt first, or set {_NO_TELEMETRY}=1 in "
-            "the environment.",
+            "onnxruntime was imported before lamp_trt: from version 1.29 on it reports to Microsoft from "
+            "this process, which nothing can stop any more. Import lamp_trt first, or set "
+            f"{_NO_TELEMETRY}=1 in the environment.",
             RuntimeWarning,
             stacklevel=3,
         )

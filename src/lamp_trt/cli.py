@@ -53,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = 0
         out.flush()
         if out.lost:
-            print(
-                f"lamp-trt: the results could not be written to stdout: {_reason(out.lost)}", file=sys.stderr
-            )
+            reason = getattr(out.lost, "strerror", None) or out.lost
+            print(f"lamp-trt: the results could not be written to stdout: {reason}", file=sys.stderr)
             code = code or 1
     return code
 
@@ -88,10 +87,6 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"lamp-trt {args.command}: {where}{error.strerror}", file=sys.stderr)
         return 1
     return 0
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The standard streams of the `lamp-trt` command: they take any text, and no failure of theirs stops the work."""
+"""The standard streams of the `lamp-trt` command: they take any text, and their failures stop no work."""
 
 import codecs
 import io
@@ -16,7 +16,7 @@ class SafeStream(io.TextIOBase):
     """A text stream over another one, or over none where the descriptor was closed at the start.
 
     A character that the encoding lacks is written as `\\uXXXX`, a byte of a file name as that byte. The first
-    error is kept in `lost`; from then on everything goes nowhere, also what native code writes to the descriptor.
+    error is kept in `lost`; what comes later goes nowhere, also what native code writes to the descriptor.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -102,8 +102,8 @@ def safe_streams() -> Iterator[tuple[SafeStream, SafeStream]]:
 
 
 def _occupy_standard_descriptors() -> None:
-    """Open descriptors 0 to 2 on /dev/null if they are closed: else the next file, a video perhaps, gets one of
-    them, and what native code prints ends up in it."""
+    """Open descriptors 0 to 2 on /dev/null if they are closed: else the next file, a video perhaps, gets one
+    of them, and what native code prints ends up in it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
