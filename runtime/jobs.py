@@ -19,6 +19,7 @@ from lamp_trt.engine.output_files import cannot_write
 from lamp_trt.runtime.config import FPS
 from lamp_trt.runtime.image import image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
+from lamp_trt.runtime.tokenizer import prompt_text
 from lamp_trt.runtime.video import Video, check_destination, frame_rate
 
 FIRST_FRAME_OPTIONS = (
@@ -26,6 +27,7 @@ FIRST_FRAME_OPTIONS = (
     "first_frame_num_inference_steps",
     "first_frame_guidance_scale",
 )
+PROMPTS = ("negative_prompt", "first_frame_prompt")
 OPTIONS = (
     "negative_prompt",
     "fit",
@@ -148,6 +150,9 @@ def run_jobs(
     by_motion: dict[str, list[Job]] = {}
     for job in jobs:
         assert job.out is not None
+        for text in (job.prompt, *(job.options.get(name) for name in PROMPTS)):
+            if text is not None:
+                prompt_text(text)
         if job.first_frame is None:
             pipeline.require_first_frame_networks()
         motion = job.motion or pipeline.bundle.manifest.default_motion
