@@ -4,6 +4,7 @@
 The same frames give the same bytes: one encoder thread, no dates.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.output_files import written
+from lamp_trt.engine.output_files import cannot_write, written
 from lamp_trt.runtime.config import FPS, finite_number
 from lamp_trt.runtime.image import encode_png
 
@@ -107,8 +108,8 @@ def frame_rate(fps: float) -> Fraction:
 
 
 def check_destination(path: PathLike, height: int, width: int) -> Path:
-    """The path, if a video of this size can be saved there; InputError otherwise. Asked before a video is
-    made, it spares a wait for one that can't be kept."""
+    """The path, if a video of this size can be saved there; InputError otherwise, OutputError where the file
+    system is read-only. Asked before a video is made, it spares a wait for one that can't be kept."""
     destination = Path(path)
     _check_name(destination)
     suffix = destination.suffix.lower()
@@ -124,6 +125,8 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
         )
     if not os.path.isdir(destination.parent):
         raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
+    if os.statvfs(destination.parent).f_flag & os.ST_RDONLY:
+        raise cannot_write(destination, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     if not os.access(destination.parent, os.W_OK | os.X_OK):
         raise InputError(f"the folder {str(destination.parent)!r} cannot be written to; choose another.")
     if suffix == "" and destination.exists() and not destination.is_dir():

@@ -71,8 +71,8 @@ class Place:
         return system_trace.finish(process, self.cwd, self.root / "log")
 
     def check(self, trace: Trace) -> None:
-        """That it worked, spoke to nobody and wrote in expected places only. What stays in TMPDIR is the cache
-        of torch's compiler, empty if nothing was compiled."""
+        """That it worked, spoke to nobody and wrote in expected places only. What stays in TMPDIR is the
+        cache of torch's compiler, empty if nothing was compiled."""
         assert trace.returncode == 0, trace.stderr
         assert trace.network == []
         assert trace.written_outside(self.cwd, self.cache, self.cache.parent, self.root / "tmp") == []

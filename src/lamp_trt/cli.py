@@ -83,8 +83,10 @@ def _run(argv: Sequence[str] | None) -> int:
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"lamp-trt {args.command}: {where}{error.strerror}", file=sys.stderr)
+        where = f" {str(error.filename)!r}" if error.filename else ""
+        print(
+            f"lamp-trt {args.command}: the system refused a file{where}: {error.strerror}.", file=sys.stderr
+        )
         return 1
     return 0
 
