@@ -7,6 +7,7 @@ FOLDER/motions/rain         ... and down
 FOLDER/sdxl                 as stabilityai/stable-diffusion-xl-base-1.0
 """
 
+import io
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lamp_trt.engine.errors import InputError, OutputError
+from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.output_files import cannot_write
 from lamp_trt.export import toy_lamp, toy_published, toy_sdxl, toy_vae
 from lamp_trt.export.lamp_unet import two_dimensional_name
@@ -80,11 +81,9 @@ def _write_all(
         unet = folder / "motions" / name / "unet"
         _write_json(unet.parent / "model_index.json", toy_published.LAMP_MODEL_INDEX)
         _write_json(unet / "config.json", toy_published.LAMP_UNET_CONFIG)
-        path = unet / "diffusion_pytorch_model.bin"
-        try:
-            torch.save(OrderedDict(tensors), path)
-        except RuntimeError as error:  # as which torch reports a full disk
-            raise OutputError(f"{str(path)!r} cannot be written: {str(error).splitlines()[0]}.") from error
+        pickled = io.BytesIO()  # torch.save to a file does not say that the disk is full
+        torch.save(OrderedDict(tensors), pickled)
+        (unet / "diffusion_pytorch_model.bin").write_bytes(pickled.getvalue())
     if sdxl:
         _write_sdxl(folder / "sdxl", text_encoder, vae, variant)
 
