@@ -6,6 +6,7 @@ from pathlib import Path
 from lamp_trt.benchmarks.network_inputs import Arrays, bundle_ids, seeded_inputs
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.output_files import written
 
 
 def network_inputs(bundle: Bundle, network: str, prompt: str, seed: int = 0) -> Arrays:
@@ -15,11 +16,13 @@ def network_inputs(bundle: Bundle, network: str, prompt: str, seed: int = 0) -> 
 
 
 def save_inputs(path: Path, inputs: Arrays) -> None:
-    """One feed of `polygraphy run --load-inputs`. EngineError where Polygraphy is not installed."""
+    """One feed of `polygraphy run --load-inputs`. EngineError where Polygraphy is not installed, else as
+    `written`."""
     try:
         from polygraphy.json import save_json
     except ModuleNotFoundError as error:
         raise EngineError(
             "Polygraphy is not installed, whose format this is: pip install 'lamp-trt[tensorrt]' or [rtx]."
         ) from error
-    save_json([inputs], str(path))
+    with written(path) as (partial,):
+        save_json([inputs], str(partial))

@@ -8,6 +8,7 @@ from typing import Any
 
 from lamp_trt.engine.backends import parse_device
 from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.tokenizer import prompt_text
 
 PROMPT = "a horse runs on the road"
 STEPS = 10
@@ -43,7 +44,7 @@ class VerifyOptions:
     num_inference_steps  of the loops, 0 for networks alone
     num_threads          CPU threads of both sides
     device, backend, engine_dir: where the bundle runs, as lamp_trt.load takes them
-    Raises InputError for a seed or a number of steps that no loop takes.
+    Raises InputError for a prompt that is no text, and a seed or a number of steps that no loop takes.
     """
 
     checkpoints: Checkpoints
@@ -58,6 +59,8 @@ class VerifyOptions:
     engine_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        prompt_text(self.prompt)
+        prompt_text(self.negative_prompt or "")
         if self.num_inference_steps:
             GenerationConfig(seed=self.seed, num_inference_steps=self.num_inference_steps)
 

@@ -3,15 +3,14 @@
 
 import hashlib
 import json
-import logging
 import os
 import re
-import secrets
 import stat
 import time
 from pathlib import Path
 
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.user_cache import cache_folder, keep
 
 CHUNK_BYTES = 64 << 20
 _BLOCK_BYTES = 1 << 20
@@ -19,8 +18,6 @@ _MAX_THREADS = 8
 
 RACY_SECONDS = 2.0
 """A file changed this recently may change again without its time stamps moving, so its digest is not kept."""
-
-log = logging.getLogger("lamp_trt")
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -83,8 +80,8 @@ class DigestCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or default_cache_folder()
-        self._can_write = True
+        self.folder = folder or cache_folder("digests")
+        self._can_write = self.folder is not None
 
     def digest(self, path: str | os.PathLike[str], *, fresh: bool = False) -> str:
         """The digest of a file, from the cache if its identity is unchanged and not `fresh`.
@@ -120,9 +117,12 @@ class DigestCache:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
 
     def _entry(self, path: Path) -> Path:
+        assert self.folder is not None
         return self.folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:40]}.json"
 
     def _read(self, path: Path, identity: FileIdentity) -> str | None:
+        if self.folder is None:
+            return None
         try:
             entry = json.loads(self._entry(path).read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -136,21 +136,5 @@ class DigestCache:
         _, mtime_ns, _, ctime_ns = identity
         if not self._can_write or time.time() - max(mtime_ns, ctime_ns) / 1e9 < RACY_SECONDS:
             return
-        entry = self._entry(path)
-        temporary = entry.with_suffix(f".{secrets.token_hex(8)}.tmp")
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            temporary.write_text(
-                json.dumps({"digest": digest, "identity": identity, "path": os.fspath(path)})
-            )
-            os.replace(temporary, entry)
-        except OSError as error:
-            self._can_write = False
-            log.warning("cannot keep digests in %s (%s); files are read again each time", self.folder, error)
-
-
-def default_cache_folder() -> Path:
-    """$XDG_CACHE_HOME/lamp-trt/digests, or ~/.cache/lamp-trt/digests where that is unset or relative."""
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(configured) if os.path.isabs(configured) else Path(os.path.expanduser("~/.cache"))
-    return base / "lamp-trt" / "digests"
+        entry = json.dumps({"digest": digest, "identity": identity, "path": os.fspath(path)})
+        self._can_write = keep(self._entry(path), entry.encode(), "files are read in full by every run")

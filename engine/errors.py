@@ -5,6 +5,13 @@ The command line prints these as one line and exits with `exit_code`; anything e
 its traceback.
 """
 
+import errno
+
+MACHINE_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOMEM)
+)
+"""Of an OSError: the machine is at its limit or failed, whatever path the caller gave."""
+
 
 class LampError(Exception):
     """Base of every deliberate error."""
@@ -28,3 +35,7 @@ class BundleError(LampError, RuntimeError):
 
 class EngineError(LampError, RuntimeError):
     """A compiled engine, its compiler or its device failed."""
+
+
+class OutputError(LampError, RuntimeError):
+    """A result cannot be written, for a reason that is the machine's: a full disk, say."""

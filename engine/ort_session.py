@@ -58,7 +58,6 @@ def new_session(
     """A session of `model`, whose weights lie in the bundle. EngineError if it cannot be made."""
     import onnxruntime
 
-    onnxruntime.disable_telemetry_events()  # of the whole process; without effect outside of Windows
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     folder = {"session.model_external_initializers_file_folder_path": str(bundle.path.resolve())}

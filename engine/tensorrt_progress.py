@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeVar
 
-from tqdm import tqdm
+from lamp_trt.engine.progress import progress
 
 Result = TypeVar("Result")
 
@@ -35,12 +35,11 @@ def progress_monitor(module: ModuleType, label: str) -> Any:
             with self._lock:
                 depth = self._depth.get(parent_phase, 0) + 1
                 self._depth[phase_name] = depth
-                self._bars[phase_name] = tqdm(
-                    desc=f"{label}: {phase_name}" if depth == 0 else phase_name,
+                self._bars[phase_name] = progress(
+                    label=f"{label}: {phase_name}" if depth == 0 else phase_name,
                     total=num_steps,
                     position=depth,
                     leave=depth == 0,
-                    disable=None,
                 )
 
         def step_complete(self, phase_name: str, step: int) -> bool:

@@ -22,7 +22,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm import tqdm
 
 from lamp_trt.engine import compiled
 from lamp_trt.engine.aotinductor_key import SUFFIX, cpu_name, cuda_name, package_key
@@ -31,6 +30,7 @@ from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.compiled import CompiledEngine, CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.networks import IOTensor
+from lamp_trt.engine.progress import progress
 from lamp_trt.export.attention_choice import KERNELS, attention_calls, cuda_seconds, fastest
 from lamp_trt.export.networks import exported_network
 from lamp_trt.export.recipe import Recipe
@@ -95,7 +95,7 @@ def build_packages(
     missing = [name for name, key in keys.items() if not compiled.has(folder, key)]
     if missing:
         _require_compiler()
-    for name in tqdm(missing, "AOTInductor", unit=" packages", disable=None):
+    for name in progress(missing, "AOTInductor", unit=" packages"):
         build_package(bundle, name, exported_network(recipe, name), keys[name], options, folder)
     by_stem = {engine.path.stem: engine for engine in compiled.known(folder)}
     return [by_stem[key.stem] for key in keys.values()]

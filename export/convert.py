@@ -7,10 +7,10 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import Precision, is_motion_tensor
+from lamp_trt.engine.progress import progress
 from lamp_trt.engine.weights import DTYPE_SIZES, WeightFile, write_weight_file
 from lamp_trt.export.checkpoint_files import ComponentFiles
 from lamp_trt.export.checkpoints import iter_tensors, tensor_infos
@@ -47,8 +47,8 @@ def write_component(
         if wanted(name)
     }
     data = ((name, tensor_bytes(tensor)) for name, tensor in converted(files, precision) if wanted(name))
-    with tqdm(data, files.name, len(tensors), leave=False, unit=" tensors", disable=None) as progress:
-        write_weight_file(f, tensors, progress, metadata)
+    with progress(data, files.name, total=len(tensors), leave=False, unit=" tensors") as bar:
+        write_weight_file(f, tensors, bar, metadata)
 
 
 def stored_bytes(

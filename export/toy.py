@@ -7,6 +7,7 @@ FOLDER/motions/rain         ... and down
 FOLDER/sdxl                 as stabilityai/stable-diffusion-xl-base-1.0
 """
 
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.output_files import cannot_write
 from lamp_trt.export import toy_lamp, toy_published, toy_sdxl, toy_vae
 from lamp_trt.export.lamp_unet import two_dimensional_name
 from lamp_trt.export.toy_text import TEXT_ENCODER_CONFIG, make_text_encoder
@@ -55,13 +57,15 @@ def write_toy(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder: name a new one, or remove it first.")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         with reproducible(seed) as generator:
             _write_all(partial, generator, sdxl, variant, training, progress or (lambda *_: None))
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -77,7 +81,9 @@ def _write_all(
         unet = folder / "motions" / name / "unet"
         _write_json(unet.parent / "model_index.json", toy_published.LAMP_MODEL_INDEX)
         _write_json(unet / "config.json", toy_published.LAMP_UNET_CONFIG)
-        torch.save(OrderedDict(tensors), unet / "diffusion_pytorch_model.bin")
+        pickled = io.BytesIO()  # torch.save to a file does not say that the disk is full
+        torch.save(OrderedDict(tensors), pickled)
+        (unet / "diffusion_pytorch_model.bin").write_bytes(pickled.getvalue())
     if sdxl:
         _write_sdxl(folder / "sdxl", text_encoder, vae, variant)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.hoisting import TIME_PROJECTIONS
+from lamp_trt.engine.progress import progress
 from lamp_trt.runtime.cuda_device import Device
 from lamp_trt.runtime.cuda_engines import BoundEngine
 from lamp_trt.runtime.kernels.arrays import DeviceArray
@@ -195,7 +195,7 @@ def watch(device: Device, end: Any, loops: Sequence[Shown]) -> None:
     """Wait until the stream reaches the mark `end`, showing progress. Ctrl-C is raised once it is idle."""
     try:
         for loop in loops:
-            with tqdm(desc=loop.label, total=loop.num_steps, unit=" steps", disable=None) as bar:
+            with progress(label=loop.label, total=loop.num_steps, unit=" steps") as bar:
                 while bar.n < loop.num_steps:
                     arrived = device.reached(end)
                     bar.update(int(loop.values["steps_done"][0]) - bar.n)

@@ -20,6 +20,7 @@ import lamp_trt
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
+from lamp_trt.engine.output_files import written
 from lamp_trt.runtime.config import GenerationConfig
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.image import encode_png
@@ -27,7 +28,7 @@ from lamp_trt.runtime.loop import Latents, StepCallback
 from lamp_trt.runtime.noise import check_noise
 from lamp_trt.runtime.stages import ImageJob, ImageStages, MadeImage, TokenIds
 from lamp_trt.runtime.tokenizer import CLIPTokenizer, load_tokenizer
-from lamp_trt.runtime.video import sidecar_path, written
+from lamp_trt.runtime.video import sidecar_path
 
 Array = NDArray[Any]
 
@@ -54,10 +55,11 @@ class FirstFrame:
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Writes the image as PNG, and the settings beside it as JSON. InputError as `check_png`."""
-        destination = save_png(self.image, path)
+        destination = check_png(path)
         text = json.dumps(self.settings, indent=2, ensure_ascii=False)
-        with written(sidecar_path(destination)) as partial:
-            partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
+        with written(sidecar_path(destination), destination) as (sidecar, partial):
+            sidecar.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
+            partial.write_bytes(encode_png(self.image))
         return destination
 
 
@@ -76,7 +78,7 @@ def check_png(path: str | PathLike[str]) -> Path:
 def save_png(image: NDArray[np.uint8], path: str | PathLike[str]) -> Path:
     """Writes uint8 RGB (h, w, 3) as PNG. An existing file is replaced."""
     destination = check_png(path)
-    with written(destination) as partial:
+    with written(destination) as (partial,):
         partial.write_bytes(encode_png(image))
     return destination
 

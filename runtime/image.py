@@ -35,7 +35,7 @@ def load_first_frame(
 
     source: a file that OpenCV reads, or uint8 RGB (h, w, 3). From files, 16-bit samples are reduced to 8
     bits, grey becomes RGB, alpha is dropped, EXIF orientation is applied, of an animation the first picture
-    is taken: what cv2.imread does. Raises InputError if it cannot be read.
+    is taken: what cv2.imdecode does. Raises InputError if it cannot be read.
     """
     image = _check_array(source) if isinstance(source, np.ndarray) else read_image(source)
     return resize_to(image, height, width, fit)
@@ -55,8 +55,9 @@ def read_image(path: str | os.PathLike[str]) -> Image:
         f"or has more than {MAX_PIXELS / 1e6:.0f} million pixels. PNG and JPEG work."
     )
     try:
-        bgr = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR)
-    except cv2.error as error:
+        content = np.fromfile(path, np.uint8)  # cv2.imread crashes on a file name that is no UTF-8
+        bgr = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except (cv2.error, OSError) as error:
         raise refusal from error
     if bgr is None or bgr.shape[0] * bgr.shape[1] > MAX_PIXELS:
         raise refusal

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.output_files import cannot_write
 from lamp_trt.runtime.config import FPS
 from lamp_trt.runtime.image import image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
+from lamp_trt.runtime.tokenizer import prompt_text
 from lamp_trt.runtime.video import Video, check_destination, frame_rate
 
 FIRST_FRAME_OPTIONS = (
@@ -24,6 +27,7 @@ FIRST_FRAME_OPTIONS = (
     "first_frame_num_inference_steps",
     "first_frame_guidance_scale",
 )
+PROMPTS = ("negative_prompt", "first_frame_prompt")
 OPTIONS = (
     "negative_prompt",
     "fit",
@@ -146,12 +150,15 @@ def run_jobs(
     by_motion: dict[str, list[Job]] = {}
     for job in jobs:
         assert job.out is not None
+        for text in (job.prompt, *(job.options.get(name) for name in PROMPTS)):
+            if text is not None:
+                prompt_text(text)
         if job.first_frame is None:
             pipeline.require_first_frame_networks()
         motion = job.motion or pipeline.bundle.manifest.default_motion
         pipeline.bundle.motion_path(motion)
         if len(jobs) > 1 and job.out.parent.parent.is_dir():
-            job.out.parent.mkdir(exist_ok=True)
+            _make_folder(job.out.parent)
         if job.bundle not in (None, pipeline.bundle.digest):
             log.warning("this bundle is not the one of the video to repeat: the result may differ")
         check_destination(job.out, *pipeline.size)
@@ -169,6 +176,13 @@ def run_jobs(
                 if not isinstance(video, Video):
                     raise InputError(f"before_save returned {video!r}; expected the Video to save.")
             yield video.save(job.out, job.fps), video
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> Job:
@@ -213,6 +227,8 @@ def _object(text: str, where: str) -> dict[str, Any]:
 
 
 def slug(prompt: str) -> str:
-    """A file name from a prompt: its letters and digits, in lower case."""
-    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")
-    return words.encode()[:_SLUG_BYTES].decode(errors="ignore").strip("-") or "video"
+    """A file name from a prompt: its letters and digits, in lower case, that this locale can have in one."""
+    encoding = sys.getfilesystemencoding()
+    possible = prompt.lower().encode(encoding, "ignore").decode(encoding)
+    words = re.sub(r"[\W_]+", "-", possible).strip("-")
+    return words.encode(encoding)[:_SLUG_BYTES].decode(encoding, "ignore").strip("-") or "video"

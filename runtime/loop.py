@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from lamp_trt.engine.backend import Engine
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.progress import progress
 from lamp_trt.runtime.conditioning import conditions_by_step
 from lamp_trt.runtime.config import GenerationConfig
 from lamp_trt.runtime.ddim import DDIMSchedule
@@ -40,7 +40,7 @@ def denoise_video(
     sample_dtype = np.dtype(unet.inputs[0].dtype)
     text = text_embeddings if config.guidance_scale > 1 else text_embeddings[[1, 1]]
     conditions = conditions_by_step(unet, beside, {"encoder_hidden_states": text}, schedule.timesteps)
-    steps = tqdm(enumerate(schedule.timesteps), "denoising", len(schedule), unit=" steps", disable=None)
+    steps = progress(enumerate(schedule.timesteps), "denoising", total=len(schedule), unit=" steps")
     for step, timestep in steps:
         sample = np.repeat(latents, 2, axis=0).astype(sample_dtype)
         noise_pred = unet.run({"sample": sample, **next(conditions)})["noise_pred"]
@@ -80,7 +80,7 @@ def denoise_image(
     if guidance_scale <= 1:
         conditions = {name: array[[1, 1]] for name, array in conditions.items()}
     by_step = conditions_by_step(unet, beside, conditions, schedule.timesteps)
-    steps = tqdm(enumerate(schedule.timesteps), "first frame", len(schedule), unit=" steps", disable=None)
+    steps = progress(enumerate(schedule.timesteps), "first frame", total=len(schedule), unit=" steps")
     for step, timestep in steps:
         sample = np.repeat(latents, 2, axis=0).astype(sample_dtype)
         noise_pred = unet.run({"sample": sample, **next(by_step)})["noise_pred"]

@@ -57,17 +57,9 @@ class CLIPTokenizer:
     def __call__(self, prompt: str) -> TokenizedPrompt:
         """Begin of text, the prompt's first max_length - 2 tokens, end of text, padding.
 
-        Unpaired surrogates, which no text encoding can hold, become U+FFFD. Raises InputError if it is no
-        string, or longer than MAX_PROMPT_CHARS.
+        Raises InputError as `prompt_text`.
         """
-        if not isinstance(prompt, str):
-            raise InputError(f"the prompt is {prompt!r:.100}; expected a string.")
-        if len(prompt) > MAX_PROMPT_CHARS:
-            raise InputError(
-                f"the prompt has {len(prompt)} characters, expected at most {MAX_PROMPT_CHARS}; only "
-                f"{self.max_length} tokens are read, a few hundred characters: shorten it."
-            )
-        text = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = prompt_text(prompt)
         encoding = self.backend.encode(text)
         ids, cut = encoding.ids, ""
         if len(ids) > self.max_length:
@@ -77,6 +69,28 @@ class CLIPTokenizer:
         padded = np.full((1, self.max_length), self.pad_token_id, np.int64)
         padded[0, : len(ids)] = ids
         return TokenizedPrompt(padded, cut)
+
+
+def prompt_text(prompt: str) -> str:
+    """The prompt as text; a pair of surrogates becomes its character.
+
+    Raises InputError if it is no string, is longer than MAX_PROMPT_CHARS, or holds half of a pair, as which
+    Python passes on bytes that it could not decode.
+    """
+    if not isinstance(prompt, str):
+        raise InputError(f"the prompt is {prompt!r:.100}; expected a string.")
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise InputError(
+            f"the prompt has {len(prompt)} characters, expected at most {MAX_PROMPT_CHARS}; only "
+            f"{MAX_TOKENS} tokens are read, a few hundred characters: shorten it."
+        )
+    try:
+        return prompt.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the prompt {prompt!a:.200} is not all text: it was not UTF-8, or the locale is not. Set "
+            "PYTHONUTF8=1 or LC_ALL=C.UTF-8, or give the prompt in a UTF-8 file, by --prompts FILE."
+        ) from error
 
 
 def load_tokenizer(folder: str | Path, max_length: int = MAX_TOKENS) -> CLIPTokenizer:

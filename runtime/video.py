@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A generated video, and how it becomes a file: H.264 in mp4, animated GIF or WebP, or a folder of PNGs.
 
-Every format is written under a temporary name beside its destination and renamed at the end, and the same
-frames give the same bytes: one encoder thread, no dates.
+The same frames give the same bytes: one encoder thread, no dates.
 """
 
+import errno
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.output_files import cannot_write, written
 from lamp_trt.runtime.config import FPS, finite_number
+from lamp_trt.runtime.image import encode_png
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -55,11 +55,13 @@ class Video:
         return f"Video({f} frames, {w}x{h})"
 
     def save(self, path: PathLike, fps: float = FPS) -> Path:
-        """Writes the frames by `save_frames`, and the settings beside them as JSON (`sidecar_path`)."""
+        """Writes the frames as `save_frames` does, and the settings beside them as JSON (`sidecar_path`):
+        both or, where writing fails, neither."""
         text = json.dumps({**self.settings, "fps": float(fps)}, indent=2, ensure_ascii=False)
-        destination = save_frames(self.frames, path, fps)
-        with written(sidecar_path(destination)) as partial:
-            partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
+        destination, rate = _checked(self.frames, path, fps)
+        with written(sidecar_path(destination), destination) as (sidecar, partial):
+            sidecar.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
+            _encode(self.frames, partial, rate)
         return destination
 
 
@@ -73,20 +75,30 @@ def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
     """Writes uint8 RGB (f, h, w, 3) as .mp4, .gif or .webp, or as frame_000.png... in a folder (no suffix).
 
     An existing file, or folder of such PNGs, is replaced. GIF keeps 256 colours and a clock of 1/100 s, on
-    which 8 fps alternates between 120 and 130 ms. Raises InputError as `check_destination` does, or if
-    writing fails.
+    which 8 fps alternates between 120 and 130 ms. Raises InputError as `check_destination` does, and what
+    `written` raises if writing fails.
     """
+    destination, rate = _checked(frames, path, fps)
+    with written(destination) as (partial,):
+        _encode(frames, partial, rate)
+    return destination
+
+
+def _checked(frames: Frames, path: PathLike, fps: float) -> tuple[Path, Fraction]:
+    """Where and how fast; InputError for what cannot be saved."""
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
         raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (f, h, w, 3).")
     rate = frame_rate(fps)
-    destination = check_destination(path, *frames.shape[1:3])
-    with written(destination) as partial:
-        encode = _ENCODERS.get(destination.suffix.lower())
-        if encode is None:
-            _write_pngs(frames, partial)
-        else:
-            encode(frames, partial, rate)
-    return destination
+    return check_destination(path, *frames.shape[1:3]), rate
+
+
+def _encode(frames: Frames, partial: Path, rate: Fraction) -> None:
+    """Write to `partial` in the format of its suffix."""
+    encode = _ENCODERS.get(partial.suffix.lower())
+    if encode is None:
+        _write_pngs(frames, partial)
+    else:
+        encode(frames, partial, rate)
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -97,8 +109,8 @@ def frame_rate(fps: float) -> Fraction:
 
 
 def check_destination(path: PathLike, height: int, width: int) -> Path:
-    """The path, if a video of this size can be saved there; InputError otherwise. Asked before a video is
-    made, it spares a wait for one that can't be kept."""
+    """The path, if a video of this size can be saved there; InputError otherwise, OutputError where the file
+    system is read-only. Asked before a video is made, it spares a wait for one that can't be kept."""
     destination = Path(path)
     _check_name(destination)
     suffix = destination.suffix.lower()
@@ -114,6 +126,8 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
         )
     if not os.path.isdir(destination.parent):
         raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
+    if os.statvfs(destination.parent).f_flag & os.ST_RDONLY:
+        raise cannot_write(destination, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     if not os.access(destination.parent, os.W_OK | os.X_OK):
         raise InputError(f"the folder {str(destination.parent)!r} cannot be written to; choose another.")
     if suffix == "" and destination.exists() and not destination.is_dir():
@@ -138,29 +152,10 @@ def _check_name(destination: Path) -> None:
         raise InputError(f"the output's name {destination.name!r} is longer than {MAX_NAME_BYTES} bytes.")
 
 
-@contextmanager
-def written(destination: Path) -> Iterator[Path]:
-    """A temporary name beside `destination`, renamed to it at the end; on any error or interrupt it is
-    removed."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
-            partial = Path(scratch, destination.name)
-            yield partial
-            if partial.is_dir() and destination.is_dir():
-                destination.rename(Path(scratch, "replaced"))
-            partial.rename(destination)
-    except OSError as error:
-        raise InputError(f"{str(destination)!r} cannot be written: {error.strerror or error}.") from error
-
-
 def _write_pngs(frames: Frames, folder: Path) -> None:
-    import cv2
-
     folder.mkdir()
     for index, frame in enumerate(frames):
-        name = folder / f"frame_{index:03}.png"
-        if not cv2.imwrite(str(name), np.ascontiguousarray(frame[..., ::-1])):
-            raise OSError(f"OpenCV could not write {name.name}")
+        (folder / f"frame_{index:03}.png").write_bytes(encode_png(frame))
 
 
 def _write_mp4(frames: Frames, path: Path, fps: Fraction) -> None:

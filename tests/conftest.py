@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
+import lamp_trt  # noqa: F401 - before any test imports onnxruntime, which would report home else
+
 pytest_plugins = ["toy_fixture", "sdxl_fixture", "hoisted_fixture", "torture_fixture"]
 
 Arrays = Mapping[str, np.ndarray]

@@ -430,6 +430,14 @@ def test_a_cache_that_cannot_be_written_is_a_problem(monkeypatch: pytest.MonkeyP
     assert found["folder for bundles"].status == "ok"
 
 
+def test_where_no_cache_can_be_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "cache_folder", lambda name: None)
+    found = by_name(machine.machine_findings(tmp_path))["cache"]
+    assert found.status == "problem"
+    assert "neither XDG_CACHE_HOME nor HOME is an absolute path" in found.detail
+    assert found.remedy == "set XDG_CACHE_HOME to a folder that can"
+
+
 def test_the_module_and_the_command_agree(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lamp_trt.doctor"], cwd=tmp_path, capture_output=True, text=True, check=True

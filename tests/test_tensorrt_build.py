@@ -562,8 +562,8 @@ def test_the_bars_follow_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
 
     class Bar:
-        def __init__(self, desc: str, total: int, position: int, **_: Any) -> None:
-            self.desc, self.total, self.position, self.n, self.open = desc, total, position, 0, True
+        def __init__(self, label: str, total: int, position: int, **_: Any) -> None:
+            self.label, self.total, self.position, self.n, self.open = label, total, position, 0, True
             shown.append(self)
 
         def update(self, steps: int) -> None:
@@ -572,7 +572,7 @@ def test_the_bars_follow_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
         def close(self) -> None:
             self.open = False
 
-    monkeypatch.setattr("lamp_trt.engine.tensorrt_progress.tqdm", Bar)
+    monkeypatch.setattr("lamp_trt.engine.tensorrt_progress.progress", Bar)
     monitor = progress_monitor(rtx, "vae_decoder")
     monitor.phase_start("Building", None, 6)
     monitor.phase_start("Tactics", "Building", 100)
@@ -580,7 +580,7 @@ def test_the_bars_follow_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert monitor.step_complete("Tactics", 99)
     monitor.phase_finish("Tactics")
     assert monitor.step_complete("Building", 0)
-    assert [(bar.desc, bar.total, bar.position, bar.n, bar.open) for bar in shown] == [
+    assert [(bar.label, bar.total, bar.position, bar.n, bar.open) for bar in shown] == [
         ("vae_decoder: Building", 6, 0, 1, True),
         ("Tactics", 100, 1, 100, False),
     ]

@@ -216,11 +216,12 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     """A limit on the file size stands for the disk."""
     program = (
         "import resource, sys, numpy as np; from lamp_trt.runtime.video import save_frames\n"
+        "from lamp_trt.engine.errors import OutputError\n"
         "frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "for name in ('a.mp4', 'a.gif', 'a.webp', 'a'):\n"
         "    try: save_frames(frames, f'{sys.argv[1]}/{name}')\n"
-        "    except ValueError as error: print(error)\n"
+        "    except OutputError as error: print(error)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True

@@ -93,7 +93,9 @@ def _commit() -> str:
     if not shutil.which("git"):
         return ""
     head = _output("git", "-C", str(folder), "rev-parse", "HEAD")
-    if head and _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"):
+    if head and _output(
+        "git", "--no-optional-locks", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"
+    ):
         head += "-dirty"
     return head
 

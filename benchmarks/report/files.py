@@ -6,7 +6,8 @@ from pathlib import Path
 from lamp_trt.benchmarks.bench.result import BenchResult, result_text
 from lamp_trt.benchmarks.report.html import page
 from lamp_trt.benchmarks.report.markdown import markdown
-from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.errors import MACHINE_ERRORS, InputError
+from lamp_trt.engine.output_files import written
 
 JSON, MARKDOWN, HTML = "bench.json", "bench.md", "bench.html"
 
@@ -17,11 +18,14 @@ def check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
         raise InputError(f"--out is {folder}, which cannot be made a folder ({error.strerror}).") from error
 
 
 def write_reports(result: BenchResult, folder: Path) -> None:
-    """JSON, Markdown and HTML; what was there is replaced."""
-    (folder / JSON).write_text(result_text(result))
-    (folder / MARKDOWN).write_text(markdown(result))
-    (folder / HTML).write_text(page(result))
+    """JSON, Markdown and HTML, or none of them; what was there is replaced."""
+    texts = {JSON: result_text(result), MARKDOWN: markdown(result), HTML: page(result)}
+    with written(*(folder / name for name in texts)) as partial:
+        for path, text in zip(partial, texts.values(), strict=True):
+            path.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -3,22 +3,16 @@
 
 import hashlib
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.user_cache import cache_folder, keep
 from lamp_trt.runtime import kernels
 
 logger = logging.getLogger("lamp_trt")
 
 BUNDLED_HEADERS = (13, 3)
 """NVRTC carries cuda_fp16.h itself from this version on."""
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/lamp-trt/kernels, ~/.cache by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamp-trt" / "kernels"
 
 
 def cubin(arch: str, cache: Path | None = None) -> bytes:
@@ -36,17 +30,15 @@ def cubin(arch: str, cache: Path | None = None) -> bytes:
     _, major, minor = nvrtc.nvrtcVersion()
     source = kernels.single_source()
     key = hashlib.sha256(f"{arch} {major}.{minor}\n{source}".encode()).hexdigest()[:16]
-    path = (cache or cache_folder()) / f"lamp_kernels-{arch}-{key}.cubin"
+    folder = cache or cache_folder("kernels")
+    if folder is None:
+        return _compile(source, arch, (major, minor))
+    path = folder / f"lamp_kernels-{arch}-{key}.cubin"
     try:
         return path.read_bytes()
     except OSError:  # not there, or not readable
         code = _compile(source, arch, (major, minor))
-    try:
-        _write(path, code)
-    except OSError as error:
-        logger.warning(
-            "compiled kernels cannot be kept in %s (%s): every start compiles.", path.parent, error
-        )
+    keep(path, code, "every start compiles the CUDA kernels")
     return code
 
 
@@ -68,11 +60,3 @@ def _compile(source: str, arch: str, version: tuple[int, int]) -> bytes:
             f"NVRTC {version[0]}.{version[1]} cannot compile the CUDA kernels for {arch}: {error} "
             "A newer nvidia-cuda-nvrtc may know this GPU."
         ) from error
-
-
-def _write(path: Path, code: bytes) -> None:
-    """All or nothing: other processes compile the same file at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(code)
-    os.replace(file.name, path)

@@ -6,8 +6,15 @@ import lamp_trt
 pipe = lamp_trt.load("bundle")
 video = pipe("a horse runs on the road", motion="horse_run", first_frame="horse.png")
 video.save("horse.mp4")
+
+Importing lamp_trt sets ORT_DISABLE_TELEMETRY=1 in the environment, for this process and its children, unless
+the variable is set already: ONNX Runtime 1.29 and later report to Microsoft without it. ONNX Runtime reads it
+when it is imported, so import lamp_trt first; a RuntimeWarning says so if that came too late.
 """
 
+import os
+import sys
+import warnings
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -17,6 +24,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["load"]
+
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+
+
+def _disable_telemetry() -> None:
+    """Keep ONNX Runtime from reporting, unless its host decided by setting the variable."""
+    if _NO_TELEMETRY in os.environ:
+        return
+    os.environ[_NO_TELEMETRY] = "1"
+    if "onnxruntime" in sys.modules:
+        warnings.warn(
+            "onnxruntime was imported before lamp_trt: from version 1.29 on it reports to Microsoft from "
+            "this process, which nothing can stop any more. Import lamp_trt first, or set "
+            f"{_NO_TELEMETRY}=1 in the environment.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+_disable_telemetry()
 
 
 def load(

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `lamp-trt` command. Its sub-commands are the modules of commands/.
 
-Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or input,
-130 interrupted.
+Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failed (also where results could
+not be written to stdout), 2 bad usage or input, 130 interrupted.
 """
 
 import argparse
-import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TextIO
 
 import lamp_trt
 from lamp_trt.commands import bench, build, doctor, generate, image, inspect, motion, toy, verify
 from lamp_trt.commands.shared import HelpFormatter
-from lamp_trt.engine.errors import LampError
+from lamp_trt.engine.errors import MACHINE_ERRORS, LampError
+from lamp_trt.streams import safe_streams
 
 log = logging.getLogger("lamp_trt")
 
@@ -30,7 +29,7 @@ OFFLINE = {
     "DO_NOT_TRACK": "1",
 }
 """Environment of the command, before any dependency is imported: none of them is to look for a network, and
-what is needed never lies there. As a library lamp_trt leaves its host's environment alone."""
+what is needed never lies there. The library needs none of them, and leaves them alone."""
 _EXTRAS = {
     "torch": "export",
     "diffusers": "export",
@@ -46,7 +45,22 @@ _EXTRAS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     os.environ.update(OFFLINE)
-    _take_any_text(sys.stdout, sys.stderr)
+    with safe_streams() as (out, _):
+        try:
+            code = _run(argv)
+        except SystemExit as stop:  # argparse: after --help and --version, or for a bad command line
+            if stop.code:
+                raise
+            code = 0
+        out.flush()
+        if out.lost:
+            reason = getattr(out.lost, "strerror", None) or out.lost
+            print(f"lamp-trt: the results could not be written to stdout: {reason}", file=sys.stderr)
+            code = code or 1
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     _log_to_stderr(logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO)
     run: Callable[[argparse.Namespace], None] = args.run
@@ -67,8 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"lamp-trt {args.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        where = f" {str(error.filename)!r}" if error.filename else ""
+        print(
+            f"lamp-trt {args.command}: the system refused a file{where}: {error.strerror}.", file=sys.stderr
+        )
         return 1
     return 0
 
@@ -99,13 +118,6 @@ def _parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("motion", help=motion.DESCRIPTION, description=motion.DESCRIPTION)
     motion.add_actions(sub, parents)
     return parser
-
-
-def _take_any_text(*streams: TextIO) -> None:
-    """Let file names that are no UTF-8 be printed as the bytes that they are, like `ls` does."""
-    for stream in streams:
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "surrogateescape")
 
 
 class _ToStderr(logging.Handler):

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from lamp_trt.benchmarks.verify import verify_bundle
     from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
     from lamp_trt.benchmarks.verify_report import report_text, require_passed
+    from lamp_trt.engine.output_files import write_text
 
     if args.out:
         require_parent(args.out)
@@ -56,6 +57,6 @@ def run(args: argparse.Namespace) -> None:
     report = verify_bundle(args.bundle, options)
     as_json = json.dumps(report.to_json(), indent=2, allow_nan=False)
     if args.out:
-        args.out.write_text(as_json + "\n")
+        write_text(args.out, as_json + "\n")
     print(as_json if args.json else report_text(report))
     require_passed(report)

@@ -2,7 +2,10 @@
 from pathlib import Path
 
 from lamp_trt.doctor import PURPOSES, diagnose, diagnosis_text, impossible
+from lamp_trt.streams import safe_streams
 
-findings = diagnose(Path())
-print(diagnosis_text(findings))
-raise SystemExit(int(any(purpose in impossible(findings) for purpose in PURPOSES)))
+with safe_streams() as (out, _):
+    findings = diagnose(Path())
+    print(diagnosis_text(findings))
+    out.flush()
+raise SystemExit(int(out.lost is not None or any(purpose in impossible(findings) for purpose in PURPOSES)))

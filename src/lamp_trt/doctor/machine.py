@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from lamp_trt.doctor.findings import Finding
-from lamp_trt.engine.digests import default_cache_folder
+from lamp_trt.engine.user_cache import cache_folder
 
 _SECTION = "machine"
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -60,11 +60,18 @@ def _system_finding() -> Finding:
 
 def _cache_finding() -> Finding:
     """Whether digests and compiled kernels can be kept."""
-    folder = default_cache_folder().parent
+    remedy = "set XDG_CACHE_HOME to a folder that can"
+    kept = cache_folder("digests")
+    if kept is None:
+        detail = (
+            "neither XDG_CACHE_HOME nor HOME is an absolute path: checkpoints are read in full by every build"
+        )
+        return Finding(_SECTION, "cache", "problem", detail, remedy)
+    folder = kept.parent
     why = not_writable(folder)
     if why:
         detail = f"{folder} cannot be written ({why}): checkpoints are read in full by every build"
-        return Finding(_SECTION, "cache", "problem", detail, "set XDG_CACHE_HOME to a folder that can")
+        return Finding(_SECTION, "cache", "problem", detail, remedy)
     return Finding(_SECTION, "cache", "ok", str(folder))
 
 

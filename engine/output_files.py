@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as files: written under temporary names beside their destinations, renamed when they are whole."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lamp_trt.engine.errors import MACHINE_ERRORS, InputError, LampError, OutputError
+
+
+@contextmanager
+def written(*destinations: Path) -> Iterator[tuple[Path, ...]]:
+    """Temporary names for `destinations`, which share a folder; the block writes a file or a folder to each.
+
+    When it ends they are on disk and take their destinations' places, in the given order. After an error or
+    an interrupt nothing is left of them, and what was at the destinations is there as before. OutputError
+    where the disk is full or fails, InputError where a destination cannot be written for another reason.
+    """
+    last = destinations[-1]
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{last.name}.", dir=last.parent) as scratch:
+            new, old = Path(scratch, "new"), Path(scratch, "old")
+            new.mkdir()
+            old.mkdir()
+            partial = tuple(new / destination.name for destination in destinations)
+            yield partial
+            _sync(new)
+            _put_in_place(partial, destinations, old)
+    except OSError as error:
+        raise cannot_write(last, error) from error
+
+
+def write_text(destination: Path, text: str) -> None:
+    """One UTF-8 file, as `written`; a file name in it that is no UTF-8 is escaped."""
+    with written(destination) as (partial,):
+        partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def cannot_write(path: Path, error: OSError) -> LampError:
+    """What an error while `path` was written comes to."""
+    message = f"{str(path)!r} cannot be written: {error.strerror or error}."
+    return OutputError(message) if error.errno in MACHINE_ERRORS else InputError(message)
+
+
+def _sync(folder: Path) -> None:
+    """Put all files on disk: some file systems tell only then that it is full."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _put_in_place(partial: tuple[Path, ...], destinations: tuple[Path, ...], old: Path) -> None:
+    """Rename all, or none: `old` takes what is needed to undo the first ones when a later one fails."""
+    with ExitStack() as undo:
+        for source, destination in zip(partial, destinations, strict=True):
+            kept = old / destination.name
+            if source.is_dir() and destination.is_dir():
+                destination.rename(kept)
+                undo.callback(kept.rename, destination)
+            elif not os.path.lexists(destination):
+                undo.callback(destination.unlink, missing_ok=True)
+            elif destination != destinations[-1]:
+                _keep_copy(destination, kept)
+                undo.callback(kept.replace, destination)
+            source.replace(destination)
+        undo.pop_all()
+
+
+def _keep_copy(path: Path, kept: Path) -> None:
+    try:
+        os.link(path, kept, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, kept, follow_symlinks=False)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where lamp-trt keeps files between runs: digests and compiled kernels. Everything works without."""
+
+import functools
+import logging
+import os
+import pwd
+import secrets
+from pathlib import Path
+
+log = logging.getLogger("lamp_trt")
+
+
+def cache_folder(name: str) -> Path | None:
+    """$XDG_CACHE_HOME/lamp-trt/NAME, or ~/.cache/lamp-trt/NAME; it need not exist.
+
+    A path that is not absolute counts as not given, as the XDG specification says. None where no folder is
+    left: a container that runs under a user id of no account, without HOME. That is logged once, for -v.
+    """
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(configured):
+        return Path(configured, "lamp-trt", name)
+    home = _home()
+    if home is None:
+        _say_once(
+            logging.DEBUG,
+            "nothing is kept between runs: neither XDG_CACHE_HOME nor HOME is an absolute path, and user "
+            f"{os.getuid()} has no account",
+        )
+        return None
+    return Path(home, ".cache", "lamp-trt", name)
+
+
+def keep(path: Path, data: bytes, cost: str) -> bool:
+    """Write a file of a cache, whole or not at all; whether it is there now.
+
+    Several processes may write the same one. Where that fails, `cost`, which is what will be slower, is
+    logged once a folder.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        _say_once(logging.WARNING, f"cannot write to {path.parent} ({error.strerror}): {cost}")
+        return False
+    return True
+
+
+def _home() -> str | None:
+    home = os.environ.get("HOME", "")
+    if os.path.isabs(home):
+        return home
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return None
+    return home if os.path.isabs(home) else None
+
+
+@functools.cache
+def _say_once(level: int, message: str) -> None:
+    log.log(level, "%s", message)
