@@ -27,7 +27,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object_pairs_hook that raises ValueError where json.loads would keep the last of equal keys."""
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key occurs twice")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in value if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r:.100} occurs twice")
     return value
 
 

@@ -4,7 +4,6 @@
 A component is a folder with a config and weights (`unet/`, `vae/`, `text_encoder/`). Always offline.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.text_files import TextError, read_json_object
 from lamp_trt.export.config_limits import check_config
 
 DEFAULT_SCALING_FACTOR = 0.18215
@@ -124,18 +124,14 @@ def _existing_folder(folder: str | Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in one of a checkpoint's JSON files, which must be there. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
     refuse_lfs_pointer(path)
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} has more than {_MAX_JSON_BYTES >> 20} MiB: it is no configuration.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object.")
-    return content
+        return read_json_object(path, _MAX_JSON_BYTES)
+    except TextError as error:
+        raise CheckpointError(f"{path} {error}") from error
 
 
 def refuse_lfs_pointer(file: Path) -> None:
