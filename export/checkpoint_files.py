@@ -12,6 +12,7 @@ from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.text_files import TextError, read_json_object
+from lamp_trt.engine.tokenizer_files import SERIALIZED, VOCABULARY, missing_tokenizer
 from lamp_trt.export.config_limits import check_config
 
 DEFAULT_SCALING_FACTOR = 0.18215
@@ -54,8 +55,12 @@ def open_checkpoint(
     root = _existing_folder(folder)
     found = {name: find_component(root, name, parent_only=True) for name in components}
     for name in tokenizers:
-        if not all((root / name / file).is_file() for file in ("vocab.json", "merges.txt")):
-            raise CheckpointError(f"{root} has no {name}/vocab.json and merges.txt. {_LAYOUT_HINT}")
+        layouts = (VOCABULARY, (SERIALIZED,))
+        if not any(all((root / name / file).is_file() for file in layout) for layout in layouts):
+            raise CheckpointError(
+                f"{root} has no {name}/vocab.json and merges.txt, nor {name}/{SERIALIZED}. "
+                f"{missing_tokenizer(root / name)} {_LAYOUT_HINT}"
+            )
     scheduler = read_json(root / "scheduler" / "scheduler_config.json")
     return Checkpoint(root, found, {name: root / name for name in tokenizers}, scheduler)
 

@@ -19,7 +19,7 @@ from typing import Any
 import lamp_trt
 from lamp_trt.engine.bundle_paths import validate_motion_name
 from lamp_trt.engine.digests import DigestCache
-from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.hoisting import HOISTED, HOISTS, hoisted_specs
 from lamp_trt.engine.manifest import FirstFrameEntry
 from lamp_trt.engine.networks import (
@@ -30,6 +30,7 @@ from lamp_trt.engine.networks import (
     NetworkSpec,
     Precision,
 )
+from lamp_trt.engine.tokenizer_files import read_tokenizer_files
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,
@@ -49,7 +50,16 @@ EXPORTER_VERSION = 1
 """Raise it when equal inputs would give other graphs."""
 
 _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+
+CLIP_VOCABULARY = 49408
+"""Of a text encoder whose config does not say: transformers' default."""
+
+ENCODERS = {
+    "tokenizer": "text_encoder",
+    "sdxl_tokenizer": "sdxl_text_encoder",
+    "tokenizer_2": "sdxl_text_encoder_2",
+}
+"""The text encoder that takes each tokenizer's ids, by the bundle's names."""
 
 ORIGINS = {
     "text_encoder": "--sd",
@@ -231,6 +241,8 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
         for name in ("vae", "sdxl_vae")
         if name in sources
     }
+    for name, folder in tokenizers.items():
+        _check_tokenizer(folder, sources[ENCODERS[name]].files)
     configs = {name: source.files.config for name, source in sources.items()}
     sizes = video_sizes(configs, options.height, options.width, options.num_frames)
     if from_sdxl:
@@ -283,9 +295,14 @@ def source_of(files: ComponentFiles, cache: DigestCache) -> Source:
     return Source(files, digest_of(dict(files.config), digests))
 
 
-def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files of a tokenizer folder that a bundle takes along."""
-    return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+def _check_tokenizer(folder: Path, encoder: ComponentFiles) -> None:
+    """Raise CheckpointError unless `folder` holds CLIP's tokenizer, with ids that the text encoder takes."""
+    tokens, taken = read_tokenizer_files(folder).size, encoder.config.get("vocab_size", CLIP_VOCABULARY)
+    if tokens > taken:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has ids up to {tokens - 1}, the text encoder in {encoder.folder} takes "
+            f"{taken} (vocab_size): they do not belong together."
+        )
 
 
 def _networks(options: BuildOptions) -> tuple[str, ...]:
