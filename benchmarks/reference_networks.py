@@ -23,13 +23,14 @@ from lamp_trt.export.checkpoint_files import (
     read_json,
 )
 from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.scheduler_support import scheduler_settings
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
     """A checkpoint's scheduler_config.json as published."""
-    return read_json(folder / "scheduler" / "scheduler_config.json")
+    return scheduler_settings(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
 def force_zeros_for_empty_prompt(folder: Path) -> bool:

@@ -32,8 +32,7 @@ from lamp_trt.export.bundle_files import (
     FileMaker,
     log,
 )
-from lamp_trt.export.checkpoint_files import find_component
-from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, source_of
+from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, motion_source
 
 UNET = "lamp_unet"
 _KIND = "lamp_trt_kind"
@@ -91,7 +90,7 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
     start = time.monotonic()
     cache = cache or DigestCache()
     _require_bundle(bundle)
-    source = source_of(find_component(folder, "unet"), cache)
+    source = motion_source(folder, cache, {})
     report = BuildReport(bundle)
     with BundleWriter(bundle, cache=cache) as writer:
         manifest = _manifest_with_unet(writer)

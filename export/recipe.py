@@ -36,9 +36,12 @@ from lamp_trt.export.checkpoint_files import (
     ComponentFiles,
     find_component,
     open_checkpoint,
+    read_json,
 )
+from lamp_trt.export.family import check_vae
+from lamp_trt.export.scheduler_support import check_same_noise, check_scheduler, scheduler_settings
 from lamp_trt.export.sdxl_checkpoint import FOLDERS as SDXL_FOLDERS
-from lamp_trt.export.sdxl_checkpoint import check_scheduler, open_sdxl, refuse_other_family
+from lamp_trt.export.sdxl_checkpoint import open_sdxl, refuse_other_family
 from lamp_trt.export.sizes import Configs, first_frame_sizes, video_sizes
 from lamp_trt.export.unet_layout import condition_layout
 
@@ -217,17 +220,17 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
     from_sd = tuple(component for component in components if ORIGINS[component] == "--sd")
     if from_sd:
         assert options.sd is not None
-        refuse_other_family(options.sd)
+        index = refuse_other_family(options.sd)
         checkpoint = open_checkpoint(options.sd, from_sd, ("tokenizer",) * ("text_encoder" in from_sd))
-        check_scheduler(options.sd, checkpoint.scheduler_config)
+        check_scheduler(options.sd, checkpoint.scheduler_config, index)
+        if "vae" in from_sd:
+            check_vae(checkpoint.components["vae"], "Stable Diffusion v1", DEFAULT_SCALING_FACTOR)
         sources = {name: source_of(checkpoint.components[name], cache) for name in from_sd}
         tokenizers.update(checkpoint.tokenizers)
-        scheduler = checkpoint.scheduler_config
+        scheduler = scheduler_settings(checkpoint.scheduler_config)
     if "unet" in components:
         assert options.motions
-        motions = {
-            name: source_of(find_component(folder, "unet"), cache) for name, folder in options.motions.items()
-        }
+        motions = {name: motion_source(folder, cache, scheduler) for name, folder in options.motions.items()}
         sources["unet"] = next(iter(motions.values()))
     from_sdxl = tuple(component for component in components if ORIGINS[component] == "--sdxl")
     if from_sdxl:
@@ -288,6 +291,20 @@ def hoisted_from(network: str, hoist: tuple[str, ...]) -> tuple[str, ...]:
         for name in HOISTS
         if name in hoist and concerned and (name != "prefix" or network == "lamp_unet")
     )
+
+
+def motion_source(folder: Path, cache: DigestCache, sd_scheduler: Mapping[str, Any]) -> Source:
+    """The UNet of the LAMP checkpoint in `folder`, whose scheduler, if it has one, must be of ours and fit
+    that of --sd ({} without it)."""
+    files = find_component(folder, "unet")
+    root = files.folder.parent
+    path = root / "scheduler" / "scheduler_config.json"
+    if files.folder.name == "unet" and path.is_file():
+        config = read_json(path)
+        check_scheduler(root, config)
+        if sd_scheduler:
+            check_same_noise(root, config, sd_scheduler)
+    return source_of(files, cache)
 
 
 def source_of(files: ComponentFiles, cache: DigestCache) -> Source:

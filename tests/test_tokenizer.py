@@ -198,7 +198,15 @@ def test_a_folder_that_holds_no_clip_tokenizer_is_refused(
 
 # --- the layouts of every age ----------------------------------------------------------------------------
 
-HARD_PROMPTS = [*PIECES, "", " ", "A HORSE  runs\r\n fast", "<|endoftext|> a <|startoftext|>b", "!" * 80, "🐎" * 90]
+HARD_PROMPTS = [
+    *PIECES,
+    "",
+    " ",
+    "A HORSE  runs\r\n fast",
+    "<|endoftext|> a <|startoftext|>b",
+    "!" * 80,
+    "🐎" * 90,
+]
 Vocab = tuple[dict[str, int], list[str]]
 
 
@@ -317,7 +325,9 @@ def test_two_layouts_of_different_tokenizers_are_refused(
     folder = new_layout(tmp_path / "tokenizer", vocabulary)
     with_old_vocabulary(folder)
     edit(folder / "tokenizer.json", change)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json and vocab\.json and merges\.txt beside it are of"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json and vocab\.json and merges\.txt beside it are of"
+    ):
         tokenizer_files(folder)
 
 

@@ -44,7 +44,11 @@ def test_a_bundle_of_todays_layout_has_the_published_ids(resaved: Path, toy: Pat
     assert build_text_encoder(resaved, toy, out) == new
     old = {f"tokenizer/{path.name}" for path in (toy / "sd" / "tokenizer").iterdir()}
     for sd, files in ((resaved, new), (toy / "sd", old), (resaved, new)):
-        assert build_text_encoder(sd, toy, out) == files == {f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir()}
+        assert (
+            build_text_encoder(sd, toy, out)
+            == files
+            == {f"tokenizer/{p.name}" for p in (out / "tokenizer").iterdir()}
+        )
         ours = load_tokenizer(Bundle.open(out).tokenizer_folder("tokenizer"))
         for prompt in PROMPTS:
             assert ours(prompt).input_ids.tolist() == published(prompt).input_ids.tolist()
@@ -59,9 +63,7 @@ def test_verify_compares_with_todays_layout(resaved: Path, toy: Path, tmp_path: 
         assert tokenizer_check(bundle, "tokenizer", folder, PROMPTS).problem == ""
 
 
-def test_a_tokenizer_with_more_ids_than_the_text_encoder_is_refused(
-    resaved: Path, toy: Path
-) -> None:
+def test_a_tokenizer_with_more_ids_than_the_text_encoder_is_refused(resaved: Path, toy: Path) -> None:
     path = resaved / "tokenizer" / "tokenizer.json"
     document = json.loads(path.read_text())
     document["model"]["vocab"]["rain</w></w>"] = 5000
@@ -74,7 +76,9 @@ def test_a_tokenizer_with_more_ids_than_the_text_encoder_is_refused(
 def test_half_a_vocabulary_is_refused(missing: str, toy: Path, tmp_path: Path) -> None:
     shutil.copytree(toy / "sd", tmp_path / "sd")
     (tmp_path / "sd" / "tokenizer" / missing).unlink()
-    with pytest.raises(CheckpointError, match=r"has no tokenizer/vocab\.json and merges\.txt, nor tokenizer/tok"):
+    with pytest.raises(
+        CheckpointError, match=r"has no tokenizer/vocab\.json and merges\.txt, nor tokenizer/tok"
+    ):
         recipe_from_options(toy_options(toy, sd=tmp_path / "sd"))
 
 
