@@ -13,6 +13,7 @@ from typing import Any
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.text_files import TextError, read_json_object
 from lamp_trt.engine.tokenizer_files import SERIALIZED, VOCABULARY, missing_tokenizer
+from lamp_trt.export.checkpoint_kinds import hint_for_folder, kind_of_file
 from lamp_trt.export.config_limits import check_config
 
 DEFAULT_SCALING_FACTOR = 0.18215
@@ -75,14 +76,15 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
 
     Full precision is preferred to fp16 variants, then safetensors to .bin. Raises CheckpointError.
     """
-    root = _existing_folder(folder)
+    root = _existing_folder(folder, name)
     if (root / name).is_dir():
         root = root / name
     elif parent_only or not (root / "config.json").is_file():
         entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{root} is not a checkpoint with {name!r}: no {name}/config.json"
-            f"{'' if parent_only else ' or config.json'}; it holds {entries}. {_LAYOUT_HINT}"
+            f"{'' if parent_only else ' or config.json'}; it holds {entries}. "
+            f"{hint_for_folder(root, name) or _LAYOUT_HINT}"
         )
     config = read_json(root / "config.json")
     check_config(root / "config.json", config)
@@ -105,7 +107,10 @@ def _find_weights(folder: Path, name: str) -> tuple[Path, ...]:
             if index.is_file():
                 return _shards(index)
             tried.append(single.name)
-    raise CheckpointError(f"{folder} has no weights: none of {', '.join(tried)} (or a sharded index of one).")
+    raise CheckpointError(
+        f"{folder} has no weights: none of {', '.join(tried)} (or a sharded index of one). "
+        f"{hint_for_folder(folder, name)}".strip()
+    )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -120,11 +125,14 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def _existing_folder(folder: str | Path) -> Path:
+def _existing_folder(folder: str | Path, component: str = "") -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
-        what = "is a file, expected a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"checkpoint {path} {what}. {_LAYOUT_HINT}")
+        if not path.exists():
+            raise CheckpointError(f"checkpoint {path} does not exist. {_LAYOUT_HINT}")
+        kind = kind_of_file(path, component) if path.is_file() else ""
+        hint = f"It is {kind}" if kind else _LAYOUT_HINT
+        raise CheckpointError(f"checkpoint {path} is a file, expected a folder. {hint}")
     return path
 
 
