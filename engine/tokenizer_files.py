@@ -32,8 +32,9 @@ _EXPECTED = "expected CLIP's byte-level BPE"
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """vocab: token → id. merges: in order of rank. special: bos_token, eos_token, unk_token, pad_token → text.
-    added: what is recognised inside a prompt, as (text, options); a later entry replaces an earlier one."""
+    """vocab: token → id. merges: in order of rank. special: bos_token, eos_token, unk_token and pad_token
+    → text. added: what is recognised inside a prompt, as (text, options); a later entry replaces an earlier
+    one of the same text."""
 
     vocab: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]
@@ -88,8 +89,8 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
         other = read_tokenizer_files(folder, serialized=False)
         if (best.vocab, best.merges) != (other.vocab, other.merges):
             raise CheckpointError(
-                f"{folder / SERIALIZED} and {' and '.join(VOCABULARY)} beside it are of different tokenizers. "
-                "Remove what does not belong to this checkpoint."
+                f"{folder / SERIALIZED} and {' and '.join(VOCABULARY)} beside it are of different "
+                "tokenizers. Remove what does not belong to this checkpoint."
             )
         names += [SERIALIZED] * (best.meaning() != other.meaning())
     elif (folder / SERIALIZED).is_file():

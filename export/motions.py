@@ -66,8 +66,8 @@ def make_motion(maker: FileMaker, name: str, source: Source, precision: Precisio
     full = metadata[_KIND] == "full"
     if full:
         log.warning(
-            "motion %s differs from the shared weights outside the motion tensors too%s: it is kept whole, and "
-            "switching to it loads the whole UNet",
+            "motion %s differs from the shared weights outside the motion tensors too%s: it is kept whole, "
+            "and switching to it loads the whole UNet",
             name,
             _because_of_rounding(metadata),
         )

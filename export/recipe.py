@@ -317,8 +317,8 @@ def _check_tokenizer(folder: Path, encoder: ComponentFiles) -> None:
     tokens, taken = read_tokenizer_files(folder).size, encoder.config.get("vocab_size", CLIP_VOCABULARY)
     if tokens > taken:
         raise CheckpointError(
-            f"the tokenizer in {folder} has ids up to {tokens - 1}, the text encoder in {encoder.folder} takes "
-            f"{taken} (vocab_size): they do not belong together."
+            f"the tokenizer in {folder} has ids up to {tokens - 1}, the text encoder in {encoder.folder} "
+            f"takes {taken} (vocab_size): they do not belong together."
         )
 
 

@@ -188,8 +188,8 @@ def _check_class(where: Path, name: Any) -> None:
         raise CheckpointError(f"{where} names no class of scheduler (_class_name {name!r:.100}).")
     reason = next((why for starts, why in _CLASS_REASONS if name.startswith(starts)), _OTHERS)
     raise CheckpointError(
-        f"{where} names {name:.100}: {reason}. Supported are checkpoints of Stable Diffusion v1 and SDXL base "
-        f"with the schedulers {', '.join(CLASSES)}."
+        f"{where} names {name:.100}: {reason}. Supported are Stable Diffusion v1 and SDXL base with "
+        f"the schedulers {', '.join(CLASSES)}."
     )
 
 

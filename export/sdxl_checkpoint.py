@@ -65,7 +65,8 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
     zeros = index.get("force_zeros_for_empty_prompt", True)
     if not isinstance(zeros, bool):
         raise CheckpointError(
-            f"{root / 'model_index.json'} has force_zeros_for_empty_prompt {zeros!r:.100}; expected true or false."
+            f"{root / 'model_index.json'} has force_zeros_for_empty_prompt {zeros!r:.100}; "
+            "expected true or false."
         )
     return SdxlCheckpoint(
         found,
@@ -76,8 +77,9 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
 
 
 def refuse_other_family(folder: Path) -> Mapping[str, Any]:
-    """model_index.json of `folder`, given as Stable Diffusion v1 ({} if there is none). Raises CheckpointError
-    if it says that the folder is of another family.
+    """model_index.json of `folder`, given as Stable Diffusion v1 ({} if there is none).
+
+    Raises CheckpointError if it says that the folder is of another family.
 
     An SDXL folder has parts of the same names, and its VAE would give wrong colours without an error.
     """

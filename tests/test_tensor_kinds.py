@@ -243,7 +243,7 @@ def test_adapters_and_whole_models_are_recognised_by_their_tensors(
 
 def test_a_lamp_checkpoint_is_not_taken_for_an_adapter(unet: Path, state: dict[str, Tensor]) -> None:
     torch.save({name: tensor for name, tensor in state.items() if name != NAME}, unet / f"{STEM}.bin")
-    with pytest.raises(CheckpointError, match="does not fit its config.json"):
+    with pytest.raises(CheckpointError, match=r"does not fit its config\.json"):
         load_lamp_unet(unet)
 
 
@@ -276,7 +276,7 @@ def test_what_is_given_as_a_folder_or_a_file_is_recognised(
     (save_file if name.endswith(".safetensors") else torch.save)(tensors, tmp_path / name)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=message):
         find(tmp_path)
-    with pytest.raises(CheckpointError, match="is a file, expected a folder. It is an? "):
+    with pytest.raises(CheckpointError, match=r"is a file, expected a folder\. It is an? "):
         find(tmp_path / name)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text files as Windows, macOS and Linux write them: the same prompts, or a sentence that says what is wrong."""
+"""Text files as Windows, macOS and Linux write them: the same prompts, or what is wrong."""
 
 import codecs
 import json
@@ -84,7 +84,7 @@ def test_a_short_utf16_file_without_mark_is_named() -> None:
 
 @pytest.mark.parametrize("key", ["seed", "prompt"])
 def test_a_key_that_occurs_twice_is_refused(key: str, tmp_path: Path) -> None:
-    line = '{"prompt": "a", "seed": 1, "%s": 2}' % key
+    line = f'{{"prompt": "a", "seed": 1, "{key}": 2}}'
     (tmp_path / "p.jsonl").write_text('{"prompt": "first"}\n' + line)
     with pytest.raises(InputError, match=rf"p\.jsonl, line 2 is not JSON: the key '{key}' occurs twice"):
         prompts_in(tmp_path / "p.jsonl")
