@@ -63,6 +63,16 @@ def test_verify_compares_with_todays_layout(resaved: Path, toy: Path, tmp_path: 
         assert tokenizer_check(bundle, "tokenizer", folder, PROMPTS).problem == ""
 
 
+def test_verify_says_what_transformers_does_not_read(resaved: Path, toy: Path, tmp_path: Path) -> None:
+    from lamp_trt.benchmarks.bundle_checks import tokenizer_check
+
+    path = resaved / "tokenizer" / "tokenizer.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    build_text_encoder(resaved, toy, tmp_path / "bundle")
+    with pytest.raises(CheckpointError, match=r"is not read by CLIPTokenizer\.from_pretrained of"):
+        tokenizer_check(Bundle.open(tmp_path / "bundle"), "tokenizer", resaved / "tokenizer", PROMPTS)
+
+
 def test_a_tokenizer_with_more_ids_than_the_text_encoder_is_refused(resaved: Path, toy: Path) -> None:
     path = resaved / "tokenizer" / "tokenizer.json"
     document = json.loads(path.read_text())
