@@ -84,13 +84,21 @@ def parse_json(text: str) -> Any:
         raise TextError(f"is not JSON: {error}.") from error
 
 
-def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
-    """The JSON object in a file of at most `max_bytes`. TextError for any other content, OSError."""
-    with path.open("rb") as file:
-        data = file.read(max_bytes + 1)
+def read_text(path: Path, max_bytes: int) -> str:
+    """The text in a file of at most `max_bytes`. TextError if it cannot be read, is larger or no UTF-8."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)  # a pipe or a device tells no size
+    except OSError as error:
+        raise TextError(f"cannot be read: {error.strerror}.") from error
     if len(data) > max_bytes:
-        raise TextError(f"has more than {max_bytes >> 20} MiB.")
-    value = parse_json(decode_text(data))
+        raise TextError(f"is larger than {max_bytes >> 20} MiB.")
+    return decode_text(data)
+
+
+def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in a file of at most `max_bytes`. TextError as from `read_text`, and for other JSON."""
+    value = parse_json(read_text(path, max_bytes))
     if not isinstance(value, dict):
         raise TextError("is not a JSON object.")
     return value

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.text_files import TextError, decode_text, read_json_object, text_lines
+from lamp_trt.engine.text_files import TextError, read_json_object, read_text, text_lines
 
 SERIALIZED = "tokenizer.json"
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -190,11 +190,7 @@ def _added_token(value: Any) -> tuple[str, Mapping[str, bool]]:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise TextError(f"has more than {_MAX_BYTES >> 20} MiB.")
-        return decode_text(data)
+        return read_text(path, _MAX_BYTES)
     except TextError as error:
         raise CheckpointError(f"{path} {error}") from error
 

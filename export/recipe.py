@@ -30,7 +30,7 @@ from lamp_trt.engine.networks import (
     NetworkSpec,
     Precision,
 )
-from lamp_trt.engine.tokenizer_files import read_tokenizer_files
+from lamp_trt.engine.tokenizer_files import read_tokenizer_files, tokenizer_files
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,
@@ -314,6 +314,7 @@ def source_of(files: ComponentFiles, cache: DigestCache) -> Source:
 
 def _check_tokenizer(folder: Path, encoder: ComponentFiles) -> None:
     """Raise CheckpointError unless `folder` holds CLIP's tokenizer, with ids that the text encoder takes."""
+    tokenizer_files(folder)
     tokens, taken = read_tokenizer_files(folder).size, encoder.config.get("vocab_size", CLIP_VOCABULARY)
     if tokens > taken:
         raise CheckpointError(

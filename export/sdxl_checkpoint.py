@@ -11,6 +11,7 @@ from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.export.checkpoint_files import ComponentFiles, open_checkpoint, read_json
+from lamp_trt.export.checkpoint_kinds import hint_for_folder
 from lamp_trt.export.family import check_vae
 from lamp_trt.export.scheduler_support import check_scheduler, scheduler_settings
 
@@ -51,8 +52,12 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
     Raises CheckpointError for what is missing, and for a refiner, an inpainting model, or another family.
     """
     root = Path(folder).expanduser()
-    index = read_json(root / "model_index.json") if root.is_dir() else {}
+    index: Mapping[str, Any] = {}
     if root.is_dir():
+        if not (root / "model_index.json").is_file():
+            hint = hint_for_folder(root) or _WANTED
+            raise CheckpointError(f"{root / 'model_index.json'} is missing. {hint}")
+        index = read_json(root / "model_index.json")
         _check_pipeline(root, index)
     tokenizers = tuple(TOKENIZERS[name] for name in components if name in TOKENIZERS)
     checkpoint = open_checkpoint(root, tuple(FOLDERS[name] for name in components), tokenizers)

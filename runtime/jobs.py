@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.text_files import TextError, decode_text, parse_json, text_lines
+from lamp_trt.engine.text_files import TextError, parse_json, read_text, text_lines
 from lamp_trt.runtime.config import FPS
 from lamp_trt.runtime.image import image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -194,13 +194,7 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_JOB_FILE_BYTES + 1)  # a pipe or a device tells no size
-        if len(content) > MAX_JOB_FILE_BYTES:
-            raise InputError(f"{path} is larger than {MAX_JOB_FILE_BYTES >> 20} MiB; split it.")
-        return decode_text(content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+        return read_text(path, MAX_JOB_FILE_BYTES)
     except TextError as error:
         raise InputError(f"{path} {error}") from error
 

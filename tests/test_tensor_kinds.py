@@ -18,6 +18,7 @@ from lamp_trt.export.checkpoint_files import find_component, open_checkpoint
 from lamp_trt.export.checkpoints import check_tensors, iter_tensors, tensor_infos
 from lamp_trt.export.convert import tensor_bytes
 from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.sdxl_checkpoint import open_sdxl
 
 NAME = "conv_in.conv2d.weight"
 
@@ -251,7 +252,13 @@ def find_motion(folder: Path) -> object:
     return find_component(folder, "unet")
 
 
-@pytest.mark.parametrize("find", [find_motion, open_checkpoint], ids=["--motion", "--sd"])
+def find_sdxl(folder: Path) -> object:
+    return open_sdxl(folder, ("sdxl_unet",))
+
+
+@pytest.mark.parametrize(
+    "find", [find_motion, open_checkpoint, find_sdxl], ids=["--motion", "--sd", "--sdxl"]
+)
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
@@ -297,6 +304,10 @@ def test_one_level_too_high_or_too_low_names_the_right_folder(tmp_path: Path) ->
         open_checkpoint(root.parent)
     with pytest.raises(CheckpointError, match=rf"a part of the checkpoint {root}: give that"):
         open_checkpoint(root / "vae")
+    with pytest.raises(CheckpointError, match=rf"Did you mean {root}\?"):
+        find_sdxl(root.parent)
+    with pytest.raises(CheckpointError, match=rf"a part of the checkpoint {root}: give that"):
+        find_sdxl(root / "vae")
     lamp = tmp_path / "output" / "rain" / "unet"
     lamp.mkdir(parents=True)
     (lamp / "config.json").write_text("{}")
