@@ -22,6 +22,7 @@ from lamp_trt.benchmarks.plain_engine import beside
 from lamp_trt.benchmarks.reference_networks import (
     REFERENCE_NETWORKS,
     force_zeros_for_empty_prompt,
+    published,
     scaling_factor,
     scheduler_config,
 )
@@ -132,13 +133,13 @@ def tokenizer_check(bundle: Bundle, name: str, folder: Path, prompts: Iterable[s
     from lamp_trt.runtime.tokenizer import load_tokenizer
 
     ours = load_tokenizer(bundle.tokenizer_folder(name), bundle.manifest.sizes["tokens"])
-    theirs = Published.from_pretrained(folder, local_files_only=True)
+    theirs = published(Published, folder)
     our_model, their_model = (
         json.loads(backend.to_str())["model"] for backend in (ours.backend, theirs.backend_tokenizer)
     )
     where = bundle.manifest.tokenizers[name]["folder"]
     differing = [
-        f"merge {rank} of {where}/merges.txt is {' '.join(our)!r}, in the checkpoint {' '.join(their)!r}"
+        f"merge {rank} of {where} is {' '.join(our)!r}, in the checkpoint {' '.join(their)!r}"
         for rank, (our, their) in enumerate(zip(our_model["merges"], their_model["merges"], strict=False), 1)
         if our != their
     ]
@@ -147,9 +148,7 @@ def tokenizer_check(bundle: Bundle, name: str, folder: Path, prompts: Iterable[s
     for token in sorted(our_model["vocab"].keys() | their_model["vocab"].keys()):
         our_id, their_id = our_model["vocab"].get(token), their_model["vocab"].get(token)
         if our_id != their_id:
-            differing.append(
-                f"token {token!r} of {where}/vocab.json is {our_id}, in the checkpoint {their_id}"
-            )
+            differing.append(f"token {token!r} of {where} is {our_id}, in the checkpoint {their_id}")
     words = [
         token.removesuffix("</w>")
         for token in their_model["vocab"]

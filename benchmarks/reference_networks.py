@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lamp_trt.benchmarks.arithmetic import Arithmetic
+from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import NETWORKS
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
@@ -23,13 +24,14 @@ from lamp_trt.export.checkpoint_files import (
     read_json,
 )
 from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.scheduler_support import scheduler_settings
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
     """A checkpoint's scheduler_config.json as published."""
-    return read_json(folder / "scheduler" / "scheduler_config.json")
+    return scheduler_settings(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
 def force_zeros_for_empty_prompt(folder: Path) -> bool:
@@ -48,7 +50,7 @@ def prompt_ids(tokenizer_folder: Path, prompts: list[str]) -> NDArray[np.int64]:
     """Token ids (n, 77) of transformers' CLIPTokenizer, cut and padded as in diffusers' pipelines."""
     from transformers import CLIPTokenizer
 
-    tokenize = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+    tokenize = published(CLIPTokenizer, tokenizer_folder)
     encoded = tokenize(
         prompts,
         padding="max_length",
@@ -113,8 +115,20 @@ def _pretrained(cls: Any, folder: Path, component: str, **dtype: torch.dtype) ->
     quiet_libraries()
     files = find_component(folder, component, parent_only=True)
     variant = "fp16" if ".fp16." in files.weight_files[0].name else None
-    module: nn.Module = cls.from_pretrained(files.folder, variant=variant, local_files_only=True, **dtype)
+    module: nn.Module = published(cls, files.folder, variant=variant, **dtype)
     return module.requires_grad_(False).eval()
+
+
+def published(cls: Any, folder: Path, **options: Any) -> Any:
+    """`cls.from_pretrained(folder)`, offline. Raises CheckpointError for a folder that a build reads and the
+    library does not (a byte order mark, safetensors named .bin)."""
+    try:
+        return cls.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # transformers and diffusers raise as many kinds as there are mistakes
+        raise CheckpointError(
+            f"{folder} is not read by {cls.__name__}.from_pretrained of {cls.__module__.partition('.')[0]}, "
+            f"which the bundle is compared with: {error!s:.300}"
+        ) from error
 
 
 def quiet_libraries() -> None:

@@ -18,6 +18,7 @@ from lamp_trt.benchmarks.reference_networks import (
     load_text_encoder,
     load_text_encoder_2,
     load_vae,
+    published,
     quiet_libraries,
     scaling_factor,
     scheduler_config,
@@ -147,10 +148,7 @@ def _diffusers_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-    tokenizers = {
-        name: CLIPTokenizer.from_pretrained(folder / name, local_files_only=True)
-        for name in ("tokenizer", "tokenizer_2")
-    }
+    tokenizers = {name: published(CLIPTokenizer, folder / name) for name in ("tokenizer", "tokenizer_2")}
     settings = {**scheduler_config(folder), **DDIM_SETTINGS}
     pipe: Any = StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
         vae=load_vae(folder, torch.float32),

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import types
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -27,7 +28,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object_pairs_hook that raises ValueError where json.loads would keep the last of equal keys."""
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key occurs twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r:.100} occurs twice")
     return value
 
 

@@ -71,8 +71,8 @@ def read_weight_file(path: Path) -> WeightFile:
     Raises CheckpointError if the header is not one, or if sizes, offsets and the file's length disagree.
     """
 
-    def bad(why: str) -> CheckpointError:
-        return CheckpointError(f"{path} is not a usable safetensors file: {why}. Download or write it again.")
+    def bad(why: str, remedy: str = "Download or write it again.") -> CheckpointError:
+        return CheckpointError(f"{path} is not a usable safetensors file: {why}. {remedy}")
 
     size = path.stat().st_size
     with path.open("rb") as f:
@@ -102,14 +102,17 @@ def read_weight_file(path: Path) -> WeightFile:
     return WeightFile(path, tensors, metadata)
 
 
-def _tensor_ref(name: str, entry: Any, start: int, bad: Callable[[str], CheckpointError]) -> TensorRef:
+def _tensor_ref(name: str, entry: Any, start: int, bad: Callable[..., CheckpointError]) -> TensorRef:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, stop]} if len(entry) == 3:
             pass
         case _:
             raise bad(f"the entry of tensor {name!r:.100} is malformed")
     if dtype not in DTYPE_SIZES:
-        raise bad(f"tensor {name!r:.100} has dtype {dtype!r:.20}, expected one of {', '.join(DTYPE_SIZES)}")
+        raise bad(
+            f"tensor {name!r:.100} has dtype {dtype!r:.20}, expected one of {', '.join(DTYPE_SIZES)}",
+            "Save the checkpoint in one of these (module.float() in PyTorch).",
+        )
     numbers = (*shape, begin, stop)
     plain = len(shape) <= _MAX_RANK and all(type(n) is int and 0 <= n <= _MAX_AXIS for n in numbers)
     if not plain or math.prod(n or 1 for n in shape) > _MAX_AXIS:  # NumPy takes no more, zeros or not

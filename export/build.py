@@ -19,6 +19,7 @@ from lamp_trt.engine.errors import BundleError
 from lamp_trt.engine.hoisting import HOISTED, unet_of
 from lamp_trt.engine.manifest import Manifest, MotionEntry, NetworkEntry
 from lamp_trt.engine.networks import NETWORKS, Precision, is_motion_tensor
+from lamp_trt.engine.tokenizer_files import tokenizer_files
 from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export.bundle_files import (
     GRAPH_KEY,
@@ -35,7 +36,6 @@ from lamp_trt.export.recipe import (
     motion_graph_key,
     motion_key,
     recipe_from_options,
-    tokenizer_files,
 )
 
 
@@ -236,7 +236,9 @@ def _manifest(
     default_motion: str | None,
 ) -> Manifest:
     networks = {**(kept.networks if kept else {}), **entries}
-    files = {**(kept.files if kept else {}), **maker.writer.files}
+    remade = tuple(f"{name}/" for name in recipe.tokenizers)  # in another layout files may have gone
+    old = {path: file for path, file in (kept.files if kept else {}).items() if not path.startswith(remade)}
+    files = {**old, **maker.writer.files}
     for name in _dropped(recipe) & networks.keys():
         del networks[name], files[graph_path(name)]
     if all(entry.component != BORROWER for entry in networks.values()):

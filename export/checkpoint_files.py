@@ -4,7 +4,6 @@
 A component is a folder with a config and weights (`unet/`, `vae/`, `text_encoder/`). Always offline.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.text_files import TextError, read_json_object
+from lamp_trt.engine.tokenizer_files import SERIALIZED, VOCABULARY, missing_tokenizer
+from lamp_trt.export.checkpoint_kinds import hint_for_folder, kind_of_file
 from lamp_trt.export.config_limits import check_config
 
 DEFAULT_SCALING_FACTOR = 0.18215
@@ -54,8 +56,12 @@ def open_checkpoint(
     root = _existing_folder(folder)
     found = {name: find_component(root, name, parent_only=True) for name in components}
     for name in tokenizers:
-        if not all((root / name / file).is_file() for file in ("vocab.json", "merges.txt")):
-            raise CheckpointError(f"{root} has no {name}/vocab.json and merges.txt. {_LAYOUT_HINT}")
+        layouts = (VOCABULARY, (SERIALIZED,))
+        if not any(all((root / name / file).is_file() for file in layout) for layout in layouts):
+            raise CheckpointError(
+                f"{root} has no {name}/vocab.json and merges.txt, nor {name}/{SERIALIZED}. "
+                f"{missing_tokenizer(root / name)} {_LAYOUT_HINT}"
+            )
     scheduler = read_json(root / "scheduler" / "scheduler_config.json")
     return Checkpoint(root, found, {name: root / name for name in tokenizers}, scheduler)
 
@@ -70,14 +76,15 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
 
     Full precision is preferred to fp16 variants, then safetensors to .bin. Raises CheckpointError.
     """
-    root = _existing_folder(folder)
+    root = _existing_folder(folder, name)
     if (root / name).is_dir():
         root = root / name
     elif parent_only or not (root / "config.json").is_file():
         entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{root} is not a checkpoint with {name!r}: no {name}/config.json"
-            f"{'' if parent_only else ' or config.json'}; it holds {entries}. {_LAYOUT_HINT}"
+            f"{'' if parent_only else ' or config.json'}; it holds {entries}. "
+            f"{hint_for_folder(root, name) or _LAYOUT_HINT}"
         )
     config = read_json(root / "config.json")
     check_config(root / "config.json", config)
@@ -100,7 +107,10 @@ def _find_weights(folder: Path, name: str) -> tuple[Path, ...]:
             if index.is_file():
                 return _shards(index)
             tried.append(single.name)
-    raise CheckpointError(f"{folder} has no weights: none of {', '.join(tried)} (or a sharded index of one).")
+    raise CheckpointError(
+        f"{folder} has no weights: none of {', '.join(tried)} (or a sharded index of one). "
+        f"{hint_for_folder(folder, name)}".strip()
+    )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -115,27 +125,26 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def _existing_folder(folder: str | Path) -> Path:
+def _existing_folder(folder: str | Path, component: str = "") -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
-        what = "is a file, expected a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"checkpoint {path} {what}. {_LAYOUT_HINT}")
+        if not path.exists():
+            raise CheckpointError(f"checkpoint {path} does not exist. {_LAYOUT_HINT}")
+        kind = kind_of_file(path, component) if path.is_file() else ""
+        hint = f"It is {kind}" if kind else _LAYOUT_HINT
+        raise CheckpointError(f"checkpoint {path} is a file, expected a folder. {hint}")
     return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in one of a checkpoint's JSON files, which must be there. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
     refuse_lfs_pointer(path)
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} has more than {_MAX_JSON_BYTES >> 20} MiB: it is no configuration.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object.")
-    return content
+        return read_json_object(path, _MAX_JSON_BYTES)
+    except TextError as error:
+        raise CheckpointError(f"{path} {error}") from error
 
 
 def refuse_lfs_pointer(file: Path) -> None:

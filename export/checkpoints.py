@@ -10,36 +10,21 @@ Tensors are given under the state-dict names of the modules that we export, what
 Only tensors are read: safetensors, or pickles through torch's restricted unpickler.
 """
 
-import pickle
 import re
-import struct
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.weights import read_weight_file
-from lamp_trt.export.checkpoint_files import ComponentFiles, find_component, refuse_lfs_pointer
+from lamp_trt.export.checkpoint_files import ComponentFiles, find_component
+from lamp_trt.export.checkpoint_kinds import kind_of_tensors
+from lamp_trt.export.tensor_files import TensorInfo, TensorReader, require_float
 
 Module = TypeVar("Module", bound=nn.Module)
-
-
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a tensor is, without its data; `dtype` in the safetensors spelling (F32, F16, BF16, F64)."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 def tensor_infos(files: ComponentFiles) -> dict[str, TensorInfo]:
@@ -52,7 +37,7 @@ def iter_tensors(files: ComponentFiles, dtype: torch.dtype | None = None) -> Ite
 
     Unconverted tensors are views of the mapped file, so one converted tensor at a time is in memory.
     """
-    with _Reader(files.weight_files) as reader:
+    with TensorReader(files.weight_files) as reader:
         for name, (stored_name, info) in _sources(files).items():
             yield name, reader.tensor(stored_name).reshape(info.shape).to(dtype)
 
@@ -60,15 +45,14 @@ def iter_tensors(files: ComponentFiles, dtype: torch.dtype | None = None) -> Ite
 def _sources(files: ComponentFiles) -> dict[str, tuple[str, TensorInfo]]:
     """Normalised name → stored name and normalised info, sorted."""
     sources: dict[str, tuple[str, TensorInfo]] = {}
-    with _Reader(files.weight_files) as reader:
+    with TensorReader(files.weight_files) as reader:
         for stored_name, info in reader.infos.items():
             name = normalised_name(stored_name, files.config)
             if name is None:
                 continue
             if name in sources:
                 raise CheckpointError(f"{files.folder} holds {name} twice, also as {stored_name}.")
-            if info.dtype not in _DTYPES.values():
-                raise CheckpointError(f"{files.folder}: tensor {stored_name} is {info.dtype}, not a float.")
+            require_float(files.folder, stored_name, info)
             if name != stored_name and info.shape[2:] == (1, 1):
                 info = TensorInfo(info.dtype, info.shape[:2])
             sources[name] = (stored_name, info)
@@ -103,6 +87,9 @@ _OLD_VAE_ATTENTION = re.compile(r"(\.attentions\.\d+\.)(query|key|value|proj_att
 def check_tensors(files: ComponentFiles, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError unless `files` hold exactly the tensors `expected`, normalised name → shape."""
     stored = tensor_infos(files)
+    kind = kind_of_tensors(stored.keys() - expected.keys(), files.name)
+    if kind:
+        raise CheckpointError(f"{files.weight_files[0]} is no {files.name} but {kind}")
     problems = [
         ("lacks", [f"{n} {list(expected[n])}" for n in sorted(expected.keys() - stored.keys())]),
         ("has unknown", sorted(stored.keys() - expected.keys())),
@@ -185,76 +172,3 @@ def _expect_class(component: str, config: Mapping[str, Any], expected: str) -> N
     found = class_name(config) or "no known class"
     if found != expected:
         raise CheckpointError(f"{component}/config.json describes {found}, expected {expected}.")
-
-
-class _Reader:
-    """Tensors of a set of weight files by stored name. Headers are read at once, data when asked for."""
-
-    def __init__(self, files: tuple[Path, ...]) -> None:
-        self.infos: dict[str, TensorInfo] = {}
-        self._handles: dict[str, Any] = {}
-        for file in files:
-            handle, infos = _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
-            twice = self.infos.keys() & infos.keys()
-            if twice:
-                raise CheckpointError(f"{file} holds {min(twice)}, which another shard holds too.")
-            self.infos |= infos
-            self._handles |= dict.fromkeys(infos, handle)
-
-    def tensor(self, name: str) -> Tensor:
-        handle = self._handles[name]
-        tensor: Tensor = handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
-        return tensor.contiguous()
-
-    def __enter__(self) -> "_Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handles.clear()
-
-
-def _open_safetensors(file: Path) -> tuple[Any, dict[str, TensorInfo]]:
-    refuse_lfs_pointer(file)
-    header = read_weight_file(file)
-    infos = {name: TensorInfo(ref.dtype, ref.shape) for name, ref in header.tensors.items()}
-    return safe_open(file, framework="pt"), infos
-
-
-def _refuse_compressed(file: Path) -> None:
-    """Raise ValueError for an archive that unpacks to more than it is; torch.save compresses nothing."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is a compressed archive, which torch.save does not write")
-
-
-def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
-    refuse_lfs_pointer(file)
-    try:
-        _refuse_compressed(file)
-        # Files written before torch 1.6 are no zip archives, which only costs the memory map.
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except _UNPICKLING_ERRORS as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        why = (
-            f"it wants to run {found[1]}" if found else str(error).strip().partition("\n")[0] or "it is empty"
-        )
-        raise CheckpointError(
-            f"{file} is refused, only pickles of plain tensors are read: {why}. Use a safetensors file."
-        ) from error
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise CheckpointError(f"{file} is not a state dict (a mapping of names to tensors).")
-    infos = {
-        name: TensorInfo(_DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
-        for name, tensor in state.items()
-    }
-    return dict(state), infos
-
-
-_UNPICKLING_ERRORS = (
-    pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError,
-    KeyError, IndexError, TypeError, AttributeError, AssertionError, zipfile.BadZipFile,
-)  # fmt: skip
-"""What torch.load raises for code, other formats and damage."""

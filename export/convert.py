@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,18 @@ def shares_base(files: ComponentFiles, base: WeightFile, precision: Precision) -
     """Whether every tensor that LAMP does not train equals, in `precision`, the one in `base`."""
     tensors = converted(files, precision)
     return _equal_bytes(((name, tensor) for name, tensor in tensors if not is_motion_tensor(name)), base)
+
+
+def rounding_between(files: ComponentFiles, base: WeightFile, precision: Precision) -> Precision | None:
+    """The lower precision at which every tensor that LAMP does not train equals the one in `base`, None if
+    there is none: then the two differ by more than the rounding of how one was saved."""
+    raw = base.raw()
+    lower: list[Precision] = [name for name in ("fp16", "bf16") if name != precision]
+    for name, tensor in converted(files, precision):
+        if not is_motion_tensor(name) and lower:
+            own = torch.from_numpy(np.array(raw[name])).view(DTYPES[precision]).reshape(tensor.shape)
+            lower = [p for p in lower if torch.equal(own.to(DTYPES[p]), tensor.to(DTYPES[p]))]
+    return lower[0] if lower else None
 
 
 def equals_stored(files: ComponentFiles, stored: WeightFile, precision: Precision) -> bool:

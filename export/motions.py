@@ -32,11 +32,11 @@ from lamp_trt.export.bundle_files import (
     FileMaker,
     log,
 )
-from lamp_trt.export.checkpoint_files import find_component
-from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, source_of
+from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, motion_source
 
 UNET = "lamp_unet"
-_KIND = "lamp_trt_kind"
+_KIND, _ROUNDED = "lamp_trt_kind", "lamp_trt_rounded"
+"""Metadata of a motion's file. The second only where precision alone makes it whole: the lower one."""
 
 
 def make_motion(maker: FileMaker, name: str, source: Source, precision: Precision) -> MotionEntry:
@@ -46,29 +46,44 @@ def make_motion(maker: FileMaker, name: str, source: Source, precision: Precisio
     key = motion_key(source, precision, entry_of(maker.writer, base).key)
 
     def write(file: NewFile) -> None:
-        from lamp_trt.export.convert import shares_base, write_component
+        from lamp_trt.export.convert import rounding_between, shares_base, write_component
         from lamp_trt.export.networks import check_component
 
         check_component(source.files)
-        full = not shares_base(source.files, read_weight_file(maker.writer.path_of(base)), precision)
+        shared = read_weight_file(maker.writer.path_of(base))
+        full = not shares_base(source.files, shared, precision)
+        rounded = rounding_between(source.files, shared, precision) if full else None
         write_component(
             file,
             source.files,
             precision,
             wanted=(lambda tensor: True) if full else is_motion_tensor,
-            metadata={_KIND: "full" if full else "motion"},
+            metadata={_KIND: "full" if full else "motion", **({_ROUNDED: rounded} if rounded else {})},
         )
 
     maker.make(path, key, write)
-    full = read_weight_file(maker.writer.path_of(path)).metadata[_KIND] == "full"
+    metadata = read_weight_file(maker.writer.path_of(path)).metadata
+    full = metadata[_KIND] == "full"
     if full:
         log.warning(
-            "motion %s differs from the shared weights outside the motion tensors too: it is kept whole, and "
-            "switching to it loads the whole UNet",
+            "motion %s differs from the shared weights outside the motion tensors too%s: it is kept whole, "
+            "and switching to it loads the whole UNet",
             name,
+            _because_of_rounding(metadata),
         )
         maker.report.full_motions.append(name)
     return MotionEntry(path, "full" if full else "motion", source.digest)
+
+
+def _because_of_rounding(metadata: Mapping[str, str]) -> str:
+    """Words that explain a whole motion whose shared tensors are the base's but for precision."""
+    if _ROUNDED not in metadata:
+        return ""
+    precision = metadata[_ROUNDED]
+    return (
+        f", but only by rounding: one of the two checkpoints was saved in {precision}, the other in a higher "
+        f"precision (save both in the same, or build with --precision {precision}, and they share)"
+    )
 
 
 def refuse_whole_motions(motions: Mapping[str, MotionEntry], networks: Collection[str]) -> None:
@@ -91,7 +106,7 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
     start = time.monotonic()
     cache = cache or DigestCache()
     _require_bundle(bundle)
-    source = source_of(find_component(folder, "unet"), cache)
+    source = motion_source(folder, cache, {})
     report = BuildReport(bundle)
     with BundleWriter(bundle, cache=cache) as writer:
         manifest = _manifest_with_unet(writer)

@@ -19,7 +19,7 @@ from typing import Any
 import lamp_trt
 from lamp_trt.engine.bundle_paths import validate_motion_name
 from lamp_trt.engine.digests import DigestCache
-from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.hoisting import HOISTED, HOISTS, hoisted_specs
 from lamp_trt.engine.manifest import FirstFrameEntry
 from lamp_trt.engine.networks import (
@@ -30,14 +30,18 @@ from lamp_trt.engine.networks import (
     NetworkSpec,
     Precision,
 )
+from lamp_trt.engine.tokenizer_files import read_tokenizer_files, tokenizer_files
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,
     find_component,
     open_checkpoint,
+    read_json,
 )
+from lamp_trt.export.family import check_vae
+from lamp_trt.export.scheduler_support import check_same_noise, check_scheduler, scheduler_settings
 from lamp_trt.export.sdxl_checkpoint import FOLDERS as SDXL_FOLDERS
-from lamp_trt.export.sdxl_checkpoint import check_scheduler, open_sdxl, refuse_other_family
+from lamp_trt.export.sdxl_checkpoint import open_sdxl, refuse_other_family
 from lamp_trt.export.sizes import Configs, first_frame_sizes, video_sizes
 from lamp_trt.export.unet_layout import condition_layout
 
@@ -49,7 +53,16 @@ EXPORTER_VERSION = 1
 """Raise it when equal inputs would give other graphs."""
 
 _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+
+CLIP_VOCABULARY = 49408
+"""Of a text encoder whose config does not say: transformers' default."""
+
+ENCODERS = {
+    "tokenizer": "text_encoder",
+    "sdxl_tokenizer": "sdxl_text_encoder",
+    "tokenizer_2": "sdxl_text_encoder_2",
+}
+"""The text encoder that takes each tokenizer's ids, by the bundle's names."""
 
 ORIGINS = {
     "text_encoder": "--sd",
@@ -207,17 +220,17 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
     from_sd = tuple(component for component in components if ORIGINS[component] == "--sd")
     if from_sd:
         assert options.sd is not None
-        refuse_other_family(options.sd)
+        index = refuse_other_family(options.sd)
         checkpoint = open_checkpoint(options.sd, from_sd, ("tokenizer",) * ("text_encoder" in from_sd))
-        check_scheduler(options.sd, checkpoint.scheduler_config)
+        check_scheduler(options.sd, checkpoint.scheduler_config, index)
+        if "vae" in from_sd:
+            check_vae(checkpoint.components["vae"], "Stable Diffusion v1", DEFAULT_SCALING_FACTOR)
         sources = {name: source_of(checkpoint.components[name], cache) for name in from_sd}
         tokenizers.update(checkpoint.tokenizers)
-        scheduler = checkpoint.scheduler_config
+        scheduler = scheduler_settings(checkpoint.scheduler_config)
     if "unet" in components:
         assert options.motions
-        motions = {
-            name: source_of(find_component(folder, "unet"), cache) for name, folder in options.motions.items()
-        }
+        motions = {name: motion_source(folder, cache, scheduler) for name, folder in options.motions.items()}
         sources["unet"] = next(iter(motions.values()))
     from_sdxl = tuple(component for component in components if ORIGINS[component] == "--sdxl")
     if from_sdxl:
@@ -231,6 +244,8 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
         for name in ("vae", "sdxl_vae")
         if name in sources
     }
+    for name, folder in tokenizers.items():
+        _check_tokenizer(folder, sources[ENCODERS[name]].files)
     configs = {name: source.files.config for name, source in sources.items()}
     sizes = video_sizes(configs, options.height, options.width, options.num_frames)
     if from_sdxl:
@@ -278,14 +293,34 @@ def hoisted_from(network: str, hoist: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
+def motion_source(folder: Path, cache: DigestCache, sd_scheduler: Mapping[str, Any]) -> Source:
+    """The UNet of the LAMP checkpoint in `folder`, whose scheduler, if it has one, must be of ours and fit
+    that of --sd ({} without it)."""
+    files = find_component(folder, "unet")
+    root = files.folder.parent
+    path = root / "scheduler" / "scheduler_config.json"
+    if files.folder.name == "unet" and path.is_file():
+        config = read_json(path)
+        check_scheduler(root, config)
+        if sd_scheduler:
+            check_same_noise(root, config, sd_scheduler)
+    return source_of(files, cache)
+
+
 def source_of(files: ComponentFiles, cache: DigestCache) -> Source:
     digests = [cache.digest(path) for path in files.weight_files]
     return Source(files, digest_of(dict(files.config), digests))
 
 
-def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files of a tokenizer folder that a bundle takes along."""
-    return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+def _check_tokenizer(folder: Path, encoder: ComponentFiles) -> None:
+    """Raise CheckpointError unless `folder` holds CLIP's tokenizer, with ids that the text encoder takes."""
+    tokenizer_files(folder)
+    tokens, taken = read_tokenizer_files(folder).size, encoder.config.get("vocab_size", CLIP_VOCABULARY)
+    if tokens > taken:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has ids up to {tokens - 1}, the text encoder in {encoder.folder} "
+            f"takes {taken} (vocab_size): they do not belong together."
+        )
 
 
 def _networks(options: BuildOptions) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.manifest import BETA_SCHEDULES
 from lamp_trt.export.checkpoint_files import ComponentFiles, open_checkpoint, read_json
+from lamp_trt.export.checkpoint_kinds import hint_for_folder
+from lamp_trt.export.family import check_vae
+from lamp_trt.export.scheduler_support import check_scheduler, scheduler_settings
 
 FOLDERS = {
     "sdxl_text_encoder": "text_encoder",
@@ -26,6 +28,9 @@ TOKENIZERS = {"sdxl_text_encoder": "tokenizer", "sdxl_text_encoder_2": "tokenize
 
 TOKENIZER_NAMES = {"tokenizer": "sdxl_tokenizer", "tokenizer_2": "tokenizer_2"}
 """Their names in a bundle, where Stable Diffusion's is `tokenizer`."""
+
+SDXL_SCALING_FACTOR = 0.13025
+"""Of SDXL's VAE, by whose latents its UNet was trained."""
 
 _PIPELINE = "StableDiffusionXLPipeline"
 _WANTED = "--sdxl takes a text-to-image checkpoint like stabilityai/stable-diffusion-xl-base-1.0."
@@ -47,55 +52,49 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
     Raises CheckpointError for what is missing, and for a refiner, an inpainting model, or another family.
     """
     root = Path(folder).expanduser()
-    index = read_json(root / "model_index.json") if root.is_dir() else {}
+    index: Mapping[str, Any] = {}
     if root.is_dir():
+        if not (root / "model_index.json").is_file():
+            hint = hint_for_folder(root) or _WANTED
+            raise CheckpointError(f"{root / 'model_index.json'} is missing. {hint}")
+        index = read_json(root / "model_index.json")
         _check_pipeline(root, index)
     tokenizers = tuple(TOKENIZERS[name] for name in components if name in TOKENIZERS)
     checkpoint = open_checkpoint(root, tuple(FOLDERS[name] for name in components), tokenizers)
     found = {name: replace(checkpoint.components[FOLDERS[name]], name=name) for name in components}
-    check_scheduler(root, checkpoint.scheduler_config)
+    check_scheduler(root, checkpoint.scheduler_config, index)
     if "sdxl_unet" in found:
         _check_unet(root, found["sdxl_unet"].config)
-    if "sdxl_vae" in found and found["sdxl_vae"].config.get("latents_mean") is not None:
+    if "sdxl_vae" in found:
+        check_vae(found["sdxl_vae"], "SDXL", SDXL_SCALING_FACTOR)
+    zeros = index.get("force_zeros_for_empty_prompt", True)
+    if not isinstance(zeros, bool):
         raise CheckpointError(
-            f"{root / 'vae'} normalises latents by latents_mean, which SDXL does not. {_WANTED}"
+            f"{root / 'model_index.json'} has force_zeros_for_empty_prompt {zeros!r:.100}; "
+            "expected true or false."
         )
     return SdxlCheckpoint(
         found,
         {TOKENIZER_NAMES[name]: path for name, path in checkpoint.tokenizers.items()},
-        checkpoint.scheduler_config,
-        bool(index.get("force_zeros_for_empty_prompt", True)),
+        scheduler_settings(checkpoint.scheduler_config),
+        zeros,
     )
 
 
-def check_scheduler(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless the checkpoint predicts noise, by a schedule of betas that the runtime
-    computes, as Stable Diffusion v1.4 and SDXL do."""
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        raise CheckpointError(
-            f"{folder / 'scheduler'} has prediction_type {prediction!r:.100}; only 'epsilon' is supported "
-            "(Stable Diffusion v1.4, v1.5 and SDXL; not v2.x at 768 pixels)."
-        )
-    schedule = config.get("beta_schedule", "scaled_linear")
-    if schedule not in BETA_SCHEDULES or config.get("trained_betas") is not None:
-        what = f"beta_schedule {schedule!r:.100}" if schedule not in BETA_SCHEDULES else "trained_betas"
-        raise CheckpointError(
-            f"{folder / 'scheduler'} has {what}; supported are {' and '.join(BETA_SCHEDULES)} schedules, "
-            "which Stable Diffusion v1.4 and SDXL have. Was the file edited?"
-        )
+def refuse_other_family(folder: Path) -> Mapping[str, Any]:
+    """model_index.json of `folder`, given as Stable Diffusion v1 ({} if there is none).
 
-
-def refuse_other_family(folder: Path) -> None:
-    """Raise CheckpointError if `folder`, given as Stable Diffusion v1, says that it is SDXL or SD 3.
+    Raises CheckpointError if it says that the folder is of another family.
 
     An SDXL folder has parts of the same names, and its VAE would give wrong colours without an error.
     """
     path = folder.expanduser() / "model_index.json"
-    name = str(read_json(path).get("_class_name")) if path.is_file() else ""
+    index = read_json(path) if path.is_file() else {}
+    name = str(index.get("_class_name"))
     if name.startswith(("StableDiffusionXL", "StableDiffusion3")):
         remedy = " Give it as --sdxl." if name == _PIPELINE else ""
         raise CheckpointError(f"{folder} is a {name}; --sd takes Stable Diffusion v1.4.{remedy}")
+    return index
 
 
 def _check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
@@ -112,6 +111,9 @@ def _check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
     raise CheckpointError(f"{folder} {kind}. {_WANTED}")
 
 
+_OTHER_CONDITIONS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim")
+
+
 def _check_unet(folder: Path, config: Mapping[str, Any]) -> None:
     problem = None
     if config.get("in_channels", 4) == 9:
@@ -122,5 +124,13 @@ def _check_unet(folder: Path, config: Mapping[str, Any]) -> None:
         problem = f"has addition_embed_type {config.get('addition_embed_type')!r:.100}, SDXL's is 'text_time'"
     elif config.get("time_cond_proj_dim") is not None:
         problem = "takes the guidance scale as an input (time_cond_proj_dim): it is distilled, like LCM"
+    else:
+        conditioned = [name for name in _OTHER_CONDITIONS if config.get(name) is not None]
+        if conditioned:
+            problem = f"takes other conditions than a text ({conditioned[0]} {config[conditioned[0]]!r:.100})"
+        elif config.get("attention_type", "default") != "default":
+            problem = (
+                f"has attention_type {config['attention_type']!r:.100}, as GLIGEN, which takes boxes too"
+            )
     if problem:
         raise CheckpointError(f"{folder / 'unet'} {problem}. {_WANTED}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.manifest import BETA_SCHEDULES
-from lamp_trt.runtime.config import whole_number
+from lamp_trt.runtime.config import finite_number, whole_number
 
 STEPS_OFFSET = 1
 
@@ -50,7 +50,8 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> NDArray
     """Running product of 1 - beta, float32 (num_train_timesteps,). Betas are float32, the product is
     accumulated in float64 and rounded at each entry, as torch does on the CPU.
 
-    Raises InputError for a beta schedule or prediction type that LAMP and SDXL do not use.
+    Raises InputError for a beta schedule or prediction type that LAMP and SDXL do not use, and for betas out
+    of range. (A build refuses more: export/scheduler_support.py.)
     """
     config = {**SD_SCHEDULER, **(scheduler_config or {})}
     if config["prediction_type"] != "epsilon":
@@ -63,7 +64,11 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> NDArray
             "the scheduler has trained_betas; only computed betas (trained_betas null) are supported."
         )
     n = whole_number("the scheduler's num_train_timesteps", config["num_train_timesteps"], 1)
-    start, end = float(config["beta_start"]), float(config["beta_end"])
+    start, end = (
+        finite_number(f"the scheduler's {name}", config[name]) for name in ("beta_start", "beta_end")
+    )
+    if not 0 < start <= end < 1:
+        raise InputError(f"the scheduler's betas go from {start} to {end}; expected 0 < start <= end < 1.")
     if config["beta_schedule"] == "linear":
         betas = _linspace(start, end, n)
     elif config["beta_schedule"] == "scaled_linear":

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many videos from one pipeline: what is asked for, from a prompts file, a sidecar or the command line."""
 
-import json
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.output_files import cannot_write
+from lamp_trt.engine.text_files import TextError, parse_json, read_text, text_lines
 from lamp_trt.runtime.config import FPS
 from lamp_trt.runtime.image import image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -68,13 +68,14 @@ def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
     """A job for each line of `path`: a prompt, or in a .jsonl file an object with `prompt` and any of
     `motion`, `first_frame` (relative to the file), `out`, `fps` and OPTIONS; `defaults` for the rest.
 
-    Raises InputError naming the line.
+    Space around a prompt and empty lines are left out; there are no comments. Lines end with LF, CRLF or CR,
+    UTF-8 may begin with a byte order mark. Raises InputError naming the line.
     """
     jobs = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(text_lines(_text(path)), 1):
         if not line.strip():
             continue
-        if path.suffix != ".jsonl":
+        if path.suffix.lower() != ".jsonl":
             jobs.append(replace(defaults, prompt=line.strip()))
             continue
         where = f"{path}, line {number}"
@@ -207,20 +208,16 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_JOB_FILE_BYTES + 1)  # a pipe or a device tells no size
-        if len(content) > MAX_JOB_FILE_BYTES:
-            raise InputError(f"{path} is larger than {MAX_JOB_FILE_BYTES >> 20} MiB; split it.")
-        return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+        return read_text(path, MAX_JOB_FILE_BYTES)
+    except TextError as error:
+        raise InputError(f"{path} {error}") from error
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is no JSON: {error}.") from error
+        value = parse_json(text)
+    except TextError as error:
+        raise InputError(f"{where} {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{where} holds no JSON object.")
     return value

@@ -5,18 +5,18 @@ The ids are those of transformers' CLIPTokenizer, quirks included: special token
 prompt (SDXL's second tokenizer pads with "!", so any "!" gets the padding's id there).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import CheckpointError, InputError
+from lamp_trt.engine.tokenizer_files import END_OF_WORD, TokenizerFiles, read_tokenizer_files
 
 if TYPE_CHECKING:
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
 MAX_TOKENS = 77
@@ -25,14 +25,6 @@ MAX_TOKENS = 77
 MAX_PROMPT_CHARS = 100_000
 """Of a prompt, of which 77 tokens are read; a megabyte takes seconds to tokenize."""
 
-_MAX_FILE_BYTES = 64 << 20
-
-_SPECIAL_TOKENS = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-}
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -94,28 +86,14 @@ def prompt_text(prompt: str) -> str:
 
 
 def load_tokenizer(folder: str | Path, max_length: int = MAX_TOKENS) -> CLIPTokenizer:
-    """The tokenizer of a folder with vocab.json and merges.txt, or tokenizer.json, and what there is of
-    tokenizer_config.json and special_tokens_map.json. Raises CheckpointError if files are missing or do not
-    fit."""
-    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+    """The tokenizer of a folder in any layout that engine/tokenizer_files.py reads. Raises CheckpointError if
+    files are missing or do not fit."""
+    from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 
     folder = Path(folder)
-    try:
-        special, added = _special_tokens(folder)
-    except CheckpointError:
-        raise
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the special tokens in {folder} are not as published, a text or its fields each: {error!r:.200}."
-        ) from error
-    backend = Tokenizer(_bpe(folder, special["unk_token"]))
-    vocabulary = backend.get_vocab()
-    missing = sorted(set(special.values()) - vocabulary.keys())
-    if missing:
-        raise CheckpointError(
-            f"the vocabulary in {folder} lacks the special token {', '.join(missing)}; is it CLIP's?"
-        )
-    ids = {name: vocabulary[token] for name, token in special.items()}
+    files = read_tokenizer_files(folder)
+    backend = Tokenizer(_bpe(folder, files))
+    ids = {name: files.vocab[token] for name, token in files.special.items()}
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -125,84 +103,25 @@ def load_tokenizer(folder: str | Path, max_length: int = MAX_TOKENS) -> CLIPToke
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    backend.add_tokens(added)
+    backend.add_tokens([AddedToken(text, special=True, **options) for text, options in files.added])
     backend.post_processor = processors.RobertaProcessing(
-        (special["eos_token"], ids["eos_token"]),
-        (special["bos_token"], ids["bos_token"]),
+        (files.special["eos_token"], ids["eos_token"]),
+        (files.special["bos_token"], ids["bos_token"]),
         trim_offsets=False,
         add_prefix_space=False,
     )
     return CLIPTokenizer(backend, ids["eos_token"], ids["pad_token"], max_length)
 
 
-def _bpe(folder: Path, unk_token: str) -> "BPE":
-    """The vocabulary and its merges, from tokenizer.json if there is one, as transformers prefers it."""
+def _bpe(folder: Path, files: TokenizerFiles) -> "BPE":
     from tokenizers.models import BPE
 
-    serialized = _json(folder / "tokenizer.json")
     try:
-        if serialized:
-            vocab, merges = serialized["model"]["vocab"], serialized["model"]["merges"]
-            merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in merges]
-        else:
-            vocab, merges = BPE.read_file(str(_file(folder, "vocab.json")), str(_file(folder, "merges.txt")))
-        return BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>", unk_token=unk_token)
-    except CheckpointError:
-        raise
+        return BPE(
+            vocab=dict(files.vocab),
+            merges=list(files.merges),
+            end_of_word_suffix=END_OF_WORD,
+            unk_token=files.special["unk_token"],
+        )
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"{folder} holds no BPE vocabulary: {error!s:.300}.") from error
-
-
-def _special_tokens(folder: Path) -> tuple[dict[str, str], list["AddedToken"]]:
-    """The special tokens by name, and the list of what is recognised inside a prompt, where a later entry
-    replaces an earlier one of the same text. As transformers reads them: special_tokens_map.json overrules
-    tokenizer_config.json, and both yield to a list with ids in tokenizer_config.json or tokenizer.json."""
-    config = _json(folder / "tokenizer_config.json")
-    listed = config.get("added_tokens_decoder")
-    if listed is None:
-        config |= _json(folder / "special_tokens_map.json")
-        listed = {fields["id"]: fields for fields in _json(folder / "tokenizer.json").get("added_tokens", [])}
-    by_id = [_added_token(fields) for _, fields in sorted(listed.items(), key=lambda item: int(item[0]))]
-    known = {token.content for token in by_id}
-    named = {name: _added_token(config.get(name) or default) for name, default in _SPECIAL_TOKENS.items()}
-    added = by_id + [token for token in named.values() if token.content not in known]
-    return {name: token.content for name, token in named.items()}, added
-
-
-def _added_token(value: str | dict[str, Any]) -> "AddedToken":
-    """A special token from its text or from the fields that a tokenizer file holds."""
-    from tokenizers import AddedToken
-
-    if isinstance(value, str):
-        return AddedToken(value, special=True)
-    fields = {key: value[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value}
-    return AddedToken(value["content"], special=True, **fields)
-
-
-def _file(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no {name}; expected the published tokenizer folder.")
-    return _small(path)
-
-
-def _small(path: Path) -> Path:
-    """The path. CheckpointError if the file is larger than any tokenizer's."""
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise CheckpointError(f"{path} has more than {_MAX_FILE_BYTES >> 20} MiB: it is no tokenizer file.")
-    return path
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(_small(path).read_text(encoding="utf-8"))
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}; expected a JSON object.")
-    return value

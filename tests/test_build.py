@@ -272,7 +272,7 @@ def test_a_checkpoint_with_other_shared_tensors_is_kept_whole(
     other = altered_checkpoint(toy / "motions" / "rain", tmp_path / "other", shift)
     report = add_motion(bundle, "other", other)
     assert report.full_motions == ["other"]
-    assert "motion other differs from the shared weights" in caplog.text
+    assert "motion other differs from the shared weights outside the motion tensors too: it" in caplog.text
     stored = read_weight_file(bundle / "motions" / "other.safetensors").tensors
     assert not all(map(is_motion_tensor, stored))
     assert Bundle.open(bundle).manifest.motions["other"].kind == "full"
@@ -281,6 +281,25 @@ def test_a_checkpoint_with_other_shared_tensors_is_kept_whole(
     remove_motion(bundle, "horse_run", default="other")
     remove_motion(bundle, "other", default="rain")
     np.testing.assert_array_equal(noise_pred(bundle, "rain"), rain)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
+def test_a_motion_saved_in_lower_precision_is_told_why_it_is_kept_whole(
+    dtype: torch.dtype, name: str, toy: Path, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lower(state: dict[str, torch.Tensor]) -> None:
+        state.update({key: tensor.to(dtype) for key, tensor in state.items()})
+
+    other = altered_checkpoint(toy / "motions" / "rain", tmp_path / "other", lower)
+    assert add_motion(bundle, "other", other).full_motions == ["other"]
+    why = f"only by rounding: one of the two checkpoints was saved in {name}"
+    assert (
+        f"{why}, the other in a higher precision (save both in the same, or build with --precision"
+        in caplog.text
+    )
+    caplog.clear()
+    add_motion(bundle, "other", other)
+    assert why in caplog.text  # although nothing was made
 
 
 def test_motions_over_weights_that_a_build_would_replace_are_not_lost(toy: Path, bundle: Path) -> None:

@@ -199,7 +199,7 @@ def test_json_that_is_deep_or_long_or_binary_is_refused(content: bytes, tmp_path
 def test_a_config_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(20 << 30)
-    with pytest.raises(CheckpointError, match="more than 16 MiB"):
+    with pytest.raises(CheckpointError, match="larger than 16 MiB"):
         read_json(tmp_path / "config.json")
 
 

@@ -277,7 +277,10 @@ def changed(file: str, **fields: Any) -> Callable[[Path], None]:
             changed("scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"),
             "beta_schedule 'squaredcos_cap_v2'; supported are linear and scaled_linear",
         ),
-        (changed("scheduler/scheduler_config.json", trained_betas=[0.1]), "has trained_betas; supported"),
+        (
+            changed("scheduler/scheduler_config.json", trained_betas=[0.1]),
+            r"has trained_betas \[0\.1\]; supported is null",
+        ),
         (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "no text_encoder_2/config.json"),
         (lambda folder: (folder / "tokenizer_2" / "merges.txt").unlink(), "no tokenizer_2/vocab.json and"),
         (lambda folder: shutil.rmtree(folder), "does not exist"),

@@ -3,14 +3,18 @@ import argparse
 import inspect
 import json
 import random
+import shutil
 import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from lamp_trt.engine.errors import CheckpointError, InputError
+from lamp_trt.engine.tokenizer_files import tokenizer_files
 from lamp_trt.runtime.tokenizer import load_tokenizer
 
 MERGES = 1000
@@ -195,3 +199,193 @@ def test_a_folder_that_holds_no_clip_tokenizer_is_refused(
     (folder / "tokenizer_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="JSON object"):
         load_tokenizer(folder)
+
+
+# --- the layouts of every age ----------------------------------------------------------------------------
+
+HARD_PROMPTS = [
+    *PIECES,
+    "",
+    " ",
+    "A HORSE  runs\r\n fast",
+    "<|endoftext|> a <|startoftext|>b",
+    "!" * 80,
+    "🐎" * 90,
+]
+Vocab = tuple[dict[str, int], list[str]]
+
+
+def their_ids(folder: Path, texts: list[str]) -> list[list[int]]:
+    transformers = pytest.importorskip("transformers")
+    published = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    ids: list[list[int]] = published(texts, padding="max_length", max_length=77, truncation=True).input_ids
+    return ids
+
+
+def new_layout(folder: Path, vocabulary: Vocab, pad: str | None = "!") -> Path:
+    """As transformers of today saves it: tokenizer.json and tokenizer_config.json."""
+    transformers = pytest.importorskip("transformers")
+    old = write_folder(folder.with_name(f"{folder.name}-old"), vocabulary, pad)
+    transformers.CLIPTokenizer.from_pretrained(old).save_pretrained(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    return folder
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def merges_as_strings(document: dict[str, Any]) -> None:
+    document["model"]["merges"] = [" ".join(pair) for pair in document["model"]["merges"]]
+
+
+def with_old_vocabulary(folder: Path) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""]
+    (folder / "merges.txt").write_text("\n".join(lines))
+
+
+def with_mark_and_crlf(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+
+
+def with_added_word(folder: Path) -> None:
+    """A textual inversion: a word of its own behind the vocabulary."""
+    added = {"id": 2000, "content": "<rain>", "normalized": False, "special": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
+    edit(folder / "tokenizer.json", lambda d: d["added_tokens"].append({**added, **flags}))
+
+
+LAYOUTS: dict[str, Callable[[Path], object]] = {
+    "as saved": lambda folder: None,
+    "merges as strings": lambda folder: edit(folder / "tokenizer.json", merges_as_strings),
+    "both layouts": with_old_vocabulary,
+    "tokenizer.json alone": lambda folder: (folder / "tokenizer_config.json").unlink(),
+    "padding baked in": lambda folder: edit(
+        folder / "tokenizer.json",
+        lambda d: d.update(
+            padding={"strategy": {"Fixed": 77}, "direction": "Right", "pad_to_multiple_of": None,
+                     "pad_id": 0, "pad_type_id": 0, "pad_token": "!"},
+            truncation={"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0},
+        ),
+    ),
+    "an added word": with_added_word,
+    "an added word beside the old layout": lambda f: (with_old_vocabulary(f), with_added_word(f)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pad", ["!", "<|endoftext|>"])
+def test_a_bundle_of_any_layout_gives_transformers_ids(
+    layout: str, pad: str, vocabulary: Vocab, tmp_path: Path
+) -> None:
+    folder = new_layout(tmp_path / "tokenizer", vocabulary, pad)
+    LAYOUTS[layout](folder)
+    texts = [*HARD_PROMPTS, *prompts(100), "a <rain> on <rain>horses"]
+    want = their_ids(folder, texts)
+    if layout == "as saved":
+        with_mark_and_crlf(folder)  # which transformers does not read
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for name, path in tokenizer_files(folder).items():
+        shutil.copy(path, bundle / name)
+    for source in (folder, bundle):
+        ours = load_tokenizer(source)
+        assert [ours(text).input_ids[0].tolist() for text in texts] == want
+
+
+@pytest.mark.parametrize("pad", ["!", None])
+def test_of_the_old_layout_a_bundle_takes_the_files_as_they_are(
+    pad: str | None, vocabulary: Vocab, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "tokenizer", vocabulary, pad)
+    (folder / "README.md").write_text("notes")
+    expected = {"vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"}
+    assert tokenizer_files(folder).keys() == (expected if pad else {"vocab.json", "merges.txt"})
+    assert tokenizer_files(folder) == {name: folder / name for name in tokenizer_files(folder)}
+
+
+def test_of_both_layouts_a_bundle_takes_the_old_one_if_the_other_says_no_more(
+    vocabulary: Vocab, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "tokenizer", vocabulary, "!")
+    before = tokenizer_files(folder)
+    new = new_layout(tmp_path / "new", vocabulary)
+    shutil.copy(new / "tokenizer.json", folder)
+    assert tokenizer_files(folder) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda d: d["model"]["merges"].reverse(), lambda d: d["model"]["vocab"].update({"zzz</w>": 2000})],
+    ids=["merges", "vocabulary"],
+)
+def test_two_layouts_of_different_tokenizers_are_refused(
+    change: Callable[[dict[str, Any]], object], vocabulary: Vocab, tmp_path: Path
+) -> None:
+    folder = new_layout(tmp_path / "tokenizer", vocabulary)
+    with_old_vocabulary(folder)
+    edit(folder / "tokenizer.json", change)
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json and vocab\.json and merges\.txt beside it are of"
+    ):
+        tokenizer_files(folder)
+
+
+def foreign(kind: str) -> dict[str, Any]:
+    """The model of a tokenizer.json of another family."""
+    small = {"a": 0, "b": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}
+    return {
+        "Llama": {"type": "BPE", "byte_fallback": True, "vocab": small, "merges": [], "unk_token": "a"},
+        "GPT-2": {"type": "BPE", "end_of_word_suffix": "", "vocab": small, "merges": ["a b"]},
+        "T5": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]},
+        "BERT": {"type": "WordPiece", "vocab": small, "continuing_subword_prefix": "##"},
+        "words": {"type": "WordLevel", "vocab": small},
+        "GPT-1": {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": {"a": 0}, "merges": []},
+        "no model": None,
+        "vocab a list": {"type": "BPE", "vocab": ["a"], "merges": []},
+        "no merges": {"type": "BPE", "vocab": small},
+        "merge of three": {"type": "BPE", "vocab": small, "merges": [["a", "b", "c"]]},
+        "ids are texts": {"type": "BPE", "vocab": {"a": "0"}, "merges": []},
+    }[kind]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("Llama", "is a BPE whose words do not end with </w>, as in GPT-2 and Llama, expected CLIP's"),
+        ("GPT-2", "is a BPE whose words do not end with </w>"),
+        ("T5", "is a 'Unigram' tokenizer, expected CLIP's byte-level BPE"),
+        ("BERT", "is a 'WordPiece' tokenizer"),
+        ("words", "is a 'WordLevel' tokenizer"),
+        ("GPT-1", "lacks the special token"),
+        ("no model", "has no `model`"),
+        ("vocab a list", "its tokens have no ids"),
+        ("no merges", "has no list of merges"),
+        ("merge of three", "merge 1 is .*, expected two tokens"),
+        ("ids are texts", "its tokens have no ids"),
+    ],
+)
+def test_another_familys_tokenizer_json_is_refused(kind: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": foreign(kind)}))
+    for read in (load_tokenizer, tokenizer_files):
+        with pytest.raises(CheckpointError, match=message):
+            read(tmp_path)
+
+
+def test_a_sentencepiece_folder_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(b"\n")
+    with pytest.raises(CheckpointError, match=r"spiece\.model there is of another kind of tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_added_tokens_json_of_old_textual_inversions_is_read(vocabulary: Vocab, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "tokenizer", vocabulary, "!")
+    (folder / "added_tokens.json").write_text(json.dumps({"<rain>": 2000}))
+    texts = ["a <rain> on horses", "a <RAIN>"]
+    assert [load_tokenizer(folder)(t).input_ids[0].tolist() for t in texts] == their_ids(folder, texts)
+    assert "added_tokens.json" in tokenizer_files(folder)

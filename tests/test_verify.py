@@ -310,7 +310,7 @@ def test_swapped_merges_are_caught_and_named(
     bundle = faulty(toy_bundle, tmp_path / "b", swap)
     code, message, failed = verified(bundle, tmp_path / "r.json", {"sd": toy / "sd"}, capsys, steps=0)
     assert code == 1
-    assert "first of tokenizer: tokenizer: merge 40 of tokenizer/merges.txt is" in message
+    assert "first of tokenizer: tokenizer: merge 40 of tokenizer is" in message
     assert failed.keys() == {"tokenizer"}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from lamp_trt.benchmarks.bench.compare import Change
 from lamp_trt.benchmarks.bench.measurement import Measurement
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.text_files import decode_text, parse_json
 
 BENCH_VERSION = 1
 _NUMBERS = re.compile(r"\[[-+\d.e,\s]+\]")
@@ -105,7 +106,7 @@ def result_text(result: BenchResult) -> str:
 def read_result(path: Path) -> BenchResult:
     """Results that an earlier run wrote. InputError if the file is none."""
     try:
-        return BenchResult.from_json(json.loads(path.read_text()))
+        return BenchResult.from_json(parse_json(decode_text(path.read_bytes())))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give a bench.json.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders that people give as a checkpoint and that are something else, with what to do.
+
+Recognised by names of files and of tensors, as the tools that write them name them. Loads no torch.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.weights import read_weight_file
+
+_MERGE = (
+    "Load its base model and it in diffusers (pipeline.load_lora_weights, then pipeline.fuse_lora and "
+    "pipeline.unload_lora_weights), save with save_pretrained, and give that folder."
+)
+_CONVERT = (
+    "Convert it: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR) in diffusers "
+    "(StableDiffusionXLPipeline for SDXL), and give DIR."
+)
+_NO_MOTION = "A motion is a whole UNet of LAMP: give the folder that LAMP's training wrote."
+
+_KINDS: tuple[tuple[str, str, str], ...] = (
+    (
+        r"\.(hada_(w1|w2|t1|t2)(_[ab])?|lokr_(w1|w2|t2)(_[ab])?|oft_blocks|oft_diag|boft_\w+|ia3_\w+)$",
+        "a LyCORIS adapter (LoHa, LoKr, OFT or IA3), which holds differences from a base model",
+        _MERGE,
+    ),
+    (
+        r"(\.|_)lora(_[AB]|_down|_up|_embedding_[AB]|_magnitude_vector)(\.|$)|^lora_(unet|te\d?|prior)_"
+        r"|\.lora\.(up|down)\.|_lora\.(up|down)\.|\.lora_linear_layer\.|^base_model\.model\.|\.dora_scale$",
+        "a LoRA, which holds differences from a base model",
+        _MERGE,
+    ),
+    (
+        r"(^|\.)motion_modules\.|\.temporal_transformer\.",
+        "an AnimateDiff motion module, of another network than LAMP's",
+        _NO_MOTION,
+    ),
+    (
+        r"^(control_model\.|controlnet_|input_hint_block\.)",
+        "a ControlNet, which steers a model and makes no image of its own",
+        "",
+    ),
+    (r"^(image_proj|ip_adapter)\.", "an IP-Adapter, which steers a model by an image", ""),
+    (
+        r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.",
+        "a whole model in one file, in the layout of the original Stable Diffusion code",
+        _CONVERT,
+    ),
+    (r"^(string_to_param|emb_params|clip_[gl]$)", "a textual inversion, which holds words of a prompt", ""),
+    (
+        r"^(module|_orig_mod|unet|model)\.",
+        "a training state, whose names have a prefix",
+        "Save the module's own state_dict (of the unwrapped module, without DDP, FSDP or torch.compile).",
+    ),
+)
+"""Pattern of tensor names, what it is, the remedy; the first that fits counts."""
+
+_LORA_FILES = ("pytorch_lora_weights", "adapter_model", "adapter_config.json")
+_A_LORA, _A_WHOLE_MODEL = "lora_unet_", "model.diffusion_model."
+_MAX_NAMES = 20_000
+
+
+def kind_of_tensors(names: Iterable[str], component: str = "") -> str:
+    """What tensors of these names are, as "a LoRA, … . Remedy", "" if nothing that we know. component: what
+    they were given as; nothing turns an adapter into a "unet", which is LAMP's."""
+    names = list(names)[:_MAX_NAMES]
+    for pattern, what, remedy in _KINDS:
+        if any(re.search(pattern, name) for name in names):
+            of_lamp = component == "unet" and remedy in (_MERGE, _CONVERT, "")
+            return f"{what}. {_NO_MOTION if of_lamp else remedy}".strip()
+    return ""
+
+
+def kind_of_file(path: Path, component: str = "") -> str:
+    """What a file that was given in place of a folder is, "" if nothing that we know."""
+    if path.suffix == ".safetensors":
+        try:
+            return kind_of_tensors(read_weight_file(path).tensors, component)
+        except (CheckpointError, OSError):
+            return ""
+    if path.name.startswith(_LORA_FILES):
+        return kind_of_tensors([_A_LORA], component)
+    if path.suffix == ".ckpt":
+        return kind_of_tensors([_A_WHOLE_MODEL], component)
+    return ""
+
+
+def hint_for_folder(folder: Path, component: str = "") -> str:
+    """What a folder without the wanted component is instead, with the remedy, "" if nothing that we know."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())[:100]
+    for path in files:
+        kind = kind_of_file(path, component)
+        if kind:
+            return f"Its {path.name} is {kind}"
+    below = sorted(path.parent for path in folder.glob("*/model_index.json"))
+    if below:
+        return f"Did you mean {below[0]}?"
+    parent = folder.absolute().parent
+    if (parent / "model_index.json").is_file():
+        return f"It is a part of the checkpoint {parent}: give that."
+    trained = sorted(path.parent for path in folder.glob("*/unet/config.json"))
+    if trained:
+        return f"Did you mean {trained[0].parent}?"
+    if any(path.suffix == ".gguf" for path in files):
+        return "GGUF files are not read."
+    return ""
