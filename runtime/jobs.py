@@ -149,7 +149,7 @@ def run_jobs(
         if job.first_frame is None:
             pipeline.require_first_frame_networks()
         motion = job.motion or pipeline.bundle.manifest.default_motion
-        pipeline.bundle.motion_path(motion)
+        pipeline.bundle.motion(motion)
         if len(jobs) > 1 and job.out.parent.parent.is_dir():
             job.out.parent.mkdir(exist_ok=True)
         if job.bundle not in (None, pipeline.bundle.digest):

@@ -164,14 +164,19 @@ def _cuda_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoSt
 def _host_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
     networks = (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, "sdxl_unet"))
     engines = {name: place.host_engine(bundle, name) for name in networks}
-    bundle.check_unchanged()
+    _check_networks(bundle, networks)
     return HostImageStages(bundle.manifest, engines)
 
 
 def _cuda_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
     stages = CudaImageStages(bundle.manifest, place.engine_set(bundle))
-    bundle.check_unchanged()
+    _check_networks(bundle, (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, "sdxl_unet")))
     return stages
+
+
+def _check_networks(bundle: Bundle, networks: tuple[str, ...]) -> None:
+    """BundleError if these were loaded from files that changed; a motion may have been replaced meanwhile."""
+    bundle.check_unchanged(file for name in networks for file in bundle.network_files(name))
 
 
 def _first_motion(bundle: Bundle, motion: str | None) -> str:
@@ -183,6 +188,6 @@ def _first_motion(bundle: Bundle, motion: str | None) -> str:
             f"lamp-trt build --sd DIR --motion NAME=DIR --out {bundle.path}"
         )
     motion = motion if motion is not None else bundle.manifest.default_motion
-    bundle.motion_path(motion)
+    bundle.motion(motion)
     assert motion is not None
     return motion

@@ -81,7 +81,7 @@ class LampPipeline:
 
     def set_motion(self, motion: str) -> None:
         """Switch the UNet to a motion of the bundle; BundleError, listing the known, if there is none."""
-        self.bundle.motion_path(motion)
+        self.bundle.motion(motion)
         with self._alone():
             self._set_motion(motion)
 
@@ -157,7 +157,7 @@ class LampPipeline:
                 'base_noise belongs to preset="paper" with mix_noise=True; nothing else uses it.'
             )
         motion = self.motion if motion is None else motion
-        self.bundle.motion_path(motion)
+        self.bundle.motion(motion)
         one_of("fit", fit, Fit)
         injected = {"noise": noise, "base_noise": base_noise, "posterior_noise": posterior_noise}
         self._check_shapes(injected)
@@ -285,9 +285,15 @@ class LampPipeline:
         return self._first_frames
 
     def _set_motion(self, motion: str) -> None:
-        if motion != self.motion:
-            self.bundle.check_unchanged()
+        """Only the motion's own file must be as it was opened: what else is shown is loaded already, and what
+        an engine reads besides it checks itself."""
+        if motion == self.motion:
+            self._stages.set_motion(motion)
+            return
+        own = [self.bundle.motion(motion).file]
+        self.bundle.check_unchanged(own)
         self._stages.set_motion(motion)
+        self.bundle.check_unchanged(own)  # it could be replaced in between
         self.motion = motion
 
 
