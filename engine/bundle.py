@@ -153,8 +153,9 @@ class Bundle:
         return self.path / ENGINES
 
     def check_unchanged(self, files: Iterable[str] | None = None) -> None:
-        """BundleError if one of `files` (None: all) is not what it was at `open`. Asked before a file is read,
-        and after networks were loaded.
+        """BundleError if one of `files` (None: all) is not what it was at `open`.
+
+        Asked before a file is read, and after networks were loaded.
 
         A file that was only touched, linked or given other permissions is read again and compared by digest.
         """

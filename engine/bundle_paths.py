@@ -24,10 +24,14 @@ _RESERVED = (MANIFEST, PENDING, JOURNAL)
 
 
 def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """`path` if the system could have such a file. InputError for a null character or half of a surrogate
-    pair, which no file system takes, and for a name that is too long."""
+    """`path` if the system could have such a file. InputError for what is no str or os.PathLike, for a null
+    character or half of a surrogate pair, which no file system takes, and for a name that is too long."""
     try:
+        if not isinstance(os.fspath(path), str):
+            raise TypeError
         os.lstat(path)
+    except TypeError:
+        raise InputError(f"{path!r:.150} is no path: give a string or a pathlib.Path.") from None
     except ValueError:
         reason = "leave out what is escaped in it"
     except OSError as error:
@@ -91,8 +95,8 @@ def refuse_link(root: Path, path: Path) -> None:
     link = linked_part(path, root)
     if link is not None:
         raise BundleError(
-            f"{link.relative_to(root)} in {root} is a link to {os.readlink(link)!r:.300}, and nothing is written "
-            f"through links. {copy_remedy(root)}"
+            f"{link.relative_to(root)} in {root} is a link to {os.readlink(link)!r:.300}, and nothing is "
+            f"written through links. {copy_remedy(root)}"
         )
 
 

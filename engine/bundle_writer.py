@@ -177,8 +177,8 @@ class BundleWriter:
         free = _free_bytes(self.path)
         if free < size:
             raise BundleError(
-                f"{self.path} needs {_gib(size)}, {_gib(free)} are free there. Free some space there, or take "
-                "a folder on another disk"
+                f"{self.path} needs {_gib(size)}, {_gib(free)} are free there. "
+                "Free some space there, or take a folder on another disk"
             )
 
     def commit(self, manifest: Manifest) -> str:
@@ -271,7 +271,9 @@ def _prepare_folder(folder: Path) -> None:
         make_folders(folder)
         names = set(os.listdir(folder))
     except OSError as error:
-        raise BundleError(f"cannot use {folder} for a bundle: {error.strerror}. Choose another folder") from error
+        raise BundleError(
+            f"cannot use {folder} for a bundle: {error.strerror}. Choose another folder"
+        ) from error
     if names and not names & {MANIFEST, PENDING, JOURNAL, LOCK}:
         raise BundleError(f"{folder} is no bundle and not empty. Choose a new or empty folder")
 

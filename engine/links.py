@@ -39,7 +39,9 @@ def unreadable(path: Path) -> str | None:
         through = "" if broken == path else f"leads through {broken.name}, which "
         if _errno(broken) == errno.ELOOP:
             return f"{through}is a link that leads in a circle"
-        return f"{through}is a link to {os.readlink(broken)!r:.300}, which does not exist or cannot be reached"
+        return (
+            f"{through}is a link to {os.readlink(broken)!r:.300}, which does not exist or cannot be reached"
+        )
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

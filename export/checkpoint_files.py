@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.links import meant_folder, unreadable
 from lamp_trt.export.config_limits import check_config
 
 DEFAULT_SCALING_FACTOR = 0.18215
 """What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
 
 _MAX_JSON_BYTES = 16 << 20
+
+_MARKERS = ("model_index.json", "config.json", "unet", "vae", "text_encoder")
+"""What a checkpoint or one of its components has at least one of."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -54,7 +58,7 @@ def open_checkpoint(
     root = _existing_folder(folder)
     found = {name: find_component(root, name, parent_only=True) for name in components}
     for name in tokenizers:
-        if not all((root / name / file).is_file() for file in ("vocab.json", "merges.txt")):
+        if not all(is_present(root / name / file) for file in ("vocab.json", "merges.txt")):
             raise CheckpointError(f"{root} has no {name}/vocab.json and merges.txt. {_LAYOUT_HINT}")
     scheduler = read_json(root / "scheduler" / "scheduler_config.json")
     return Checkpoint(root, found, {name: root / name for name in tokenizers}, scheduler)
@@ -95,9 +99,9 @@ def _find_weights(folder: Path, name: str) -> tuple[Path, ...]:
         for stem, suffix in ((safe, ".safetensors"), (pickled, ".bin")):
             single = folder / f"{stem}{variant}{suffix}"
             index = folder / f"{stem}{suffix}.index{variant}.json"
-            if single.is_file():
+            if is_present(single):
                 return (single,)
-            if index.is_file():
+            if is_present(index):
                 return _shards(index)
             tried.append(single.name)
     raise CheckpointError(f"{folder} has no weights: none of {', '.join(tried)} (or a sharded index of one).")
@@ -110,7 +114,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} has no weight_map.")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
-        if Path(name).name != name or not os.path.isfile(index.parent / name):
+        if Path(name).name != name or not is_present(index.parent / name):
             raise CheckpointError(f"{index} names the file {name!r:.150}, which is not beside it.")
     return tuple(index.parent / name for name in names)
 
@@ -120,11 +124,30 @@ def _existing_folder(folder: str | Path) -> Path:
     if not path.is_dir():
         what = "is a file, expected a folder" if path.exists() else "does not exist"
         raise CheckpointError(f"checkpoint {path} {what}. {_LAYOUT_HINT}")
+    refuse_cache_folder(path)
     return path
 
 
+def refuse_cache_folder(folder: Path) -> None:
+    """Raise CheckpointError, naming the folders that are meant, for one that only holds checkpoints."""
+    if any(os.path.lexists(folder / marker) for marker in _MARKERS):
+        return
+    meant = meant_folder(folder, _MARKERS)
+    if meant:
+        raise CheckpointError(f"{folder} is not a checkpoint but holds some. {meant}")
+
+
+def is_present(file: Path) -> bool:
+    """Whether `file` is a regular file, or leads to one. CheckpointError for a link that leads nowhere: what
+    else is there must not silently take its place."""
+    problem = unreadable(file)
+    if problem and file.is_symlink():
+        raise CheckpointError(f"{file} {problem}. Get it again from where the checkpoint came from.")
+    return problem is None
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not is_present(path):
         raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
     refuse_lfs_pointer(path)
     if path.stat().st_size > _MAX_JSON_BYTES:

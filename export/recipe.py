@@ -34,6 +34,7 @@ from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,
     find_component,
+    is_present,
     open_checkpoint,
 )
 from lamp_trt.export.sdxl_checkpoint import FOLDERS as SDXL_FOLDERS
@@ -285,7 +286,7 @@ def source_of(files: ComponentFiles, cache: DigestCache) -> Source:
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
     """The files of a tokenizer folder that a bundle takes along."""
-    return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+    return {name: folder / name for name in _TOKENIZER_FILES if is_present(folder / name)}
 
 
 def _networks(options: BuildOptions) -> tuple[str, ...]:

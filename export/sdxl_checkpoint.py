@@ -11,7 +11,12 @@ from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.manifest import BETA_SCHEDULES
-from lamp_trt.export.checkpoint_files import ComponentFiles, open_checkpoint, read_json
+from lamp_trt.export.checkpoint_files import (
+    ComponentFiles,
+    open_checkpoint,
+    read_json,
+    refuse_cache_folder,
+)
 
 FOLDERS = {
     "sdxl_text_encoder": "text_encoder",
@@ -47,6 +52,8 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
     Raises CheckpointError for what is missing, and for a refiner, an inpainting model, or another family.
     """
     root = Path(folder).expanduser()
+    if root.is_dir():
+        refuse_cache_folder(root)
     index = read_json(root / "model_index.json") if root.is_dir() else {}
     if root.is_dir():
         _check_pipeline(root, index)

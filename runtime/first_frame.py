@@ -20,7 +20,7 @@ import lamp_trt
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
-from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.config import GenerationConfig, file_path, plain_text
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.image import encode_png
 from lamp_trt.runtime.loop import Latents, StepCallback
@@ -63,7 +63,7 @@ class FirstFrame:
 
 def check_png(path: str | PathLike[str]) -> Path:
     """The path, if an image can be saved there; InputError otherwise."""
-    destination = Path(path)
+    destination = file_path("the output", path)
     if destination.suffix.lower() != ".png":
         raise InputError(f"the output {str(path)!r} is no .png file; images are saved as PNG only.")
     if not destination.parent.is_dir():
@@ -154,6 +154,8 @@ class FirstFrameMaker:
         on_step: StepCallback | None = None,
     ) -> ImageJob:
         """What `stages` is given for these arguments of a call. Raises InputError."""
+        prompt = plain_text("prompt", prompt)
+        negative_prompt = None if negative_prompt is None else plain_text("negative_prompt", negative_prompt)
         config = GenerationConfig(
             seed=seed,
             first_frame_num_inference_steps=num_inference_steps,
@@ -166,7 +168,7 @@ class FirstFrameMaker:
         return ImageJob(
             self.prompt_ids(prompt, negative_prompt),
             self._zero_negative(negative_prompt),
-            ddim_schedule(num_inference_steps, self._origin.scheduler),
+            ddim_schedule(config.first_frame_num_inference_steps, self._origin.scheduler),
             config.first_frame_guidance_scale,
             config.seed,
             noise,
@@ -182,8 +184,10 @@ class FirstFrameMaker:
             made.latents,
             made.timings,
             {
-                "prompt": prompt,
-                "negative_prompt": negative_prompt,
+                "prompt": plain_text("prompt", prompt),
+                "negative_prompt": None
+                if negative_prompt is None
+                else plain_text("negative_prompt", negative_prompt),
                 "seed": job.seed,
                 "num_inference_steps": len(job.schedule),
                 "guidance_scale": job.guidance_scale,

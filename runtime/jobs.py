@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import FPS
-from lamp_trt.runtime.image import image_from_base64
+from lamp_trt.runtime.config import FPS, GenerationConfig, file_path, one_of, plain_text
+from lamp_trt.runtime.image import Fit, image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
 from lamp_trt.runtime.video import Video, check_destination, frame_rate
 
@@ -144,8 +145,11 @@ def run_jobs(
     raises ends the run before anything of that video is written. Destinations are checked before any work.
     """
     by_motion: dict[str, list[Job]] = {}
-    for job in jobs:
+    for given in jobs:
+        assert given.out is not None
+        job = replace(given, out=file_path("the output", given.out))
         assert job.out is not None
+        check_options(job.options)
         if job.first_frame is None:
             pipeline.require_first_frame_networks()
         motion = job.motion or pipeline.bundle.manifest.default_motion
@@ -169,6 +173,21 @@ def run_jobs(
                 if not isinstance(video, Video):
                     raise InputError(f"before_save returned {video!r}; expected the Video to save.")
             yield video.save(job.out, job.fps), video
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """InputError for an option of a job that `LampPipeline.__call__` would refuse by itself."""
+    unknown = sorted(options.keys() - {*OPTIONS})
+    if unknown:
+        raise InputError(f"there is no option {unknown[0]!r:.100}; known: {', '.join(OPTIONS)}.")
+    GenerationConfig(**{name: options[name] for name in _SETTINGS & options.keys()})
+    one_of("fit", options.get("fit", "stretch"), Fit)
+    for name in ("negative_prompt", "first_frame_prompt"):
+        if options.get(name) is not None:
+            plain_text(name, options[name])
+
+
+_SETTINGS = {field.name for field in fields_of(GenerationConfig)}
 
 
 def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> Job:
