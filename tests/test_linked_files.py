@@ -65,7 +65,7 @@ def chains(source: Path, root: Path) -> Path:
 
 def folders(source: Path, root: Path) -> Path:
     """Whole folders as links, and the files in the root."""
-    shutil.copytree(source, root / "store")
+    shutil.copytree(source, root / "store", ignore=shutil.ignore_patterns(".lock"))
     (root / "view").mkdir()
     for path in (root / "store").iterdir():
         (root / "view" / path.name).symlink_to(path, target_is_directory=path.is_dir())
