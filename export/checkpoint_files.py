@@ -77,7 +77,7 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
     root = _existing_folder(folder)
     if (root / name).is_dir():
         root = root / name
-    elif parent_only or not (root / "config.json").is_file():
+    elif is_present(root / name) or parent_only or not is_present(root / "config.json"):
         entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{root} is not a checkpoint with {name!r}: no {name}/config.json"

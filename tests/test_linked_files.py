@@ -309,3 +309,11 @@ def test_a_checkpoint_s_broken_link_is_an_error_not_a_missing_file(
     breaks(folder / file)
     with pytest.raises(CheckpointError, match=f"{file} {BROKEN[breaks]}.*Get it again"):
         find_component(folder, "text_encoder")
+
+
+def test_a_component_that_is_a_broken_link_is_named(toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy / "sd", tmp_path / "sd")
+    shutil.rmtree(tmp_path / "sd/vae")
+    (tmp_path / "sd/vae").symlink_to("/nowhere")
+    with pytest.raises(CheckpointError, match="sd/vae is a link to '/nowhere', which does not exist"):
+        open_checkpoint(tmp_path / "sd")
