@@ -48,7 +48,7 @@ class Bundle:
     manifest: Manifest
     digest: str
     identities: dict[str, FileIdentity]
-    """What each file was when it was checked."""
+    """What each file was when it was checked; a file without an entry is not compared again."""
     _graphs: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -162,7 +162,7 @@ class Bundle:
         for relative in list(self.identities) if files is None else files:
             path = inside(self.path, relative)
             identity = _identity(path)
-            if identity == self.identities[relative]:
+            if identity == self.identities.get(relative, identity):
                 continue
             entry = self.manifest.files[relative]
             if identity is None or identity[0] != entry.size or not _has_digest(path, entry.sha256):

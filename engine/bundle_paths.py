@@ -4,6 +4,7 @@
 import errno
 import os
 import re
+import shlex
 from pathlib import Path
 
 from lamp_trt.engine.atomic_files import TEMPORARY_SUFFIX
@@ -102,7 +103,7 @@ def refuse_link(root: Path, path: Path) -> None:
 
 def copy_remedy(root: Path) -> str:
     """What to do with a bundle that cannot be changed where it is."""
-    return f"Change a copy of the bundle: cp -rL {root} COPY && chmod -R u+w COPY"
+    return f"Change a copy of the bundle: cp -rL {shlex.quote(str(root))} COPY && chmod -R u+w COPY"
 
 
 def validate_motion_name(name: str) -> str:

@@ -284,8 +284,8 @@ def _refuse_links(folder: Path) -> None:
         refuse_link(folder, folder / name)
     try:
         manifest, _ = read_manifest(folder)
-    except FileNotFoundError:
-        return
+    except (FileNotFoundError, BundleError):
+        return  # it is read again under the lock, after an interrupted commit was finished
     for path in manifest.files:
         own_path(folder, path)
 
