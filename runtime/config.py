@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LAMP's constants, each with its source, and the settings of one generation."""
 
+import json
 import math
 import numbers
 import operator
@@ -55,6 +56,21 @@ MAX_THREADS = 1024
 def _scalar(value: Any) -> object:
     """Python's own object for a scalar or an array without axes of NumPy, torch and others; else `value`."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def json_text(settings: Mapping[str, Any]) -> str:
+    """Settings as JSON, other libraries' scalars as Python's. InputError for what JSON cannot hold."""
+
+    def plain(value: object) -> object:
+        scalar = _scalar(value)
+        if scalar is value:
+            raise TypeError(f"{_shown(value)} is a {type(value).__name__}")
+        return scalar
+
+    try:
+        return json.dumps(settings, indent=2, ensure_ascii=False, default=plain)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the settings cannot be saved as JSON: {error}. Change that value.") from error
 
 
 def _shown(value: object) -> str:

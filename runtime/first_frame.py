@@ -5,7 +5,6 @@ Step for step what diffusers' StableDiffusionXLPipeline does with that scheduler
 Here a request becomes a job and a result becomes a file; the work in between is that of ImageStages.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import lamp_trt
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
-from lamp_trt.runtime.config import GenerationConfig, file_path, plain_text
+from lamp_trt.runtime.config import GenerationConfig, file_path, json_text, plain_text
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.image import encode_png
 from lamp_trt.runtime.loop import Latents, StepCallback
@@ -54,8 +53,8 @@ class FirstFrame:
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Writes the image as PNG, and the settings beside it as JSON. InputError as `check_png`."""
+        text = json_text(self.settings)
         destination = save_png(self.image, path)
-        text = json.dumps(self.settings, indent=2, ensure_ascii=False)
         with written(sidecar_path(destination)) as partial:
             partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
         return destination

@@ -5,7 +5,6 @@ Every format is written under a temporary name beside its destination and rename
 frames give the same bytes: one encoder thread, no dates.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import FPS, file_path, finite_number
+from lamp_trt.runtime.config import FPS, file_path, finite_number, json_text
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -55,7 +54,7 @@ class Video:
 
     def save(self, path: PathLike, fps: float = FPS) -> Path:
         """Writes the frames by `save_frames`, and the settings beside them as JSON (`sidecar_path`)."""
-        text = json.dumps({**self.settings, "fps": finite_number("fps", fps)}, indent=2, ensure_ascii=False)
+        text = json_text({**self.settings, "fps": finite_number("fps", fps)})
         destination = save_frames(self.frames, path, fps)
         with written(sidecar_path(destination)) as partial:
             partial.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")

@@ -211,6 +211,21 @@ def test_load_refuses_wrong_types(argument: str, toy_bundle: Path) -> None:
         lamp_trt.load(**given)
 
 
+def test_settings_that_a_caller_added_are_saved_or_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """As `before_save` may: the score of a classifier, say."""
+    scored = dataclasses.replace(VIDEO, settings={"score": np.float32(0.5), "flag": np.True_})
+    path = scored.save(tmp_path / "a.gif")
+    stored = json.loads(path.with_name("a.gif.json").read_text())
+    assert stored == {"score": 0.5, "flag": True, "fps": 8.0}
+    for value in (object(), np.zeros(2), {1, 2}):
+        wrong = {"score": value}
+        frame = FirstFrame(PICTURE, np.zeros(1, np.float32), settings=wrong)
+        for save in (dataclasses.replace(VIDEO, settings=wrong).save, frame.save):
+            with pytest.raises(InputError, match=r"cannot be saved as JSON: .* is a (object|ndarray|set)"):
+                save(tmp_path / "b.png")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.gif", "a.gif.json"]
+
+
 def test_every_field_of_the_settings_is_json() -> None:
     config = GenerationConfig(seed=np.int64(1), adain_switch_step=np.int32(2))  # type: ignore[arg-type]
     assert json.loads(json.dumps(dataclasses.asdict(config))) == dataclasses.asdict(config)
