@@ -87,6 +87,11 @@ def meant_folder(folder: Path, markers: tuple[str, ...]) -> str:
     return f"{what}: give {listed}."
 
 
+def is_cache_folder(folder: Path) -> bool:
+    """Whether `folder` holds snapshots of a Hugging Face cache, or belongs to what does."""
+    return next(_snapshots(folder), None) is not None
+
+
 def _snapshots(folder: Path) -> Iterator[Path]:
     """The snapshots of the cached repositories that `folder` is, is a part of, or holds."""
     if (folder / "snapshots").is_dir():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.links import meant_folder, unreadable
+from lamp_trt.engine.links import is_cache_folder, meant_folder, unreadable
 from lamp_trt.export.config_limits import check_config
 
 DEFAULT_SCALING_FACTOR = 0.18215
@@ -81,7 +81,8 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
         entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{root} is not a checkpoint with {name!r}: no {name}/config.json"
-            f"{'' if parent_only else ' or config.json'}; it holds {entries}. {_LAYOUT_HINT}"
+            f"{'' if parent_only else ' or config.json'}; it holds {entries}. "
+            f"{meant_folder(root, _MARKERS) or _LAYOUT_HINT}"
         )
     config = read_json(root / "config.json")
     check_config(root / "config.json", config)
@@ -129,12 +130,11 @@ def _existing_folder(folder: str | Path) -> Path:
 
 
 def refuse_cache_folder(folder: Path) -> None:
-    """Raise CheckpointError, naming the folders that are meant, for one that only holds checkpoints."""
-    if any(os.path.lexists(folder / marker) for marker in _MARKERS):
+    """Raise CheckpointError, naming the snapshots that are meant, for a folder of a Hugging Face cache."""
+    if any(os.path.lexists(folder / marker) for marker in _MARKERS) or not is_cache_folder(folder):
         return
-    meant = meant_folder(folder, _MARKERS)
-    if meant:
-        raise CheckpointError(f"{folder} is not a checkpoint but holds some. {meant}")
+    hint = meant_folder(folder, _MARKERS) or _LAYOUT_HINT
+    raise CheckpointError(f"{folder} is not a checkpoint itself. {hint}")
 
 
 def is_present(file: Path) -> bool:
