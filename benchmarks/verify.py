@@ -41,7 +41,7 @@ def verify_bundle(path: Path, options: VerifyOptions) -> Report:
     bundle = Bundle.open(path)
     checkpoints = options.checkpoints
     for motion in checkpoints.motions:
-        bundle.motion_path(motion)
+        bundle.motion(motion)
     place = Placement.of(bundle, **options.loading)
     held = [name for name in NETWORKS if name in bundle.manifest.networks]
     networks = [name for name in held if checkpoints.given(REFERENCE_NETWORKS[name].checkpoint)]

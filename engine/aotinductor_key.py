@@ -28,7 +28,7 @@ def package_key(bundle: Bundle, network: str, device: str, flags: Settings) -> C
     return CompiledKey(
         network=network,
         backend=BACKEND,
-        graph=graph_digest(bundle.graph_path(network)),
+        graph=graph_digest(bundle.graph_bytes(network)),
         weights="",
         motion="",
         profile={tensor.name: tensor.shape for tensor in entry.inputs},

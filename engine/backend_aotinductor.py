@@ -290,8 +290,7 @@ class _Weights:
 
     def _entry(self, motion: str | None) -> MotionEntry:
         """BundleError if there is no such motion."""
-        self._bundle.motion_path(motion)
-        return self._bundle.manifest.motions[str(motion or self._bundle.manifest.default_motion)]
+        return self._bundle.motion(motion)
 
     def _file(self, relative: str) -> "dict[str, Tensor]":
         from safetensors import safe_open

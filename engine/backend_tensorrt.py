@@ -120,8 +120,7 @@ class TensorRtEngine:
         self._require_fit()
         if motion == self._motion:
             return False
-        self._bundle.motion_path(motion)  # BundleError for an unknown one
-        if self._refittable and self._bundle.manifest.motions[motion].kind == "motion":
+        if self._refittable and self._bundle.motion(motion).kind == "motion":
             self._show(motion)
         else:
             self._replace_plan(self._find(motion), motion)

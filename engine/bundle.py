@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle as its readers see it: a folder that is whole, or an error that says what is wrong with it."""
+"""The bundle as its readers see it: a folder that is whole, or an error that says what is wrong with it.
+
+Its files may be links, wherever they lead: digests decide whether a bundle is intact.
+"""
 
 import os
 import re
-import stat
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lamp_trt.engine.bundle_paths import ENGINES, JOURNAL, LOCK, MANIFEST, PENDING, inside, possible_path
-from lamp_trt.engine.digests import DigestCache, FileIdentity, file_identity
+from lamp_trt.engine.bundle_paths import (
+    ENGINES,
+    JOURNAL,
+    LOCK,
+    MANIFEST,
+    PENDING,
+    inside,
+    possible_path,
+    weights_path,
+)
+from lamp_trt.engine.digests import DigestCache, FileIdentity, file_digest, file_identity
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.links import linked_part, meant_folder, unreadable
 from lamp_trt.engine.manifest import (
     Manifest,
+    MotionEntry,
     NetworkEntry,
     manifest_digest,
     read_manifest,
@@ -35,7 +48,8 @@ class Bundle:
     manifest: Manifest
     digest: str
     identities: dict[str, FileIdentity]
-    """What each file was when it was checked."""
+    """What each file was when it was checked; a file without an entry is not compared again."""
+    _graphs: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -79,11 +93,12 @@ class Bundle:
             time.sleep(0.02)
 
     def path_of(self, relative: str) -> Path:
-        """The path of a file that the manifest names. BundleError if there is none, or it leads out."""
+        """The path of a file that the manifest names. BundleError if there is none, or it has changed."""
         if relative not in self.manifest.files:
             raise BundleError(
                 f"{self.path} holds no file {relative!r}; known: {_listing(self.manifest.files)}"
             )
+        self.check_unchanged([relative])
         return inside(self.path, relative)
 
     def network(self, name: str) -> NetworkEntry:
@@ -97,15 +112,33 @@ class Bundle:
         """The ONNX file of a network."""
         return self.path_of(self.network(network).graph)
 
-    def motion_path(self, name: str | None = None) -> Path:
-        """The file of a motion (None: the default). BundleError, listing the known ones, if there is none."""
+    def graph_bytes(self, network: str) -> bytes:
+        """The ONNX file of a network. It is kept: when another process makes another motion the default, the
+        file changes, and the motions of this bundle still need the graph that was opened."""
+        if network not in self._graphs:
+            self._graphs[network] = self.graph_path(network).read_bytes()
+        return self._graphs[network]
+
+    def network_files(self, network: str) -> list[str]:
+        """The files that a network is loaded from, without a motion's."""
+        entry = self.network(network)
+        return [entry.graph, weights_path(entry.component)]
+
+    def motion(self, name: str | None = None) -> MotionEntry:
+        """The manifest's entry of a motion (None: the default). BundleError, listing the known ones, if there
+        is none."""
         name = self.manifest.default_motion if name is None else name
         if name not in self.manifest.motions:
+            added = "" if name is None else _added_since(self.path, name)
             raise BundleError(
                 f"{self.path} holds no motion {name!r}; known: {_listing(self.manifest.motions)}. "
-                f"Add one: lamp-trt motion add {self.path} …"
+                + (added or f"Add one: lamp-trt motion add {self.path} …")
             )
-        return self.path_of(self.manifest.motions[name].file)
+        return self.manifest.motions[name]
+
+    def motion_path(self, name: str | None = None) -> Path:
+        """The file of a motion (None: the default). BundleError if there is none, or it has changed."""
+        return self.path_of(self.motion(name).file)
 
     def tokenizer_folder(self, name: str) -> Path:
         """The folder of a tokenizer. BundleError, listing the known ones, if there is none."""
@@ -119,13 +152,24 @@ class Bundle:
         """Where compiled engines go by default; it need not exist, and no manifest names what is in it."""
         return self.path / ENGINES
 
-    def check_unchanged(self) -> None:
-        """BundleError if a file was touched since `open`. Backends ask after loading."""
-        for relative, identity in self.identities.items():
-            if _identity(inside(self.path, relative)) != identity:
+    def check_unchanged(self, files: Iterable[str] | None = None) -> None:
+        """BundleError if one of `files` (None: all) is not what it was at `open`.
+
+        Asked before a file is read, and after networks were loaded.
+
+        A file that was only touched, linked or given other permissions is read again and compared by digest.
+        """
+        for relative in list(self.identities) if files is None else files:
+            path = inside(self.path, relative)
+            identity = _identity(path)
+            if identity == self.identities.get(relative, identity):
+                continue
+            entry = self.manifest.files[relative]
+            if identity is None or identity[0] != entry.size or not _has_digest(path, entry.sha256):
                 raise BundleError(
                     f"{relative} in {self.path} changed while the bundle was in use: load it again"
                 )
+            self.identities[relative] = identity
 
 
 def _read(folder: Path) -> tuple[Manifest, bytes]:
@@ -138,8 +182,20 @@ def _read(folder: Path) -> tuple[Manifest, bytes]:
                 f"{folder} is an unfinished bundle: its build is running or was interrupted. "
                 f"Run the build again, finished parts are kept: {remedy}"
             ) from None
+        meant = meant_folder(folder, (MANIFEST,))
+        if meant:
+            raise BundleError(f"{folder} is no bundle: it has no bundle.json. {meant}") from None
         state = "has no bundle.json" if folder.is_dir() else "does not exist"
         raise BundleError(f"{folder} is no bundle: it {state}. Make one: {remedy}") from None
+
+
+def _added_since(folder: Path, motion: str) -> str:
+    """What to do about a motion that the bundle in place has, "" if it has no such."""
+    try:
+        manifest, _ = read_manifest(folder)
+    except (BundleError, FileNotFoundError):
+        return ""
+    return "It was added since: load the bundle again" if motion in manifest.motions else ""
 
 
 def _check_expected(folder: Path, digest: str, expected: str | None) -> None:
@@ -172,20 +228,15 @@ def _check_files(
 
 
 def _status(folder: Path, relative: str) -> FileIdentity:
-    try:
-        status = inside(folder, relative).stat()
-    except OSError as error:
-        problem = (
-            "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        )
-        raise BundleError(
-            f"{relative} {problem} in {folder}. Make it again: {rebuild_command(folder)}"
-        ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise BundleError(
-            f"{relative} in {folder} is not a regular file. Remove it: {rebuild_command(folder)}"
-        )
-    return file_identity(status)
+    path = inside(folder, relative)
+    problem = unreadable(path)
+    if problem is None:
+        identity = _identity(path)
+        if identity is not None:
+            return identity
+        problem = "is missing"
+    where = f"{problem} in {folder}" if problem == "is missing" else f"in {folder} {problem}"
+    raise BundleError(f"{relative} {where}. {_remedy(folder, relative)}")
 
 
 def _identity(path: Path) -> FileIdentity | None:
@@ -196,10 +247,26 @@ def _identity(path: Path) -> FileIdentity | None:
         return None
 
 
+def _has_digest(path: Path, sha256: str) -> bool:
+    """Whether the file is there with that digest."""
+    try:
+        return file_digest(path) == sha256
+    except InputError:
+        return False
+
+
 def _damaged(folder: Path, relative: str, problem: str) -> BundleError:
-    return BundleError(
-        f"{relative} in {folder} is damaged: {problem}. Make it again: {rebuild_command(folder)}"
-    )
+    link = linked_part(inside(folder, relative), folder)
+    if link is not None:
+        problem += f"; it is read through a link, from {os.path.realpath(folder / relative)}"
+    return BundleError(f"{relative} in {folder} is damaged: {problem}. {_remedy(folder, relative)}")
+
+
+def _remedy(folder: Path, relative: str) -> str:
+    """How a file comes to be as it should. Builds do not write through links."""
+    if linked_part(inside(folder, relative), folder) is not None:
+        return "Get it again from where the bundle came from"
+    return f"Make it again: {rebuild_command(folder)}"
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -4,10 +4,12 @@
 import errno
 import os
 import re
+import shlex
 from pathlib import Path
 
 from lamp_trt.engine.atomic_files import TEMPORARY_SUFFIX
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.links import linked_part
 
 MANIFEST = "bundle.json"
 PENDING = "bundle.json.pending"
@@ -23,10 +25,14 @@ _RESERVED = (MANIFEST, PENDING, JOURNAL)
 
 
 def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """`path` if the system could have such a file. InputError for a null character or half of a surrogate
-    pair, which no file system takes, and for a name that is too long."""
+    """`path` if the system could have such a file. InputError for what is no str or os.PathLike, for a null
+    character or half of a surrogate pair, which no file system takes, and for a name that is too long."""
     try:
+        if not isinstance(os.fspath(path), str):
+            raise TypeError
         os.lstat(path)
+    except TypeError:
+        raise InputError(f"{path!r:.150} is no path: give a string or a pathlib.Path.") from None
     except ValueError:
         reason = "leave out what is escaped in it"
     except OSError as error:
@@ -72,15 +78,32 @@ def check_relative(relative: str) -> str:
 
 
 def inside(root: Path, relative: str) -> Path:
-    """root/relative, after following links. BundleError if that leads out of the bundle."""
-    path = root / check_relative(relative)
-    real_root, real_path = os.path.realpath(root), os.path.realpath(path)
-    if os.path.commonpath([real_root, real_path]) != real_root:
-        raise BundleError(
-            f"{relative} in {root} is a link out of the bundle, to {real_path}. "
-            f"A bundle holds its files itself: copy the file there"
-        )
+    """root/relative, to read: it may be a link, or lie in a folder that is one. BundleError for a name that
+    leads out by itself."""
+    return root / check_relative(relative)
+
+
+def own_path(root: Path, relative: str) -> Path:
+    """root/relative, to write. BundleError if it is a link, or lies in a folder of the bundle that is one:
+    what is behind the link belongs to another store."""
+    path = inside(root, relative)
+    refuse_link(root, path)
     return path
+
+
+def refuse_link(root: Path, path: Path) -> None:
+    """BundleError if `path`, or a folder between it and the bundle `root`, is a link."""
+    link = linked_part(path, root)
+    if link is not None:
+        raise BundleError(
+            f"{link.relative_to(root)} in {root} is a link to {os.readlink(link)!r:.300}, and nothing is "
+            f"written through links. {copy_remedy(root)}"
+        )
+
+
+def copy_remedy(root: Path) -> str:
+    """What to do with a bundle that cannot be changed where it is."""
+    return f"Change a copy of the bundle: cp -rL {shlex.quote(str(root))} COPY && chmod -R u+w COPY"
 
 
 def validate_motion_name(name: str) -> str:

@@ -39,7 +39,9 @@ from lamp_trt.engine.bundle_paths import (
     PENDING,
     STAGED_SUFFIX,
     check_relative,
-    inside,
+    copy_remedy,
+    own_path,
+    refuse_link,
 )
 from lamp_trt.engine.digests import DigestCache, file_digest
 from lamp_trt.engine.errors import BundleError
@@ -59,7 +61,7 @@ class BundleWriter:
     exception or otherwise, keeps finished files for the next writer.
 
     timeout: seconds to wait for another writer; None waits for ever, 0 not at all. BundleError if the folder
-    holds something else, cannot be written, or the wait is over.
+    holds something else, has files that are links, cannot be written, or the wait is over.
     """
 
     manifest: Manifest | None
@@ -80,6 +82,7 @@ class BundleWriter:
     def __enter__(self) -> "BundleWriter":
         with self._explained("the folder"):
             _prepare_folder(self.path)
+            _refuse_links(self.path)
             self._lock = _locked(self.path, self._timeout)
             try:
                 self._recover()
@@ -175,7 +178,7 @@ class BundleWriter:
         if free < size:
             raise BundleError(
                 f"{self.path} needs {_gib(size)}, {_gib(free)} are free there. "
-                "Free some space, or choose another --out"
+                "Free some space there, or take a folder on another disk"
             )
 
     def commit(self, manifest: Manifest) -> str:
@@ -239,7 +242,7 @@ class BundleWriter:
         return self.manifest.files.get(relative) if self.manifest else None
 
     def _final(self, relative: str) -> Path:
-        return inside(self.path, relative)
+        return own_path(self.path, relative)
 
     def _staged(self, relative: str) -> Path:
         final = self._final(relative)
@@ -258,7 +261,9 @@ class BundleWriter:
                     f"no space left for {what} in {self.path}: {_gib(_free_bytes(self.path))} are free. "
                     "Free some space and run the same command again, finished parts are kept"
                 ) from error
-            raise BundleError(f"cannot write {what} in {self.path}: {error.strerror}") from error
+            raise BundleError(
+                f"cannot write {what} in {self.path}: {error.strerror}. {copy_remedy(self.path)}"
+            ) from error
 
 
 def _prepare_folder(folder: Path) -> None:
@@ -267,10 +272,22 @@ def _prepare_folder(folder: Path) -> None:
         names = set(os.listdir(folder))
     except OSError as error:
         raise BundleError(
-            f"cannot use {folder} for a bundle: {error.strerror}. Choose another --out"
+            f"cannot use {folder} for a bundle: {error.strerror}. Choose another folder"
         ) from error
     if names and not names & {MANIFEST, PENDING, JOURNAL, LOCK}:
         raise BundleError(f"{folder} is no bundle and not empty. Choose a new or empty folder")
+
+
+def _refuse_links(folder: Path) -> None:
+    """BundleError for a bundle that other tools keep in a store of their own and link together."""
+    for name in (MANIFEST, PENDING, JOURNAL, LOCK):
+        refuse_link(folder, folder / name)
+    try:
+        manifest, _ = read_manifest(folder)
+    except (FileNotFoundError, BundleError):
+        return  # it is read again under the lock, after an interrupted commit was finished
+    for path in manifest.files:
+        own_path(folder, path)
 
 
 def _locked(folder: Path, timeout: float | None) -> int:
@@ -278,7 +295,8 @@ def _locked(folder: Path, timeout: float | None) -> int:
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise BundleError(f"cannot write to {folder}: {error.strerror}. Choose another --out") from error
+        remedy = copy_remedy(folder) if os.path.lexists(folder / MANIFEST) else "Choose another folder"
+        raise BundleError(f"cannot write to {folder}: {error.strerror}. {remedy}") from error
     start, told = time.monotonic(), False
     try:
         while True:

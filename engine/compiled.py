@@ -218,6 +218,9 @@ def _temporary(final: Path) -> Iterator[NewFile]:
 
 def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        if path.is_symlink():
+            remove(path)
+            continue
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

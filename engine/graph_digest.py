@@ -2,17 +2,16 @@
 """Which network a graph is, whatever its weights: part of the key of everything that is compiled from it."""
 
 import hashlib
-from pathlib import Path
 
 
-def graph_digest(path: Path) -> str:
-    """sha256 of an ONNX graph without the places of its weights and without metadata.
+def graph_digest(graph: bytes) -> str:
+    """sha256 of an ONNX file's graph without the places of its weights and without metadata.
 
     So it is the same for every motion and checkpoint of one architecture, shape and precision.
     """
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load_from_string(graph)
     del model.metadata_props[:]
     for initializer in model.graph.initializer:
         del initializer.external_data[:]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lamp_trt.engine.bundle_paths import MANIFEST, check_relative, validate_motion_name
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.links import unreadable
 from lamp_trt.engine.networks import PRECISIONS, IOTensor, Precision
 from lamp_trt.engine.strict_json import decode, parse_object
 
@@ -172,9 +173,15 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> tuple[Manifest, bytes]:
 
 
 def read_small_file(path: Path) -> bytes:
-    """The bytes of a regular file of at most 16 MiB. FileNotFoundError if there is none, else BundleError."""
+    """The bytes of a regular file of at most 16 MiB, or of one that links lead to.
+
+    FileNotFoundError if there is neither a file nor a link, else BundleError.
+    """
+    problem = unreadable(path)
+    if problem and os.path.lexists(path):
+        raise BundleError(f"{path} {problem}")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every ONNX Runtime session of a bundle has in common: graph, place of the weights, errors."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ def bundle_model(bundle: Bundle, network: str, motion: str | None) -> Any:
 
     from lamp_trt.engine.ort_graph import point_at_motion
 
-    model = onnx.load(bundle.graph_path(network), load_external_data=False)
+    model = onnx.load_from_string(bundle.graph_bytes(network))
     if motion is not None:
         files = (weights_path(bundle.network(network).component), bundle.manifest.motions[motion].file)
         base, own = ((file, read_weight_file(bundle.path_of(file))) for file in files)
@@ -47,6 +48,27 @@ def motion_arrays(bundle: Bundle, motion: str, shapes: Mapping[str, tuple[int, .
     return {name: arrays[name].reshape(shape) for name, shape in shapes.items()}
 
 
+def place_weights(bundle: Bundle, model: Any) -> dict[str, str]:
+    """The session options by which ONNX Runtime finds the weights of `model`.
+
+    It refuses files outside of a folder that it is given, after following links. So where a file of the
+    bundle is a link out of it, `model` is pointed at the files themselves, below a folder that holds all.
+    """
+    entries = [
+        entry
+        for initializer in model.graph.initializer
+        for entry in initializer.external_data
+        if entry.key == "location"
+    ]
+    folder = os.path.realpath(bundle.path)
+    files = {name: os.path.realpath(bundle.path_of(name)) for name in {entry.value for entry in entries}}
+    if any(os.path.commonpath([folder, file]) != folder for file in files.values()):
+        folder = os.path.commonpath([os.path.dirname(file) for file in files.values()])
+        for entry in entries:
+            entry.value = os.path.relpath(files[entry.value], folder)
+    return {"session.model_external_initializers_file_folder_path": folder}
+
+
 def new_session(
     bundle: Bundle,
     network: str,
@@ -55,13 +77,15 @@ def new_session(
     config: Mapping[str, str] | None = None,
     num_threads: int | None = None,
 ) -> Any:
-    """A session of `model`, whose weights lie in the bundle. EngineError if it cannot be made."""
+    """A session of `model`, whose weights lie in the bundle. EngineError if it cannot be made.
+
+    `model` may be changed, see `place_weights`.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    folder = {"session.model_external_initializers_file_folder_path": str(bundle.path.resolve())}
-    for key, value in {**folder, **(config or {})}.items():
+    for key, value in {**place_weights(bundle, model), **(config or {})}.items():
         options.add_session_config_entry(key, value)
     if num_threads is not None:
         options.intra_op_num_threads = num_threads

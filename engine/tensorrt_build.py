@@ -82,7 +82,9 @@ def _targets(bundle: Bundle, module: ModuleType, options: TensorRtOptions) -> It
     """One for each network, but for each motion one LAMP UNet where motions cannot be exchanged in it."""
     no_refit = trt.why_no_refit(module)
     if options.refit and no_refit:
-        raise EngineError(f"motions cannot be exchanged in an engine: {no_refit}. Leave --refit out.")
+        raise EngineError(
+            f"motions cannot be exchanged in an engine: {no_refit}. Leave `refit` of TensorRtOptions as None."
+        )
     ranged = {(profile.network, profile.input) for profile in options.profiles}
     known = {(name, t.name) for name, entry in bundle.manifest.networks.items() for t in entry.inputs}
     for network, tensor in sorted(ranged - known):

@@ -40,7 +40,7 @@ def engine_key(
     manifest = bundle.manifest
     if network == MOTION_NETWORK:
         motion = manifest.default_motion if motion is None else motion
-        bundle.motion_path(motion)
+        bundle.motion(motion)
         assert motion is not None
         own = manifest.files[manifest.motions[motion].file].sha256
         baked_motion = "" if refittable else own
@@ -51,7 +51,7 @@ def engine_key(
     return CompiledKey(
         network=network,
         backend=trt.backend(module),
-        graph=graph_digest(bundle.graph_path(network)),
+        graph=graph_digest(bundle.graph_bytes(network)),
         weights=hashlib.sha256("".join(sorted(digests)).encode("ascii")).hexdigest(),
         motion=baked_motion,
         profile={},
@@ -93,10 +93,7 @@ def find_engine(
 
 def can_exchange(bundle: Bundle, motion: str | None) -> bool:
     """Whether a motion consists of motion tensors alone, over the weights that all such motions share."""
-    motion = bundle.manifest.default_motion if motion is None else motion
-    bundle.motion_path(motion)
-    assert motion is not None
-    return bundle.manifest.motions[motion].kind == "motion"
+    return bundle.motion(motion).kind == "motion"
 
 
 def _candidates(

@@ -32,7 +32,7 @@ class ParsedNetwork:
         if refused or not self.motion_tensors:
             raise EngineError(
                 f"TensorRT does not know {len(refused)} of {self.name}'s {len(self.motion_tensors)} motion "
-                f"tensors, first {refused[:1]}: build the bundle anew, or leave --refit out."
+                f"tensors, first {refused[:1]}: build the bundle again, or engines with --no-refit."
             )
         return len(self.motion_tensors)
 

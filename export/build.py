@@ -5,6 +5,7 @@ Building into an existing bundle adds to it: what the given checkpoints do not c
 loaded only when something has to be made.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from lamp_trt.engine.atomic_files import NewFile
 from lamp_trt.engine.bundle_paths import MANIFEST, graph_path, motion_path, weights_path
+from lamp_trt.engine.bundle_unchanged import write_if_needed
 from lamp_trt.engine.bundle_writer import BundleWriter
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import BundleError
@@ -48,34 +50,38 @@ def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = N
     cache = cache or DigestCache()
     recipe = recipe_from_options(options, cache)
     report = BuildReport(out)
-    if not (out / MANIFEST).exists():
+    if not os.path.lexists(out / MANIFEST):
         _check_checkpoints(recipe)
-    with BundleWriter(out, cache=cache) as writer:
-        kept = _kept(writer.manifest, recipe, out)
-        maker = FileMaker(writer, report)
-        _require_space(writer, recipe)
-        for component in recipe.components:
-            if component != BORROWER:
-                _make_weights(maker, recipe, component)
-        borrowed = BORROWER in recipe.components and borrows(maker, recipe, kept)
-        if BORROWER in recipe.components and not borrowed:
-            _make_weights(maker, recipe, BORROWER)
-        entries = {name: _entry(recipe, name, borrowed) for name in recipe.networks}
-        made_motions = {
-            name: make_motion(maker, name, source, recipe.precision)
-            for name, source in recipe.motions.items()
-        }
-        motions = {**(kept.motions if kept else {}), **made_motions}
-        refuse_whole_motions(made_motions, recipe.networks)
-        default_motion = next(iter(made_motions), kept.default_motion if kept else None)
-        for network, entry in entries.items():
-            _make_graph(maker, recipe, network, entry.component, default_motion)
-        entries |= borrow_later(maker, recipe, kept)
-        for name, folder in recipe.tokenizers.items():
-            _copy_tokenizer(maker, name, folder, cache)
-        report.digest = writer.commit(_manifest(maker, recipe, kept, entries, motions, default_motion))
+    report.digest = write_if_needed(out, lambda writer: _complete(writer, recipe, report, cache), cache)
     report.seconds = time.monotonic() - start
     return report
+
+
+def _complete(writer: BundleWriter, recipe: Recipe, report: BuildReport, cache: DigestCache) -> str:
+    """Make what the bundle lacks of `recipe`, commit, and return the bundle's digest."""
+    report.files.clear()
+    kept = _kept(writer.manifest, recipe, writer.path)
+    maker = FileMaker(writer, report)
+    _require_space(writer, recipe)
+    for component in recipe.components:
+        if component != BORROWER:
+            _make_weights(maker, recipe, component)
+    borrowed = BORROWER in recipe.components and borrows(maker, recipe, kept)
+    if BORROWER in recipe.components and not borrowed:
+        _make_weights(maker, recipe, BORROWER)
+    entries = {name: _entry(recipe, name, borrowed) for name in recipe.networks}
+    made_motions = {
+        name: make_motion(maker, name, source, recipe.precision) for name, source in recipe.motions.items()
+    }
+    motions = {**(kept.motions if kept else {}), **made_motions}
+    refuse_whole_motions(made_motions, recipe.networks)
+    default_motion = next(iter(made_motions), kept.default_motion if kept else None)
+    for network, entry in entries.items():
+        _make_graph(maker, recipe, network, entry.component, default_motion)
+    entries |= borrow_later(maker, recipe, kept)
+    for name, folder in recipe.tokenizers.items():
+        _copy_tokenizer(maker, name, folder, cache)
+    return writer.commit(_manifest(maker, recipe, kept, entries, motions, default_motion))
 
 
 def _check_checkpoints(recipe: Recipe) -> None:

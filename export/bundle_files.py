@@ -48,8 +48,8 @@ class FileMaker:
         start = time.monotonic()
         seconds = None
         if not self.writer.have(path, key):
-            log.info("making %s", path)
             with self.writer.create(path, key) as file:
+                log.info("making %s", path)
                 write(file)
             seconds = time.monotonic() - start
         entry = self.writer.files[path]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.links import is_cache_folder, meant_folder, unreadable
 from lamp_trt.engine.text_files import TextError, read_json_object
 from lamp_trt.engine.tokenizer_files import SERIALIZED, VOCABULARY, missing_tokenizer
 from lamp_trt.export.checkpoint_kinds import hint_for_folder, kind_of_file
@@ -20,6 +21,9 @@ DEFAULT_SCALING_FACTOR = 0.18215
 """What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
 
 _MAX_JSON_BYTES = 16 << 20
+
+_MARKERS = ("model_index.json", "config.json", "unet", "vae", "text_encoder")
+"""What a checkpoint or one of its components has at least one of."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -57,7 +61,7 @@ def open_checkpoint(
     found = {name: find_component(root, name, parent_only=True) for name in components}
     for name in tokenizers:
         layouts = (VOCABULARY, (SERIALIZED,))
-        if not any(all((root / name / file).is_file() for file in layout) for layout in layouts):
+        if not any(all(is_present(root / name / file) for file in layout) for layout in layouts):
             raise CheckpointError(
                 f"{root} has no {name}/vocab.json and merges.txt, nor {name}/{SERIALIZED}. "
                 f"{missing_tokenizer(root / name)} {_LAYOUT_HINT}"
@@ -79,12 +83,12 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
     root = _existing_folder(folder, name)
     if (root / name).is_dir():
         root = root / name
-    elif parent_only or not (root / "config.json").is_file():
+    elif is_present(root / name) or parent_only or not is_present(root / "config.json"):
         entries = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise CheckpointError(
             f"{root} is not a checkpoint with {name!r}: no {name}/config.json"
             f"{'' if parent_only else ' or config.json'}; it holds {entries}. "
-            f"{hint_for_folder(root, name) or _LAYOUT_HINT}"
+            f"{meant_folder(root, _MARKERS) or hint_for_folder(root, name) or _LAYOUT_HINT}"
         )
     config = read_json(root / "config.json")
     check_config(root / "config.json", config)
@@ -102,9 +106,9 @@ def _find_weights(folder: Path, name: str) -> tuple[Path, ...]:
         for stem, suffix in ((safe, ".safetensors"), (pickled, ".bin")):
             single = folder / f"{stem}{variant}{suffix}"
             index = folder / f"{stem}{suffix}.index{variant}.json"
-            if single.is_file():
+            if is_present(single):
                 return (single,)
-            if index.is_file():
+            if is_present(index):
                 return _shards(index)
             tried.append(single.name)
     raise CheckpointError(
@@ -120,7 +124,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} has no weight_map.")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
-        if Path(name).name != name or not os.path.isfile(index.parent / name):
+        if Path(name).name != name or not is_present(index.parent / name):
             raise CheckpointError(f"{index} names the file {name!r:.150}, which is not beside it.")
     return tuple(index.parent / name for name in names)
 
@@ -133,12 +137,30 @@ def _existing_folder(folder: str | Path, component: str = "") -> Path:
         kind = kind_of_file(path, component) if path.is_file() else ""
         hint = f"It is {kind}" if kind else _LAYOUT_HINT
         raise CheckpointError(f"checkpoint {path} is a file, expected a folder. {hint}")
+    refuse_cache_folder(path)
     return path
+
+
+def refuse_cache_folder(folder: Path) -> None:
+    """Raise CheckpointError, naming the snapshots that are meant, for a folder of a Hugging Face cache."""
+    if any(os.path.lexists(folder / marker) for marker in _MARKERS) or not is_cache_folder(folder):
+        return
+    hint = meant_folder(folder, _MARKERS) or _LAYOUT_HINT
+    raise CheckpointError(f"{folder} is not a checkpoint itself. {hint}")
+
+
+def is_present(file: Path) -> bool:
+    """Whether `file` is a regular file, or leads to one. CheckpointError for a link that leads nowhere: what
+    else is there must not silently take its place."""
+    problem = unreadable(file)
+    if problem and file.is_symlink():
+        raise CheckpointError(f"{file} {problem}. Get it again from where the checkpoint came from.")
+    return problem is None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in one of a checkpoint's JSON files, which must be there. Raises CheckpointError."""
-    if not path.is_file():
+    if not is_present(path):
         raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
     refuse_lfs_pointer(path)
     try:

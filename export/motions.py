@@ -6,6 +6,7 @@ which the others differ too is kept whole, as a "full" motion that shares nothin
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,10 +20,12 @@ from lamp_trt.engine.bundle_paths import (
     validate_motion_name,
     weights_path,
 )
+from lamp_trt.engine.bundle_unchanged import write_if_needed
 from lamp_trt.engine.bundle_writer import BundleWriter
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.hoisting import HOISTED
+from lamp_trt.engine.links import meant_folder
 from lamp_trt.engine.manifest import FileEntry, Manifest, MotionEntry
 from lamp_trt.engine.networks import Precision, is_motion_tensor
 from lamp_trt.engine.weights import read_weight_file
@@ -64,7 +67,7 @@ def make_motion(maker: FileMaker, name: str, source: Source, precision: Precisio
     maker.make(path, key, write)
     metadata = read_weight_file(maker.writer.path_of(path)).metadata
     full = metadata[_KIND] == "full"
-    if full:
+    if full and name not in maker.report.full_motions:
         log.warning(
             "motion %s differs from the shared weights outside the motion tensors too%s: it is kept whole, "
             "and switching to it loads the whole UNet",
@@ -108,7 +111,9 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
     _require_bundle(bundle)
     source = motion_source(folder, cache, {})
     report = BuildReport(bundle)
-    with BundleWriter(bundle, cache=cache) as writer:
+
+    def add(writer: BundleWriter) -> str:
+        report.files.clear()
         manifest = _manifest_with_unet(writer)
         known = manifest.motions.get(name)
         if known and known.origin != source.digest:
@@ -123,13 +128,15 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
             writer.require_free(stored_bytes(source.files, precision, is_motion_tensor))
         motion = make_motion(FileMaker(writer, report), name, source, precision)
         refuse_whole_motions({name: motion}, manifest.networks)
-        report.digest = writer.commit(
+        return writer.commit(
             dataclasses.replace(
                 manifest,
                 motions={**manifest.motions, name: motion},
                 files={**manifest.files, **writer.files},
             )
         )
+
+    report.digest = write_if_needed(bundle, add, cache)
     report.seconds = time.monotonic() - start
     return report
 
@@ -194,8 +201,9 @@ def entry_of(writer: BundleWriter, path: str) -> FileEntry:
 
 def _require_bundle(path: Path) -> None:
     """Raise BundleError where there is none, before a writer would begin one."""
-    if not any((path / name).is_file() for name in (MANIFEST, PENDING)):
-        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}. Build one first: lamp-trt build")
+    if not any(os.path.lexists(path / name) for name in (MANIFEST, PENDING)):
+        remedy = meant_folder(path, (MANIFEST,)) or "Build one first: lamp-trt build"
+        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}. {remedy}")
 
 
 def _manifest_with_unet(writer: BundleWriter) -> Manifest:

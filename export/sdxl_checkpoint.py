@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.export.checkpoint_files import ComponentFiles, open_checkpoint, read_json
+from lamp_trt.export.checkpoint_files import (
+    ComponentFiles,
+    open_checkpoint,
+    read_json,
+    refuse_cache_folder,
+)
 from lamp_trt.export.checkpoint_kinds import hint_for_folder
 from lamp_trt.export.family import check_vae
 from lamp_trt.export.scheduler_support import check_scheduler, scheduler_settings
@@ -54,6 +59,7 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
     root = Path(folder).expanduser()
     index: Mapping[str, Any] = {}
     if root.is_dir():
+        refuse_cache_folder(root)
         if not (root / "model_index.json").is_file():
             hint = hint_for_folder(root) or _WANTED
             raise CheckpointError(f"{root / 'model_index.json'} is missing. {hint}")

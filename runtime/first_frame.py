@@ -5,7 +5,6 @@ Step for step what diffusers' StableDiffusionXLPipeline does with that scheduler
 Here a request becomes a job and a result becomes a file; the work in between is that of ImageStages.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
 from lamp_trt.engine.output_files import written
-from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.config import GenerationConfig, file_path, json_text, plain_text
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.image import encode_png
 from lamp_trt.runtime.loop import Latents, StepCallback
@@ -55,8 +54,8 @@ class FirstFrame:
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Writes the image as PNG, and the settings beside it as JSON. InputError as `check_png`."""
+        text = json_text(self.settings)
         destination = check_png(path)
-        text = json.dumps(self.settings, indent=2, ensure_ascii=False)
         with written(sidecar_path(destination), destination) as (sidecar, partial):
             sidecar.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
             partial.write_bytes(encode_png(self.image))
@@ -65,7 +64,7 @@ class FirstFrame:
 
 def check_png(path: str | PathLike[str]) -> Path:
     """The path, if an image can be saved there; InputError otherwise."""
-    destination = Path(path)
+    destination = file_path("the output", path)
     if destination.suffix.lower() != ".png":
         raise InputError(f"the output {str(path)!r} is no .png file; images are saved as PNG only.")
     if not destination.parent.is_dir():
@@ -156,6 +155,8 @@ class FirstFrameMaker:
         on_step: StepCallback | None = None,
     ) -> ImageJob:
         """What `stages` is given for these arguments of a call. Raises InputError."""
+        prompt = plain_text("prompt", prompt)
+        negative_prompt = None if negative_prompt is None else plain_text("negative_prompt", negative_prompt)
         config = GenerationConfig(
             seed=seed,
             first_frame_num_inference_steps=num_inference_steps,
@@ -168,7 +169,7 @@ class FirstFrameMaker:
         return ImageJob(
             self.prompt_ids(prompt, negative_prompt),
             self._zero_negative(negative_prompt),
-            ddim_schedule(num_inference_steps, self._origin.scheduler),
+            ddim_schedule(config.first_frame_num_inference_steps, self._origin.scheduler),
             config.first_frame_guidance_scale,
             config.seed,
             noise,
@@ -184,8 +185,10 @@ class FirstFrameMaker:
             made.latents,
             made.timings,
             {
-                "prompt": prompt,
-                "negative_prompt": negative_prompt,
+                "prompt": plain_text("prompt", prompt),
+                "negative_prompt": None
+                if negative_prompt is None
+                else plain_text("negative_prompt", negative_prompt),
                 "seed": job.seed,
                 "num_inference_steps": len(job.schedule),
                 "guidance_scale": job.guidance_scale,

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.output_files import cannot_write
 from lamp_trt.engine.text_files import TextError, parse_json, read_text, text_lines
-from lamp_trt.runtime.config import FPS
-from lamp_trt.runtime.image import image_from_base64
+from lamp_trt.runtime.config import FPS, GenerationConfig, file_path, one_of
+from lamp_trt.runtime.image import Fit, image_from_base64
 from lamp_trt.runtime.pipeline import LampPipeline
 from lamp_trt.runtime.tokenizer import prompt_text
 from lamp_trt.runtime.video import Video, check_destination, frame_rate
@@ -149,15 +150,16 @@ def run_jobs(
     raises ends the run before anything of that video is written. Destinations are checked before any work.
     """
     by_motion: dict[str, list[Job]] = {}
-    for job in jobs:
+    for given in jobs:
+        assert given.out is not None
+        job = replace(given, out=file_path("the output", given.out))
         assert job.out is not None
-        for text in (job.prompt, *(job.options.get(name) for name in PROMPTS)):
-            if text is not None:
-                prompt_text(text)
+        prompt_text(job.prompt)
+        check_options(job.options)
         if job.first_frame is None:
             pipeline.require_first_frame_networks()
         motion = job.motion or pipeline.bundle.manifest.default_motion
-        pipeline.bundle.motion_path(motion)
+        pipeline.bundle.motion(motion)
         if len(jobs) > 1 and job.out.parent.parent.is_dir():
             _make_folder(job.out.parent)
         if job.bundle not in (None, pipeline.bundle.digest):
@@ -184,6 +186,21 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """InputError for an option of a job that `LampPipeline.__call__` would refuse by itself."""
+    unknown = sorted(options.keys() - {*OPTIONS})
+    if unknown:
+        raise InputError(f"there is no option {unknown[0]!r:.100}; known: {', '.join(OPTIONS)}.")
+    GenerationConfig(**{name: options[name] for name in _SETTINGS & options.keys()})
+    one_of("fit", options.get("fit", "stretch"), Fit)
+    for name in PROMPTS:
+        if options.get(name) is not None:
+            prompt_text(options[name])
+
+
+_SETTINGS = {field.name for field in fields_of(GenerationConfig)}
 
 
 def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> Job:

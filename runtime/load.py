@@ -13,7 +13,7 @@ from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.hoisting import networks_beside
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
-from lamp_trt.runtime.config import one_of, thread_count
+from lamp_trt.runtime.config import file_path, one_of, plain_text, thread_count, truth_value
 from lamp_trt.runtime.cuda_device import CudaDevice
 from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_images import CudaImageStages
@@ -52,15 +52,16 @@ class Placement:
         resident_motions: Residence = "mapped",
     ) -> "Placement":
         """Of arguments as the user gave them."""
-        folder = None if engine_dir is None else Path(engine_dir)
+        folder = None if engine_dir is None else file_path("engine_dir", engine_dir)
         if folder is not None and not folder.is_dir():
             raise InputError(f"engine_dir is {str(folder)!r}, which is no folder; build the engines into it.")
         threads = thread_count(num_threads)
+        device, backend = plain_text("device", device), plain_text("backend", backend)
         ordinal = parse_device(device)
         if ordinal is not None and threads is not None:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
         chosen = choose_backend(ordinal, backend, bundle, folder)
-        one_of("resident_motions", resident_motions, Residence)
+        resident_motions = one_of("resident_motions", resident_motions, Residence)
         if resident_motions != "mapped" and chosen != "tensorrt":
             raise InputError(
                 f"resident_motions is {resident_motions!r}, which is TensorRT's; {chosen} has no such choice."
@@ -115,7 +116,11 @@ def load_pipeline(
     verify_files: bool = False,
 ) -> LampPipeline:
     """Open a bundle and load its networks; see `lamp_trt.load`."""
-    opened = Bundle.open(bundle, verify="full" if verify_files else "stat", expect_digest=expect_bundle)
+    opened = Bundle.open(
+        file_path("bundle", bundle),
+        verify="full" if truth_value("verify_files", verify_files) else "stat",
+        expect_digest=None if expect_bundle is None else plain_text("expect_bundle", expect_bundle),
+    )
     motion = _first_motion(opened, motion)
     place = Placement.of(opened, device, backend, num_threads, engine_dir, resident_motions)
     load_stages = _host_stages if place.ordinal is None else _cuda_stages
@@ -164,14 +169,19 @@ def _cuda_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoSt
 def _host_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
     networks = (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, "sdxl_unet"))
     engines = {name: place.host_engine(bundle, name) for name in networks}
-    bundle.check_unchanged()
+    _check_networks(bundle, networks)
     return HostImageStages(bundle.manifest, engines)
 
 
 def _cuda_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
     stages = CudaImageStages(bundle.manifest, place.engine_set(bundle))
-    bundle.check_unchanged()
+    _check_networks(bundle, (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, "sdxl_unet")))
     return stages
+
+
+def _check_networks(bundle: Bundle, networks: tuple[str, ...]) -> None:
+    """BundleError if these were loaded from files that changed; a motion may have been replaced meanwhile."""
+    bundle.check_unchanged(file for name in networks for file in bundle.network_files(name))
 
 
 def _first_motion(bundle: Bundle, motion: str | None) -> str:
@@ -182,7 +192,7 @@ def _first_motion(bundle: Bundle, motion: str | None) -> str:
             f"{bundle.path} cannot make videos, it lacks {', '.join(missing)}. Build them into it: "
             f"lamp-trt build --sd DIR --motion NAME=DIR --out {bundle.path}"
         )
-    motion = motion if motion is not None else bundle.manifest.default_motion
-    bundle.motion_path(motion)
+    motion = plain_text("motion", motion) if motion is not None else bundle.manifest.default_motion
+    bundle.motion(motion)
     assert motion is not None
     return motion

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 import lamp_trt
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import Adain, GenerationConfig, Histogram, Preset, one_of
+from lamp_trt.runtime.config import (
+    MAX_SEED,
+    Adain,
+    GenerationConfig,
+    Histogram,
+    Preset,
+    one_of,
+    plain_text,
+    whole_number,
+)
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker, missing_networks, prompt_ids
 from lamp_trt.runtime.image import Fit, png_base64
@@ -81,7 +90,8 @@ class LampPipeline:
 
     def set_motion(self, motion: str) -> None:
         """Switch the UNet to a motion of the bundle; BundleError, listing the known, if there is none."""
-        self.bundle.motion_path(motion)
+        motion = plain_text("motion", motion)
+        self.bundle.motion(motion)
         with self._alone():
             self._set_motion(motion)
 
@@ -134,6 +144,17 @@ class LampPipeline:
 
         Raises InputError for arguments, BundleError for an unknown motion, EngineError if a network fails.
         """
+        prompt = plain_text("prompt", prompt)
+        negative_prompt, first_frame_prompt, motion = (
+            None if value is None else plain_text(name, value)
+            for name, value in (
+                ("negative_prompt", negative_prompt),
+                ("first_frame_prompt", first_frame_prompt),
+                ("motion", motion),
+            )
+        )
+        on_step = _on_step(self, callback_on_step_end)
+        fit = one_of("fit", fit, Fit)
         config = GenerationConfig(
             seed=seed,
             num_inference_steps=num_inference_steps,
@@ -150,15 +171,14 @@ class LampPipeline:
             self.require_first_frame_networks()
         elif first_frame_prompt is not None or first_frame_noise is not None:
             raise InputError("give either first_frame, or first_frame_prompt and first_frame_noise for SDXL.")
-        if noise is None and not mix_noise:
+        if noise is None and not config.mix_noise:
             raise InputError("mix_noise=False is for editing and needs `noise`: DDIM-inverted latents.")
-        if base_noise is not None and (preset != "paper" or not mix_noise):
+        if base_noise is not None and (config.preset != "paper" or not config.mix_noise):
             raise InputError(
                 'base_noise belongs to preset="paper" with mix_noise=True; nothing else uses it.'
             )
         motion = self.motion if motion is None else motion
-        self.bundle.motion_path(motion)
-        one_of("fit", fit, Fit)
+        self.bundle.motion(motion)
         injected = {"noise": noise, "base_noise": base_noise, "posterior_noise": posterior_noise}
         self._check_shapes(injected)
         with self._alone():
@@ -178,12 +198,12 @@ class LampPipeline:
                 prompt_ids(self._tokenizer, (negative_prompt or "", prompt)),
                 source,
                 fit,
-                ddim_schedule(num_inference_steps, self.bundle.manifest.scheduler),
+                ddim_schedule(config.num_inference_steps, self.bundle.manifest.scheduler),
                 config,
                 noise,
                 base_noise,
                 posterior_noise,
-                _on_step(self, callback_on_step_end),
+                on_step,
             )
             timings: dict[str, float] = {}
             with timed(timings, "total"):
@@ -248,7 +268,8 @@ class LampPipeline:
 
     def encode_prompt(self, prompt: str, negative_prompt: str | None = None) -> Array:
         """Text embeddings (2, tokens, width): [negative or empty prompt, prompt]."""
-        ids = prompt_ids(self._tokenizer, (negative_prompt or "", prompt))
+        negative = "" if negative_prompt is None else plain_text("negative_prompt", negative_prompt)
+        ids = prompt_ids(self._tokenizer, (negative, plain_text("prompt", prompt)))
         with self._alone():
             return self._stages.encode_text(ids)
 
@@ -259,6 +280,7 @@ class LampPipeline:
 
         A sample of the VAE's posterior, as in the official script.
         """
+        seed = whole_number("seed", seed, 0, MAX_SEED)
         with self._alone():
             return self._stages.encode_image(image, seed, posterior_noise)
 
@@ -285,9 +307,15 @@ class LampPipeline:
         return self._first_frames
 
     def _set_motion(self, motion: str) -> None:
-        if motion != self.motion:
-            self.bundle.check_unchanged()
+        """Only the motion's own file must be as it was opened: what else is shown is loaded already, and what
+        an engine reads besides it checks itself."""
+        if motion == self.motion:
+            self._stages.set_motion(motion)
+            return
+        own = [self.bundle.motion(motion).file]
+        self.bundle.check_unchanged(own)
         self._stages.set_motion(motion)
+        self.bundle.check_unchanged(own)  # it could be replaced in between
         self.motion = motion
 
 
@@ -309,6 +337,8 @@ def _on_step(pipeline: LampPipeline, callback: Callback | None) -> StepCallback 
     """`callback` in the form that the loop calls."""
     if callback is None:
         return None
+    if not callable(callback):
+        raise InputError(f"callback_on_step_end is {callback!r:.100}; expected a function.")
 
     def on_step(step: int, timestep: int, latents: Latents) -> Latents:
         changed = callback(pipeline, step, timestep, {"latents": latents})

@@ -5,7 +5,6 @@ The same frames give the same bytes: one encoder thread, no dates.
 """
 
 import errno
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.output_files import cannot_write, written
-from lamp_trt.runtime.config import FPS, finite_number
+from lamp_trt.runtime.config import FPS, file_path, finite_number, json_text
 from lamp_trt.runtime.image import encode_png
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Video:
     def save(self, path: PathLike, fps: float = FPS) -> Path:
         """Writes the frames as `save_frames` does, and the settings beside them as JSON (`sidecar_path`):
         both or, where writing fails, neither."""
-        text = json.dumps({**self.settings, "fps": float(fps)}, indent=2, ensure_ascii=False)
+        text = json_text({**self.settings, "fps": finite_number("fps", fps)})
         destination, rate = _checked(self.frames, path, fps)
         with written(sidecar_path(destination), destination) as (sidecar, partial):
             sidecar.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
@@ -86,6 +85,8 @@ def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
 
 def _checked(frames: Frames, path: PathLike, fps: float) -> tuple[Path, Fraction]:
     """Where and how fast; InputError for what cannot be saved."""
+    if not isinstance(frames, np.ndarray):
+        raise InputError(f"frames are {type(frames).__name__}; expected a NumPy array, uint8 (f, h, w, 3).")
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
         raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (f, h, w, 3).")
     rate = frame_rate(fps)
@@ -103,15 +104,16 @@ def _encode(frames: Frames, partial: Path, rate: Fraction) -> None:
 
 def frame_rate(fps: float) -> Fraction:
     """`fps` as the fraction that a video file holds. Raises InputError outside of 0.1 to 100."""
-    if not 0.1 <= finite_number("fps", fps) <= 100:
-        raise InputError(f"fps is {fps!r}; expected a number from 0.1 to 100.")
-    return Fraction(float(fps)).limit_denominator(1001)
+    rate = finite_number("fps", fps)
+    if not 0.1 <= rate <= 100:
+        raise InputError(f"fps is {fps!r:.100}; expected a number from 0.1 to 100.")
+    return Fraction(rate).limit_denominator(1001)
 
 
 def check_destination(path: PathLike, height: int, width: int) -> Path:
     """The path, if a video of this size can be saved there; InputError otherwise, OutputError where the file
     system is read-only. Asked before a video is made, it spares a wait for one that can't be kept."""
-    destination = Path(path)
+    destination = file_path("the output", path)
     _check_name(destination)
     suffix = destination.suffix.lower()
     if suffix not in ("", *_ENCODERS) and not destination.is_dir():

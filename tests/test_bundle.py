@@ -126,18 +126,6 @@ def test_missing_short_and_irregular_files_are_named(folder: Path) -> None:
         Bundle.open(folder)
 
 
-def test_a_link_out_of_the_bundle_is_refused_and_one_within_is_followed(folder: Path, tmp_path: Path) -> None:
-    weights = folder / "weights/unet.safetensors"
-    weights.rename(folder / "weights/elsewhere")
-    weights.symlink_to("elsewhere")
-    Bundle.open(folder)
-    (folder / "weights/elsewhere").rename(tmp_path / "outside")
-    weights.unlink()
-    weights.symlink_to(tmp_path / "outside")
-    with pytest.raises(BundleError, match="is a link out of the bundle"):
-        Bundle.open(folder, verify="none")
-
-
 @pytest.mark.parametrize(
     "path",
     [
@@ -433,16 +421,16 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(atomic_files, "mkdir", refuse)
-    with pytest.raises(BundleError, match=r"cannot use .*Read-only file system. Choose another --out"):
+    with pytest.raises(BundleError, match=r"cannot use .*Read-only file system. Choose another folder"):
         BundleWriter(tmp_path / "bundle").__enter__()
 
 
-def test_writing_through_a_link_out_of_the_bundle_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_writing_through_a_linked_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (folder / "weights2").symlink_to(tmp_path / "outside")
     with (
         BundleWriter(folder) as writer,
-        pytest.raises(BundleError, match="is a link out of the bundle"),
+        pytest.raises(BundleError, match=r"weights2 in .* is a link to .*nothing is written through links"),
         writer.create("weights2/x", "k"),
     ):
         pass

@@ -297,3 +297,21 @@ def test_errors_about_other_files_pass(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError, match="/nowhere/else"):
         compiled.store(tmp_path, KEY, "plan", {}, write)
+
+
+def test_engines_that_are_links_are_found_and_not_written_through(tmp_path: Path) -> None:
+    """As in a Hugging Face cache: engine and sidecar are links to blobs with names of their own."""
+    stored(tmp_path / "made")
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "view").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "made").iterdir())):
+        file.rename(tmp_path / f"blobs/{number}")
+        (tmp_path / "view" / file.name).symlink_to(f"../blobs/{number}")
+    (tmp_path / f"view/old.plan{atomic_files.TEMPORARY_SUFFIX}").symlink_to("../blobs/0")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "blobs").iterdir()}
+    assert compiled.find(tmp_path / "view", KEY, REBUILD).path.read_bytes() == b"engine"
+    assert compiled.has(tmp_path / "view", KEY)
+    stored(tmp_path / "view", data=b"another")
+    assert compiled.find(tmp_path / "view", KEY, REBUILD).path.read_bytes() == b"another"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "blobs").iterdir()} == before
+    assert sorted(path.suffix for path in (tmp_path / "view").iterdir()) == [".json", ".plan"]

@@ -18,7 +18,7 @@ def operator_seconds(subject: Subject, network: str) -> dict[str, float]:
     """
     import onnxruntime
 
-    from lamp_trt.engine.ort_session import cpu_model
+    from lamp_trt.engine.ort_session import cpu_model, place_weights
 
     bundle, arrays = subject.bundle, subject.inputs(network)
     model = cpu_model(bundle, network, subject.motion_of(network))
@@ -27,9 +27,8 @@ def operator_seconds(subject: Subject, network: str) -> dict[str, float]:
         options.log_severity_level = 3
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(bundle.path.resolve())
-        )
+        for key, value in place_weights(bundle, model).items():
+            options.add_session_config_entry(key, value)
         if subject.options.num_threads is not None:
             options.intra_op_num_threads = subject.options.num_threads
         session = onnxruntime.InferenceSession(
