@@ -115,7 +115,8 @@ def _written(call: str, rest: str) -> list[str]:
         return []
     if call in ("open", "openat", "openat2", "creat"):
         writes = call == "creat" or re.search(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|O_APPEND", rest)
-        return [result[2].removesuffix(" (deleted)")] if writes and result[2] else []
+        nameless = "O_TMPFILE" in rest  # no other program sees it, and it goes when it is closed
+        return [result[2].removesuffix(" (deleted)")] if writes and result[2] and not nameless else []
     if call.startswith(("mkdir", "rename", "link", "symlink")):
         folders = re.findall(r"(?:AT_FDCWD|\d+)<([^>]*)>, \"", rest)
         names = re.findall(r"\"((?:[^\"\\]|\\.)*)\"", rest[: result.start()])
