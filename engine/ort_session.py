@@ -60,7 +60,7 @@ def new_session(
 
     onnxruntime.disable_telemetry_events()  # of the whole process; without effect outside of Windows
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # fatal: errors are raised too, so that lines on stderr would repeat them
     folder = {"session.model_external_initializers_file_folder_path": str(bundle.path.resolve())}
     for key, value in {**folder, **(config or {})}.items():
         options.add_session_config_entry(key, value)

@@ -70,9 +70,13 @@ def whole_number(name: str, value: object, low: int, high: int | None = None) ->
 
 def finite_number(name: str, value: object) -> float:
     """`value`, Python's or NumPy's, as float; InputError if it is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:  # an integer beyond float's range
+        number = math.inf
+    if isinstance(value, bool) or not math.isfinite(number):
         raise InputError(f"{name} is {value!r:.100}; expected a finite number.")
-    return float(value)
+    return number
 
 
 def thread_count(num_threads: object) -> int | None:

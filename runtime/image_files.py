@@ -108,7 +108,7 @@ def decode_image(
         raise InputError(f"{name} cannot be read: it does not fit into the memory.") from error
     except Exception as error:  # whatever type a decoder meets in a damaged file
         raise _refusal(data, name, error) from error
-    if upright.mode in ("I", "F") and image.format != "PPM":
+    if upright.mode == "F" or (upright.mode == "I" and image.format != "PPM"):
         raise InputError(
             f"{name} cannot be read: its samples are 32-bit numbers without a defined white. "
             "Save it with 8 or 16 bits a sample."
@@ -153,6 +153,8 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
         coded = data.find(b"\xff\x90") if image.format == "JPEG2000" else image.fp.tell()
         if data.find(_END_MARKER, max(coded, 0)) < 0:
             raise EOFError("its end is missing")
+    if image.format == "BMP" and image.mode == "1" and data[28] != 1:
+        raise ValueError("bytes of two colours, which Pillow takes for bits")
     if image.format == "PNG":
         image.verify()  # the checksums, which loading ignores
         image = Image.open(io.BytesIO(data), formats=formats)

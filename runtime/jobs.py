@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.config import FPS
 from lamp_trt.runtime.image import image_from_base64
+from lamp_trt.runtime.image_colour import background_rgb
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.video import Video, check_destination, frame_rate
+from lamp_trt.runtime.video import Video, check_destination
 
 FIRST_FRAME_OPTIONS = (
     "first_frame_prompt",
@@ -27,6 +28,7 @@ FIRST_FRAME_OPTIONS = (
 OPTIONS = (
     "negative_prompt",
     "fit",
+    "background",
     *FIRST_FRAME_OPTIONS,
     "seed",
     "num_inference_steps",
@@ -154,8 +156,8 @@ def run_jobs(
             job.out.parent.mkdir(exist_ok=True)
         if job.bundle not in (None, pipeline.bundle.digest):
             log.warning("this bundle is not the one of the video to repeat: the result may differ")
-        check_destination(job.out, *pipeline.size)
-        frame_rate(job.fps)
+        check_destination(job.out, *pipeline.size, job.fps)
+        background_rgb(job.options.get("background", "white"))
         if isinstance(job.first_frame, Path) and not os.path.isfile(job.first_frame):
             raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
         by_motion.setdefault(str(motion), []).append(job)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.config import FPS, finite_number
+from lamp_trt.runtime.image import encode_png
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -71,14 +72,14 @@ def sidecar_path(destination: PathLike) -> Path:
 def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
     """Writes uint8 RGB (f, h, w, 3) as .mp4, .gif or .webp, or as frame_000.png... in a folder (no suffix).
 
-    An existing file, or folder of such PNGs, is replaced. GIF keeps 256 colours and a clock of 1/100 s, on
-    which 8 fps alternates between 120 and 130 ms. Raises InputError as `check_destination` does, or if
-    writing fails.
+    An existing file, or folder of such PNGs, is replaced. GIF keeps 256 colours and a clock of 1/100 s, WebP
+    one of 1/1000 s, on which delays alternate where a frame's is no multiple: 120 and 130 ms at 8 fps.
+    Raises InputError as `check_destination` does, or if writing fails.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
         raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (f, h, w, 3).")
+    destination = check_destination(path, *frames.shape[1:3], fps)
     rate = frame_rate(fps)
-    destination = check_destination(path, *frames.shape[1:3])
     with written(destination) as partial:
         encode = _ENCODERS.get(destination.suffix.lower())
         if encode is None:
@@ -95,9 +96,10 @@ def frame_rate(fps: float) -> Fraction:
     return Fraction(float(fps)).limit_denominator(1001)
 
 
-def check_destination(path: PathLike, height: int, width: int) -> Path:
-    """The path, if a video of this size can be saved there; InputError otherwise. Asked before a video is
-    made, it spares a wait for one that can't be kept."""
+def check_destination(path: PathLike, height: int, width: int, fps: float = FPS) -> Path:
+    """The path, if a video of this size and rate can be saved there; InputError otherwise. Asked before a
+    video is made, it spares a wait for one that can't be kept."""
+    rate = frame_rate(fps)
     destination = Path(path)
     _check_name(destination)
     suffix = destination.suffix.lower()
@@ -110,6 +112,13 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
         raise InputError(
             f"H.264 needs an even width and height, the video is {width}x{height}; "
             "save it as .gif, .webp or a folder of PNGs."
+        )
+    fastest = _FASTEST.get(suffix)
+    if fastest is not None and rate > fastest:
+        others = ".mp4 or .webp" if suffix == ".gif" and rate <= _FASTEST[".webp"] else ".mp4"
+        raise InputError(
+            f"fps is {fps!r}, but browsers slow a {suffix} of more than {fastest} fps down several times; "
+            f"save it as {others}, or choose at most {fastest} fps."
         )
     if not os.path.isdir(destination.parent):
         raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
@@ -153,13 +162,9 @@ def written(destination: Path) -> Iterator[Path]:
 
 
 def _write_pngs(frames: Frames, folder: Path) -> None:
-    import cv2
-
     folder.mkdir()
     for index, frame in enumerate(frames):
-        name = folder / f"frame_{index:03}.png"
-        if not cv2.imwrite(str(name), np.ascontiguousarray(frame[..., ::-1])):
-            raise OSError(f"OpenCV could not write {name.name}")
+        (folder / f"frame_{index:03}.png").write_bytes(encode_png(frame))
 
 
 def _write_mp4(frames: Frames, path: Path, fps: Fraction) -> None:
@@ -234,5 +239,9 @@ def _av_frames(frames: Frames, fps: Fraction) -> Iterator["VideoFrame"]:
         av_frame.pts, av_frame.time_base = index, 1 / fps
         yield av_frame
 
+
+_FASTEST = {".gif": 50, ".webp": 90}
+"""fps whose delays browsers keep: GIF's are multiples of 10 ms, and of 10 ms or less browsers make 100 ms, in
+animated WebP too. Source: FrameTimeout.h of Firefox; Chromium and WebKit do the same."""
 
 _ENCODERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}
