@@ -150,7 +150,7 @@ def _converted(image: "PIL.Image", profile: Any) -> "PIL.Image":
         flags,
     )
     if image.mode in ("RGB", "L"):
-        levels = np.arange(0, 256, 15, np.uint8)
+        levels = np.arange(0, 256, 15, dtype=np.uint8)
         lattice = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
         probe = Image.fromarray(lattice if image.mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
         moved = np.asarray(transform.apply(probe)).astype(int) - np.asarray(probe.convert("RGB"))

@@ -163,10 +163,10 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
 
 def _silence_libtiff() -> None:
     """libtiff writes to stderr unless it is told not to, which Pillow does for warnings only."""
-    from PIL import Image
+    from PIL import _imaging
 
     try:
-        handle = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        handle = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
     except (AttributeError, OSError):  # a Pillow that hides its libtiff
         return
     handle.argtypes, handle.restype = [ctypes.c_void_p], ctypes.c_void_p

@@ -78,7 +78,8 @@ def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
         raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (f, h, w, 3).")
-    destination = check_destination(path, *frames.shape[1:3], fps)
+    height, width = frames.shape[1:3]
+    destination = check_destination(path, height, width, fps)
     rate = frame_rate(fps)
     with written(destination) as partial:
         encode = _ENCODERS.get(destination.suffix.lower())
