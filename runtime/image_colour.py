@@ -88,7 +88,7 @@ def coding_points(data: bytes) -> CodingPoints | None:
         return None if at < 0 else (data[at + 8], data[at + 9])
     if data[4:8] == b"ftyp":
         at = data.find(b"colrnclx", 0, 1 << 16)
-        return None if at < 0 else struct.unpack_from(">HH", data, at + 8)  # type: ignore[return-value]
+        return None if at < 0 else struct.unpack_from(">HH", data, at + 8)
     return None
 
 

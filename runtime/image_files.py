@@ -177,7 +177,8 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
     """InputError for an image that Pillow cannot decode."""
     from PIL import UnidentifiedImageError
 
-    brand = _OTHER_BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    of_iso = data[4:8] == b"ftyp" and b"avif" not in data[8:64]
+    brand = _OTHER_BRANDS.get(data[8:12]) if of_iso else None
     if brand:
         return InputError(f"{name} cannot be read: it is {brand}. Save it as JPEG or PNG.")
     if isinstance(error, UnidentifiedImageError):
