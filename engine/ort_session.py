@@ -84,7 +84,7 @@ def new_session(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # fatal: errors are raised too, so that lines on stderr would repeat them
     for key, value in {**place_weights(bundle, model), **(config or {})}.items():
         options.add_session_config_entry(key, value)
     if num_threads is not None:

@@ -82,12 +82,12 @@ class CudaVideoStages:
             self._images = CudaImageStages(self._manifest, self._engines)
         return self._images
 
-    def take_image(self, first_frame: Any, fit: Fit) -> Any:
+    def take_image(self, first_frame: Any, fit: Fit, background: str) -> Any:
         """A given first frame as make_video takes it: a file or host array of any size, fitted; or a CUDA
         array that stays where it is: uint8 (h, w, 3) of the video's size, or the VAE encoder's own input."""
         view = self._device.view(first_frame)
         if view is None:
-            return load_first_frame(first_frame, *self._size, fit)
+            return load_first_frame(first_frame, *self._size, fit, background)
         image = self._encoder.arrays["image"]
         accepted = [((*self._size, 3), np.dtype(np.uint8)), (image.shape, image.dtype)]
         if (view.shape, view.dtype) not in accepted:

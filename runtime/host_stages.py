@@ -99,13 +99,13 @@ class HostVideoStages:
     ) -> None:
         self._manifest, self._engines, self._image_stages = manifest, engines, image_stages
 
-    def take_image(self, first_frame: Any, fit: Fit) -> Image:
+    def take_image(self, first_frame: Any, fit: Fit, background: str) -> Image:
         if not isinstance(first_frame, (str, os.PathLike, np.ndarray)):
             raise InputError(
                 f"first_frame is a {type(first_frame).__name__}; on the CPU it is a file or a NumPy array."
             )
         sizes = self._manifest.sizes
-        return load_first_frame(first_frame, sizes["height"], sizes["width"], fit)
+        return load_first_frame(first_frame, sizes["height"], sizes["width"], fit, background)
 
     def set_motion(self, motion: str) -> None:
         self._engines["lamp_unet"].set_motion(motion)

@@ -19,9 +19,10 @@ from lamp_trt.engine.output_files import cannot_write
 from lamp_trt.engine.text_files import TextError, parse_json, read_text, text_lines
 from lamp_trt.runtime.config import FPS, GenerationConfig, file_path, one_of
 from lamp_trt.runtime.image import Fit, image_from_base64
+from lamp_trt.runtime.image_colour import background_rgb
 from lamp_trt.runtime.pipeline import LampPipeline
 from lamp_trt.runtime.tokenizer import prompt_text
-from lamp_trt.runtime.video import Video, check_destination, frame_rate
+from lamp_trt.runtime.video import Video, check_destination
 
 FIRST_FRAME_OPTIONS = (
     "first_frame_prompt",
@@ -32,6 +33,7 @@ PROMPTS = ("negative_prompt", "first_frame_prompt")
 OPTIONS = (
     "negative_prompt",
     "fit",
+    "background",
     *FIRST_FRAME_OPTIONS,
     "seed",
     "num_inference_steps",
@@ -164,8 +166,8 @@ def run_jobs(
             _make_folder(job.out.parent)
         if job.bundle not in (None, pipeline.bundle.digest):
             log.warning("this bundle is not the one of the video to repeat: the result may differ")
-        check_destination(job.out, *pipeline.size)
-        frame_rate(job.fps)
+        check_destination(job.out, *pipeline.size, job.fps)
+        background_rgb(job.options.get("background", "white"))
         if isinstance(job.first_frame, Path) and not os.path.isfile(job.first_frame):
             raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
         by_motion.setdefault(str(motion), []).append(job)

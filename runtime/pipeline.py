@@ -27,6 +27,7 @@ from lamp_trt.runtime.config import (
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker, missing_networks, prompt_ids
 from lamp_trt.runtime.image import Fit, png_base64
+from lamp_trt.runtime.image_colour import background_rgb
 from lamp_trt.runtime.loop import Latents, StepCallback
 from lamp_trt.runtime.noise import check_noise
 from lamp_trt.runtime.stages import ImageJob, VideoJob, VideoStages, timed
@@ -102,6 +103,7 @@ class LampPipeline:
         motion: str | None = None,
         first_frame: str | Path | NDArray[np.uint8] | Any | None = None,
         fit: Fit = "stretch",
+        background: str = "white",
         first_frame_prompt: str | None = None,
         negative_prompt: str | None = None,
         seed: int = 0,
@@ -129,6 +131,7 @@ class LampPipeline:
                            host: uint8 (height, width, 3), or (1, 3, height, width) in [-1, 1] and in the
                            bundle's precision
         fit                how an image of another aspect ratio is fitted: "stretch" (official), "crop", "pad"
+        background         the colour behind transparent pixels of an image file: #rrggbb or a name of CSS
         first_frame_prompt what the first frame shows, for SDXL; None is `prompt`
         negative_prompt    of both, the first frame and the video. None: the empty prompt for the video, for
                            SDXL what its checkpoint says (see FirstFrameMaker)
@@ -179,12 +182,13 @@ class LampPipeline:
             )
         motion = self.motion if motion is None else motion
         self.bundle.motion(motion)
+        background_rgb(background)
         injected = {"noise": noise, "base_noise": base_noise, "posterior_noise": posterior_noise}
         self._check_shapes(injected)
         with self._alone():
             source: Any = None
             if first_frame is not None:
-                source = self._stages.take_image(first_frame, fit)
+                source = self._stages.take_image(first_frame, fit, background)
             else:
                 source = self._first_frame_maker().job(
                     prompt if first_frame_prompt is None else first_frame_prompt,

@@ -97,7 +97,7 @@ class ImageStages(Protocol):
 class VideoStages(Protocol):
     """The networks of the video. Not for several threads at once; methods raise EngineError if one fails."""
 
-    def take_image(self, first_frame: Any, fit: Fit) -> Any:
+    def take_image(self, first_frame: Any, fit: Fit, background: str) -> Any:
         """A user's first frame as VideoJob takes it. InputError if it is no image."""
         ...
 

@@ -73,9 +73,9 @@ def sidecar_path(destination: PathLike) -> Path:
 def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
     """Writes uint8 RGB (f, h, w, 3) as .mp4, .gif or .webp, or as frame_000.png... in a folder (no suffix).
 
-    An existing file, or folder of such PNGs, is replaced. GIF keeps 256 colours and a clock of 1/100 s, on
-    which 8 fps alternates between 120 and 130 ms. Raises InputError as `check_destination` does, and what
-    `written` raises if writing fails.
+    An existing file, or folder of such PNGs, is replaced. GIF keeps 256 colours and a clock of 1/100 s, WebP
+    one of 1/1000 s, on which delays alternate where a frame's is no multiple: 120 and 130 ms at 8 fps.
+    Raises InputError as `check_destination` does, and what `written` raises if writing fails.
     """
     destination, rate = _checked(frames, path, fps)
     with written(destination) as (partial,):
@@ -89,8 +89,10 @@ def _checked(frames: Frames, path: PathLike, fps: float) -> tuple[Path, Fraction
         raise InputError(f"frames are {type(frames).__name__}; expected a NumPy array, uint8 (f, h, w, 3).")
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
         raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (f, h, w, 3).")
+    height, width = frames.shape[1:3]
+    destination = check_destination(path, height, width, fps)
     rate = frame_rate(fps)
-    return check_destination(path, *frames.shape[1:3]), rate
+    return destination, rate
 
 
 def _encode(frames: Frames, partial: Path, rate: Fraction) -> None:
@@ -110,9 +112,11 @@ def frame_rate(fps: float) -> Fraction:
     return Fraction(rate).limit_denominator(1001)
 
 
-def check_destination(path: PathLike, height: int, width: int) -> Path:
-    """The path, if a video of this size can be saved there; InputError otherwise, OutputError where the file
-    system is read-only. Asked before a video is made, it spares a wait for one that can't be kept."""
+def check_destination(path: PathLike, height: int, width: int, fps: float = FPS) -> Path:
+    """The path, if a video of this size and rate can be saved there; InputError otherwise, OutputError where
+    the file system is read-only. Asked before a video is made, it spares a wait for one that can't be
+    kept."""
+    rate = frame_rate(fps)
     destination = file_path("the output", path)
     _check_name(destination)
     suffix = destination.suffix.lower()
@@ -125,6 +129,13 @@ def check_destination(path: PathLike, height: int, width: int) -> Path:
         raise InputError(
             f"H.264 needs an even width and height, the video is {width}x{height}; "
             "save it as .gif, .webp or a folder of PNGs."
+        )
+    fastest = _FASTEST.get(suffix)
+    if fastest is not None and rate > fastest:
+        others = ".mp4 or .webp" if suffix == ".gif" and rate <= _FASTEST[".webp"] else ".mp4"
+        raise InputError(
+            f"fps is {fps!r}, but browsers slow a {suffix} of more than {fastest} fps down several times; "
+            f"save it as {others}, or choose at most {fastest} fps."
         )
     if not os.path.isdir(destination.parent):
         raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
@@ -232,5 +243,9 @@ def _av_frames(frames: Frames, fps: Fraction) -> Iterator["VideoFrame"]:
         av_frame.pts, av_frame.time_base = index, 1 / fps
         yield av_frame
 
+
+_FASTEST = {".gif": 50, ".webp": 90}
+"""fps whose delays browsers keep: GIF's are multiples of 10 ms, and of 10 ms or less browsers make 100 ms, in
+animated WebP too. Source: FrameTimeout.h of Firefox; Chromium and WebKit do the same."""
 
 _ENCODERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}

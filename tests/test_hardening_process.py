@@ -18,6 +18,7 @@ import pytest
 from hostile import TEXTS, read_or_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_zoo import saved
 from torture_fixture import Tally, no_hang
 
 import lamp_trt
@@ -25,7 +26,7 @@ from lamp_trt.cli import OFFLINE, main
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.digests import DigestCache
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.runtime.image import read_image
+from lamp_trt.runtime.image_files import read_image
 
 pytestmark = pytest.mark.torture
 FUZZ = settings.get_profile("hardening")
@@ -35,8 +36,8 @@ PACKAGES = ("engine", "export", "runtime", "benchmarks", "src/lamp_trt/commands"
 # --- command lines -------------------------------------------------------------------------------------
 
 FLAGS = {
-    "generate": "bundle first-frame seed steps guidance-scale fps out fit prompts from motion num-threads "
-    "adain-switch-step device json backend engine-dir expect-bundle format before-save preset",
+    "generate": "bundle first-frame background seed steps guidance-scale fps out fit prompts from motion "
+    "num-threads adain-switch-step device json backend engine-dir expect-bundle format before-save preset",
     "image": "bundle seed steps guidance-scale out negative-prompt",
     "build": "out sd motion sdxl precision height width frames only",
     "inspect": "verify-files json",
@@ -127,11 +128,13 @@ def test_a_file_name_that_is_no_utf8_is_printed_as_its_bytes(toy_bundle: Path, t
 
 # --- images --------------------------------------------------------------------------------------------
 
-FORMATS = ("png", "jpg", "bmp", "webp", "tiff", "ppm", "gif")
+FORMATS = ("png", "jpg", "bmp", "webp", "tiff", "ppm", "gif", "avif", "jp2")
 
 
 def encoded(suffix: str) -> bytearray:
     picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    if suffix in ("avif", "jp2"):
+        return bytearray(saved(picture, {"avif": "AVIF", "jp2": "JPEG2000"}[suffix]))
     done, data = cv2.imencode(f".{suffix}", picture)
     assert done
     return bytearray(data.tobytes())
@@ -179,7 +182,7 @@ def test_a_header_that_asks_for_gigabytes_is_refused_in_little_memory(suffix: st
     path = tmp_path / f"bomb.{suffix}"
     path.write_bytes(bombs()[suffix])
     program = (
-        "import sys; from lamp_trt.runtime.image import read_image\n"
+        "import sys; from lamp_trt.runtime.image_files import read_image\n"
         "try: read_image(sys.argv[1])\n"
         "except ValueError as error: print(error)\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line))"

@@ -24,7 +24,7 @@ def test_kernels_import_without_cuda() -> None:
 import sys, time
 start = time.perf_counter()
 import lamp_trt.runtime.kernels.device, lamp_trt.runtime.kernels.latent_loop, lamp_trt.runtime.kernels.frames
-loaded = {name.partition(".")[0] for name in sys.modules} & {"cuda", "torch", "onnx", "cv2", "av"}
+loaded = {name.partition(".")[0] for name in sys.modules} & {"cuda", "torch", "onnx", "cv2", "PIL", "av"}
 assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)

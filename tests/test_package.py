@@ -21,7 +21,18 @@ ALLOWED = {
 """Which sub-packages each may import from."""
 
 TORCH_FREE = ("engine", "runtime")
-HEAVY = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "tensorrt", "cv2", "av", "tokenizers")
+HEAVY = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "cv2",
+    "PIL",
+    "av",
+    "tokenizers",
+)
 
 
 def imports_of(path: Path) -> Iterator[str]:

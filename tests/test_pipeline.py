@@ -29,6 +29,7 @@ from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
 from lamp_trt.engine.bundle import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
+from lamp_trt.engine.ort_session import new_session
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.motions import remove_motion
 from lamp_trt.export.recipe import BuildOptions
@@ -359,3 +360,24 @@ def test_a_partial_bundle_says_what_it_lacks(toy: Path, tmp_path: Path) -> None:
 def test_bad_load_arguments_are_refused(toy_bundle: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((InputError, BundleError), match=message):
         lamp_trt.load(toy_bundle, **arguments)
+
+
+def test_onnx_runtime_writes_no_lines_next_to_our_errors(
+    toy_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
+        helper.make_tensor_value_info("shape", TensorProto.INT64, [1]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m"])]
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    graph = helper.make_graph([node], "reshape", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    session = new_session(Bundle.open(toy_bundle), "reshape", model, ["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="Reshape"):
+        session.run(None, {"x": np.zeros(4, np.float32), "shape": np.array([3])})
+    assert capfd.readouterr().err == ""

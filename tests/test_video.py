@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import ctypes
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 from tolerances import GIF_PSNR_DB, MP4_PSNR_DB, WEBP_PSNR_DB
 
 from lamp_trt.engine.errors import InputError
@@ -227,6 +229,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert result.stdout.count("cannot be written: ") == 4
+    assert result.stderr == ""  # FFmpeg's and OpenCV's own lines
     assert list(tmp_path.iterdir()) == []
 
 
@@ -241,8 +244,63 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("fps", [0, -1, float("nan"), 1000, "8"])
+def delays_ms(path: Path) -> list[int]:
+    delays = []
+    with Image.open(path) as image:
+        for frame in ImageSequence.Iterator(image):
+            frame.load()
+            delays.append(int(frame.info["duration"]))
+    return delays
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+@pytest.mark.parametrize("fps", [0.1, 0.3, 8, 12, 15, 23.976, 24, 29.97, 30, 33.3, 45, 48, 50, 60, 72, 90])
+def test_delays_are_what_browsers_keep_and_add_up(suffix: str, fps: float, tmp_path: Path) -> None:
+    """Chromium, Firefox and WebKit show a delay of 10 ms or less for 100 ms."""
+    path = tmp_path / f"clip.{suffix}"
+    if suffix == "gif" and fps > 50:
+        with pytest.raises(InputError, match=r"more than 50 fps .*\.mp4 or \.webp, or choose at most 50 fps"):
+            check_destination(path, 16, 16, fps)
+        return
+    frames = moving_frames(31, 16, 16)
+    frames[:, 0, 0, 0] = np.arange(31) * 8
+    delays = delays_ms(save_frames(frames, path, fps))
+    assert len(delays) == 31
+    clock = 10 if suffix == "gif" else 1
+    assert min(delays) >= (20 if suffix == "gif" else 11)
+    assert max(delays) - min(delays) in (0, clock)
+    assert abs(sum(delays) - 31 * 1000 / fps) <= max(clock, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "remedy"),
+    [
+        ("a.gif", 50.1, r"\.mp4 or \.webp"),
+        ("a.GIF", 60, r"\.mp4 or \.webp"),
+        ("a.gif", 100, r"save it as \.mp4, or"),
+        ("a.webp", 91, r"save it as \.mp4, or"),
+        ("a.webp", np.float32(100), r"choose at most 90 fps"),
+    ],
+)
+def test_a_rate_that_browsers_slow_down_is_refused_before_anything_is_written(
+    name: str, fps: float, remedy: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=remedy):
+        check_destination(tmp_path / name, 64, 96, fps)
+    with pytest.raises(InputError, match=remedy):
+        make_video().save(tmp_path / name, fps)
+    assert list(tmp_path.iterdir()) == []
+    for other in ("a.mp4", "pngs"):
+        check_destination(tmp_path / other, 64, 96, fps)
+
+
+IMPOSSIBLE_FPS = [0, -1, math.nan, math.inf, -math.inf, 101, 1e9, 10**400, 0.001, "8", None]
+
+
+@pytest.mark.parametrize("fps", IMPOSSIBLE_FPS, ids=range(len(IMPOSSIBLE_FPS)))
 def test_an_impossible_frame_rate_is_refused(fps: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fps is"):
+        check_destination(tmp_path / "clip.mp4", 64, 96, fps)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="fps is"):
         save_frames(moving_frames(), tmp_path / "clip.mp4", fps)  # type: ignore[arg-type]
 

@@ -43,12 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shaping(
         "--first-frame",
-        "any image that OpenCV reads; default: SDXL makes one, if the bundle has it",
+        "an image file; default: SDXL makes one, if the bundle has it",
         type=file_path,
         metavar="IMAGE",
     )
     shaping(
         "--fit", "of an image of another aspect ratio; default: stretch", choices=["stretch", "crop", "pad"]
+    )
+    shaping(
+        "--background",
+        "behind transparent pixels of an image: #rrggbb or a name of CSS; default: white",
+        type=_colour,
+        metavar="COLOUR",
     )
     shaping("--first-frame-prompt", "for SDXL; default: the prompt", metavar="PROMPT")
     shaping(
@@ -156,6 +162,17 @@ def run(args: argparse.Namespace) -> None:
         if args.save_first_frame:
             result["first_frame"] = str(save_png(video.first_frame, first_frame_path(path)))
         print(json.dumps(result) if args.json else path, flush=True)
+
+
+def _colour(text: str) -> str:
+    """A colour as `background_rgb` takes it."""
+    from lamp_trt.runtime.image_colour import background_rgb
+
+    try:
+        background_rgb(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _function(name: str) -> Callable[[Any], Any]:
