@@ -32,6 +32,14 @@ class Index:
     def __index__(self) -> int:
         return 3
 
+    def __repr__(self) -> str:
+        return "Index()"
+
+
+class Nothing:
+    def __repr__(self) -> str:
+        return "Nothing()"
+
 
 INTEGERS = {"seed", "num_inference_steps", "first_frame_num_inference_steps", "adain_switch_step"}
 NUMBERS = {"guidance_scale", "first_frame_guidance_scale"}
@@ -81,7 +89,7 @@ def test_texts_and_truth_values_of_any_library_become_python_s() -> None:
 @pytest.mark.parametrize(
     "value",
     [True, np.True_, torch.tensor(True), 3.0, np.float64(3), Fraction(3), "3", np.str_("3"), b"3", 3j, [3],
-     np.array([3]), torch.tensor([3]), object(), 10**5000],
+     np.array([3]), torch.tensor([3]), Nothing(), 10**5000],
     ids=lambda value: f"{value!r:.30}" if not isinstance(value, int) or value < 9 else "huge",
 )  # fmt: skip
 @pytest.mark.parametrize("name", sorted(INTEGERS))
