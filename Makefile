@@ -2,23 +2,40 @@
 
 VENV := .venv
 PYTHON ?= python3
+PYTHONS ?= python3.11 python3.12
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := export,cpu,dev,rtx
+LOCK_FILES := constraints.txt requirements-ci.txt requirements-pypi.txt
 DEMO := demo
+SYSTEM_PACKAGES := g++ strace
+
+# auto: torch's small CPU build where there is no GPU and it can be had; pypi: PyPI's build, with CUDA
+TORCH ?= auto
 
 export HF_HUB_OFFLINE := 1
 
 TORTURE_MINUTES ?= 20
 
-.PHONY: install demo test test-all torture lint clean
+# Two tests at a time, each on one thread: tiny networks gain nothing from a second one.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: install demo test test-all test-install torture lint lock system-packages clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+$(INSTALLED): pyproject.toml $(LOCK_FILES) CMakeLists.txt install/environment.py
+	@command -v $(PYTHON) >/dev/null || { echo "install: there is no $(PYTHON); lamp-trt needs Python 3.11 or newer, name one with make PYTHON=…" >&2; exit 1; }
+	$(PYTHON) install/environment.py $(VENV) $(TORCH)
 	touch $@
+
+# System packages that some tests need. The other targets install nothing outside $(VENV).
+system-packages:
+	install/system-packages.sh $(SYSTEM_PACKAGES)
+
+# Rewrites the lock from pyproject.toml and PyPI; see install/lock.py for LOCK=…
+lock:
+	@test -x $(BIN)/uv || $(MAKE) install
+	$(BIN)/python install/lock.py $(LOCK)
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -29,10 +46,14 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(TESTS)
+
+# The documented installations, the lowest versions, and the suite on the last Python, from PyPI alone: an hour
+test-install: $(INSTALLED)
+	$(BIN)/python install/check.py $(PYTHONS)
 
 torture: $(INSTALLED)
 	$(BIN)/python -m pytest -m torture --torture-minutes=$(TORTURE_MINUTES)

@@ -19,7 +19,7 @@ import pytest
 
 import lamp_trt  # noqa: F401 - before any test imports onnxruntime, which would report home else
 
-pytest_plugins = ["toy_fixture", "sdxl_fixture", "hoisted_fixture", "torture_fixture"]
+pytest_plugins = ["toy_fixture", "sdxl_fixture", "hoisted_fixture", "torture_fixture", "skip_summary"]
 
 Arrays = Mapping[str, np.ndarray]
 GOLDEN_ROOT = os.environ.get("LAMP_TRT_GOLDEN")

@@ -4,6 +4,7 @@
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from system_tools import require_cxx_compiler
 
 from lamp_trt.runtime.kernels import SIGNATURES
 from lamp_trt.runtime.kernels.arrays import DeviceArray
@@ -34,16 +36,23 @@ GUARD = 256
 
 
 def cuda_include() -> Path | None:
-    """The folder with cuda_fp16.h, or None."""
+    """The folder with cuda_fp16.h: of an installed CUDA toolkit, or of NVIDIA's wheels. None without one."""
     nvcc = shutil.which("nvcc")
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     roots += [str(Path(nvcc).resolve().parents[1])] if nvcc else []
+    wheels = importlib.util.find_spec("nvidia")
+    roots += [f"{folder}/cu13" for folder in (wheels and wheels.submodule_search_locations) or ()]
     folders = [Path(root, "include") for root in roots if root]
     return next((folder for folder in folders if (folder / "cuda_fp16.h").is_file()), None)
 
 
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++"))
+def kernel_tools() -> tuple[Path, str]:
+    """(folder of the CUDA headers, C++ compiler) that build the kernels for the CPU. Skips without them."""
+    compiler = require_cxx_compiler("the kernels on the CPU")
+    include = cuda_include()
+    if include is None:
+        pytest.skip("the kernels on the CPU: need cuda_fp16.h, see pip install 'lamp-trt[dev]'")
+    return include, compiler
 
 
 def fma_flags() -> list[str]:
@@ -58,9 +67,7 @@ def fma_flags() -> list[str]:
 @functools.cache
 def library(*, fused_multiply_add: bool = False) -> ctypes.CDLL:
     """The kernels as a shared library, cached by content. fused_multiply_add: contracted, as nvcc does."""
-    include, cxx = cuda_include(), compiler()
-    if include is None or cxx is None:
-        pytest.skip("the kernels run on the CPU where g++ and the CUDA headers (cuda_fp16.h) are installed")
+    include, cxx = kernel_tools()
     contraction = [*fma_flags(), "-ffp-contract=fast"] if fused_multiply_add else ["-ffp-contract=off"]
     command = [cxx, "-std=c++20", "-O2", "-fno-strict-aliasing", "-w", "-shared", "-fPIC", *contraction]
     digest = hashlib.sha256(repr(command).encode())

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpu_kernels import EMULATOR, compiler, cuda_include
+from cpu_kernels import EMULATOR, cuda_include
+from system_tools import cxx_compiler
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "runtime" / "kernels"
@@ -345,7 +346,7 @@ def sanitized(kernels: Path, sanitizer: str, folder: Path) -> bool:
     program = folder / "sanitized"
     include = ["-isystem", str(cuda_include()), "-I", str(kernels)]
     main = str(EMULATOR / "sanitize_main.cpp")
-    subprocess.run([str(compiler()), *flags, *include, "-o", str(program), main], check=True)
+    subprocess.run([str(cxx_compiler()), *flags, *include, "-o", str(program), main], check=True)
     return subprocess.run([str(program)], capture_output=True).returncode == 0
 
 

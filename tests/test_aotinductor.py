@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from reference_clip import reference_clip, smooth_picture
+from system_tools import require_cxx_compiler
 from tolerances import CLIP_LEVELS, GOLDEN_GIF_EQUAL_SHARE, PACKAGE_REL_L2, PIPELINE_REL_L2
 from torch_cuda_double import CAPABILITY, CudaTorch, Stream
 from toy_fixture import toy_options
@@ -41,6 +42,7 @@ STREAM = 0x5EED
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The block's bundle with its package, compiled once (about 25 s) for this CPU. The same package stands
     in for one of a GPU, which only the double of torch loads."""
+    require_cxx_compiler("AOTInductor packages")
     made = block.write_bundle(tmp_path_factory.mktemp("aotinductor") / "bundle")
     options = AotInductorOptions()
     key = package_key(made, "lamp_unet", cpu_name(), options.flags)
@@ -269,6 +271,7 @@ def test_an_interrupted_build_goes_on_with_the_network_that_it_was_at(
         return "flash"
 
     monkeypatch.setattr(aotinductor, "compile_module", compile_module)
+    monkeypatch.setenv("CXX", sys.executable)  # a program that exists; nothing is compiled
     bundle = Bundle.open(toy_bundle)
     with pytest.raises(KeyboardInterrupt):
         build_packages(bundle, toy_recipe, AotInductorOptions(), tmp_path)

@@ -4,7 +4,6 @@
 import ast
 import json
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -259,15 +258,6 @@ def test_the_library_sets_one_variable_and_the_command_sets_the_others(
 
 
 # --- supply chain --------------------------------------------------------------------------------------
-
-
-def test_every_pinned_package_has_a_digest_for_ci() -> None:
-    def lines(name: str) -> list[str]:
-        return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
-
-    hashed = lines("requirements-ci.txt")
-    assert [line.split(" ")[0] for line in hashed] == lines("constraints.txt")
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9.]+ --hash=sha256:[0-9a-f]{64}", line) for line in hashed)
 
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads",
