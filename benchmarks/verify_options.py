@@ -8,7 +8,6 @@ from typing import Any
 
 from lamp_trt.engine.backends import parse_device
 from lamp_trt.runtime.config import GenerationConfig
-from lamp_trt.runtime.tokenizer import prompt_text
 
 PROMPT = "a horse runs on the road"
 STEPS = 10
@@ -59,6 +58,8 @@ class VerifyOptions:
     engine_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        from lamp_trt.runtime.tokenizer import prompt_text  # NumPy, which the parser does without
+
         prompt_text(self.prompt)
         prompt_text(self.negative_prompt or "")
         if self.num_inference_steps:

@@ -169,7 +169,8 @@ def test_the_fields_of_a_jsonl_line_are_the_jobs() -> None:
 
 def test_the_table_of_extras_is_pyprojects() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    table = {cells[0].strip("`"): cells[1].lower() for cells in rows(section("## Install"))}
+    install = section("## Install")
+    table = {cells[0].strip("`"): cells[1].lower() for cells in rows(install[install.index("\n| extra |") :])}
     assert set(table) - {"(none)"} == set(extras)
     for extra, requirements in extras.items():
         if extra == "dev":  # the table names its main tools
@@ -204,8 +205,9 @@ def test_our_files_that_are_named_exist(document: Path) -> None:
 
 
 def test_the_messages_of_the_troubleshooting_are_the_codes() -> None:
-    folders = ("engine", "export", "runtime", "src/lamp_trt/commands")
-    code = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    folders = ("engine", "export", "runtime", "src/lamp_trt/commands", "install")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(path.read_text() for path in (*files, *(ROOT / "src/lamp_trt").glob("*.py")))
     code = re.sub(r'"\s*\n\s*f?"', "", code)  # adjacent string literals
     quoted = [
         part for cells in rows(section("## Troubleshooting")) for part in re.findall('"([^"]+)"', cells[0])

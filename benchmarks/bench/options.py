@@ -9,7 +9,6 @@ from pathlib import Path
 from lamp_trt.benchmarks.verify_options import PROMPT, Checkpoints
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.config import GenerationConfig, thread_count
-from lamp_trt.runtime.tokenizer import prompt_text
 
 BUDGET = "60s"
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -44,6 +43,8 @@ class BenchOptions:
     compare: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        from lamp_trt.runtime.tokenizer import prompt_text  # NumPy, which the parser does without
+
         prompt_text(self.prompt)
         GenerationConfig(seed=self.seed, num_inference_steps=self.num_inference_steps)
         thread_count(self.num_threads)
