@@ -27,9 +27,9 @@ from lamp_trt.benchmarks.reference_networks import (
     scheduler_config,
 )
 from lamp_trt.benchmarks.verify_options import VerifyOptions
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.manifest import FirstFrameEntry
-from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.engine.bundle.manifest import FirstFrameEntry
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.export.checkpoint_files import ComponentFiles, find_component
 from lamp_trt.export.convert import converted, tensor_bytes
 

@@ -9,7 +9,7 @@ from lamp_trt.benchmarks.loop_checks import Traces, loop_checks, step_figures
 from lamp_trt.benchmarks.sdxl_traces import ImageJob, sdxl_reference_trace, sdxl_runtime_trace
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import LampError
 from lamp_trt.runtime.first_frame import FirstFrameMaker
 from lamp_trt.runtime.load import load_first_frame_maker

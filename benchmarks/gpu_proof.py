@@ -30,8 +30,8 @@ import torch
 
 from lamp_trt.benchmarks.cuda_timing import file_name, machine
 from lamp_trt.benchmarks.proof import Check, Unavailable
-from lamp_trt.engine.backends import DEVICE_ENGINES, device_engine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.registry import DEVICE_ENGINES, device_engine
+from lamp_trt.engine.bundle.reader import Bundle
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ def compile_networks(backend: str, work: Any, bundle: Bundle) -> None:
     start = time.perf_counter()
     if backend == "tensorrt":
         from lamp_trt.benchmarks.proof_tensorrt import installed
-        from lamp_trt.engine.tensorrt_build import build_engines
-        from lamp_trt.engine.tensorrt_options import TensorRtOptions
+        from lamp_trt.engine.backends.tensorrt.build import build_engines
+        from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
 
         installed()
         build_engines(bundle, TensorRtOptions(motions=work.subject.motions[: 1 if work.hoist else None]))

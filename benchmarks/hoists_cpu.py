@@ -23,9 +23,9 @@ import numpy as np
 
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.unet_cpu import CONFIG, HEIGHT, NUM_FRAMES, WIDTH, inputs, machine, write_checkpoint
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.hoisting import HOISTS, networks_beside
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.precompute import HOISTS, networks_beside
 from lamp_trt.runtime.conditioning import conditions_by_step
 
 FORMS = ("", *HOISTS, ",".join(HOISTS))

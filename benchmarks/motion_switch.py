@@ -30,8 +30,8 @@ Show = Callable[[str], Callable[[], Any]]
 
 def by_session(bundle_path: Path) -> Show:
     """A motion is a session of its own with its tensors inside; the one before is dropped."""
-    from lamp_trt.engine.bundle import Bundle
-    from lamp_trt.engine.ort_session import cpu_model, new_session
+    from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
+    from lamp_trt.engine.bundle.reader import Bundle
 
     bundle, arrays = Bundle.open(bundle_path, verify="none"), unet_cpu.inputs()
     live: list[Any] = []
@@ -47,8 +47,8 @@ def by_session(bundle_path: Path) -> Show:
 
 def by_inputs(bundle_path: Path) -> Show:
     """One session; the motion tensors are inputs, fed from the mapped files: what the backend does."""
-    from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+    from lamp_trt.engine.bundle.reader import Bundle
 
     bundle, arrays = Bundle.open(bundle_path, verify="none"), unet_cpu.inputs()
     engine = OnnxRuntimeEngine(bundle, "lamp_unet", motion=bundle.manifest.default_motion)

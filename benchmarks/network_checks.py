@@ -23,8 +23,8 @@ from lamp_trt.benchmarks.onnx_reference import Fp32OnnxEngine
 from lamp_trt.benchmarks.plain_engine import HostPlainEngine, PlainEngine, plain_engine, plain_inputs
 from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, prompt_ids, reference_outputs
 from lamp_trt.benchmarks.verify_options import VerifyOptions
-from lamp_trt.engine.backends import in_bfloat16
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.registry import in_bfloat16
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.runtime.load import Placement
 

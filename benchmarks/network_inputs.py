@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.runtime.first_frame import prompt_ids
 from lamp_trt.runtime.tokenizer import load_tokenizer

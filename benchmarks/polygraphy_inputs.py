@@ -4,9 +4,9 @@
 from pathlib import Path
 
 from lamp_trt.benchmarks.network_inputs import Arrays, bundle_ids, seeded_inputs
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.output_files import written
+from lamp_trt.engine.files.output import written
 
 
 def network_inputs(bundle: Bundle, network: str, prompt: str, seed: int = 0) -> Arrays:

@@ -16,7 +16,7 @@ from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.proof import Check, Unavailable
 from lamp_trt.benchmarks.proof_unet import LoopTime, UnetProof, yardstick
 from lamp_trt.benchmarks.proof_work import Work
-from lamp_trt.engine.hoisting import HOISTS
+from lamp_trt.engine.precompute import HOISTS
 from lamp_trt.export.recipe import hoisted_from
 
 COST = 0.01

@@ -16,12 +16,12 @@ from typing import Any
 from lamp_trt.benchmarks.proof import Check, Unavailable
 from lamp_trt.benchmarks.proof_unet import UnetProof
 from lamp_trt.benchmarks.proof_work import MOTIONS, Work
-from lamp_trt.engine import trt
-from lamp_trt.engine.backend import DeviceEngine
-from lamp_trt.engine.backends import device_engine
+from lamp_trt.engine.backends.contract import DeviceEngine
+from lamp_trt.engine.backends.registry import device_engine
+from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.backends.tensorrt.build import build_engines
+from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.tensorrt_build import build_engines
-from lamp_trt.engine.tensorrt_options import TensorRtOptions
 
 REFIT_COST = 0.03
 """How much slower than a frozen UNet one may be whose motions can be exchanged."""

@@ -18,9 +18,9 @@ from lamp_trt.benchmarks.plain_engine import plain_inputs
 from lamp_trt.benchmarks.proof import Unavailable, require_diffusers
 from lamp_trt.benchmarks.random_checkpoints import finished, published, write_lamp_unet, write_sdxl_unet
 from lamp_trt.benchmarks.reference_networks import reference_outputs
-from lamp_trt.engine.backend import DeviceEngine
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.bundle_paths import ENGINES
+from lamp_trt.engine.backends.contract import DeviceEngine
+from lamp_trt.engine.bundle.paths import ENGINES
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import Precision
 from lamp_trt.export.convert import DTYPES
 from lamp_trt.export.recipe import BuildOptions, hoisted_from
@@ -107,7 +107,7 @@ class Work:
     """One UNet in one form: what the checks of all backends share.
 
     load            how a backend's engine is made
-    hoist           what its graph leaves out, of engine/hoisting.HOISTS
+    hoist           what its graph leaves out, of engine/precompute.HOISTS
     torch_device    where the reference runs
     config          None: the published one
     height, width   of the video, half of SDXL's image

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from lamp_trt.engine.bundle.weights import write_weight_file
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.engine.weights import write_weight_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -65,8 +65,8 @@ def engine(name: str, folder: Path) -> Callable[[], np.ndarray]:
     """A function that runs one step of the UNet in `folder`."""
     arrays = inputs()
     if name not in BASELINES:
-        from lamp_trt.engine.backends import host_engine
-        from lamp_trt.engine.bundle import Bundle
+        from lamp_trt.engine.backends.registry import host_engine
+        from lamp_trt.engine.bundle.reader import Bundle
 
         unet = host_engine(name, Bundle.open(folder / "bundle"), "lamp_unet", motion="random")
         return lambda: unet.run(arrays)["noise_pred"]
@@ -130,7 +130,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 def build(folder: Path) -> dict[str, Any]:
     """Make the bundle in `folder` and its package; what compiling that took."""
-    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.bundle.reader import Bundle
     from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
     from lamp_trt.export.build import build_bundle
     from lamp_trt.export.recipe import BuildOptions, recipe_from_options

@@ -20,8 +20,8 @@ from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
 from lamp_trt.benchmarks.video_checks import verify_videos
-from lamp_trt.engine import trt
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
 from lamp_trt.engine.torch_threads import torch_threads

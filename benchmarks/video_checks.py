@@ -10,7 +10,7 @@ from lamp_trt.benchmarks.pictures import synthetic_picture
 from lamp_trt.benchmarks.traces import reference_trace, runtime_trace, video_job
 from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import LampError
 from lamp_trt.runtime.image import load_first_frame
 from lamp_trt.runtime.load import load_pipeline

@@ -2,8 +2,8 @@
 """A bundle's networks → AOTInductor packages, one each: compiled code without weights.
 
 Compiled are the modules that the ONNX graphs are exported from, with parameters that hold no values; a
-package takes the bundle's weights when it is loaded (engine/backend_aotinductor.py). What is there already
-is kept, so a build that was interrupted goes on with the network that it was at.
+package takes the bundle's weights when it is loaded (engine/backends/aotinductor/engine.py). What is there
+already is kept, so a build that was interrupted goes on with the network that it was at.
 """
 
 import json
@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lamp_trt.engine import compiled
-from lamp_trt.engine.aotinductor_key import SUFFIX, cpu_name, cuda_name, package_key
-from lamp_trt.engine.backend_aotinductor import CONSTANTS
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.compiled import CompiledEngine, CompiledKey
+from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.aotinductor.engine import CONSTANTS
+from lamp_trt.engine.backends.aotinductor.key import SUFFIX, cpu_name, cuda_name, package_key
+from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.progress import progress

@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from lamp_trt.engine.atomic_files import NewFile
-from lamp_trt.engine.bundle_paths import MANIFEST, graph_path, motion_path, weights_path
-from lamp_trt.engine.bundle_unchanged import write_if_needed
-from lamp_trt.engine.bundle_writer import BundleWriter
-from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.bundle.atomic_files import NewFile
+from lamp_trt.engine.bundle.digests import DigestCache
+from lamp_trt.engine.bundle.manifest import Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.bundle.paths import MANIFEST, graph_path, motion_path, weights_path
+from lamp_trt.engine.bundle.unchanged import write_if_needed
+from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.engine.hoisting import HOISTED, unet_of
-from lamp_trt.engine.manifest import Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.files.tokenizer import tokenizer_files
 from lamp_trt.engine.networks import NETWORKS, Precision, is_motion_tensor
-from lamp_trt.engine.tokenizer_files import tokenizer_files
-from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.engine.precompute import HOISTED, unet_of
 from lamp_trt.export.bundle_files import (
     GRAPH_KEY,
     BuildReport,

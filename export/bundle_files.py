@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lamp_trt.engine.atomic_files import NewFile
-from lamp_trt.engine.bundle_writer import BundleWriter
-from lamp_trt.engine.manifest import FileEntry
+from lamp_trt.engine.bundle.atomic_files import NewFile
+from lamp_trt.engine.bundle.manifest import FileEntry
+from lamp_trt.engine.bundle.writer import BundleWriter
 
 log = logging.getLogger("lamp_trt")
 

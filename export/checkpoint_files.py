@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.links import is_cache_folder, meant_folder, unreadable
-from lamp_trt.engine.text_files import TextError, read_json_object
-from lamp_trt.engine.tokenizer_files import SERIALIZED, VOCABULARY, missing_tokenizer
+from lamp_trt.engine.files.links import is_cache_folder, meant_folder, unreadable
+from lamp_trt.engine.files.text import TextError, read_json_object
+from lamp_trt.engine.files.tokenizer import SERIALIZED, VOCABULARY, missing_tokenizer
 from lamp_trt.export.checkpoint_kinds import hint_for_folder, kind_of_file
 from lamp_trt.export.config_limits import check_config
 

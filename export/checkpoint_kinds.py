@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.weights import read_weight_file
 
 _MERGE = (
     "Load its base model and it in diffusers (pipeline.load_lora_weights, then pipeline.fuse_lora and "

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lamp_trt.engine.bundle.weights import DTYPE_SIZES, WeightFile, write_weight_file
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import Precision, is_motion_tensor
 from lamp_trt.engine.progress import progress
-from lamp_trt.engine.weights import DTYPE_SIZES, WeightFile, write_weight_file
 from lamp_trt.export.checkpoint_files import ComponentFiles
 from lamp_trt.export.checkpoints import iter_tensors, tensor_infos
 

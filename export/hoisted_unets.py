@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The UNets without what depends on the prompt or the timestep alone, and the networks that compute that.
 
-Both have the plain module's parameters under their own names. Inputs and outputs: engine/hoisting.py.
+Both have the plain module's parameters under their own names. Inputs and outputs: engine/precompute.py.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_trt.engine.hoisting import TIME_PROJECTIONS, ConditionLayout, hoisted_specs
+from lamp_trt.engine.precompute import TIME_PROJECTIONS, ConditionLayout, hoisted_specs
 from lamp_trt.export.lamp_unet import LampUNet, ResnetBlock3D
 from lamp_trt.export.lean_unet import LeanAttention
 from lamp_trt.export.unet_layout import lamp_layout, sdxl_layout

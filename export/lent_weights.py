@@ -9,12 +9,12 @@ were built together or one after the other.
 
 import dataclasses
 
-from lamp_trt.engine.atomic_files import NewFile
-from lamp_trt.engine.bundle_paths import graph_path, weights_path
-from lamp_trt.engine.bundle_writer import BundleWriter
+from lamp_trt.engine.bundle.atomic_files import NewFile
+from lamp_trt.engine.bundle.manifest import FileEntry, Manifest, NetworkEntry
+from lamp_trt.engine.bundle.paths import graph_path, weights_path
+from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.engine.manifest import FileEntry, Manifest, NetworkEntry
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export.bundle_files import GRAPH_KEY, FileMaker, log
 from lamp_trt.export.recipe import Recipe, lent_graph_key
 
@@ -71,7 +71,7 @@ def check_lender_stays(recipe: Recipe, kept: Manifest) -> None:
 def _point_graph_at_lender(maker: FileMaker, lent: FileEntry) -> None:
     import onnx
 
-    from lamp_trt.engine.ort_graph import relocate_initializers
+    from lamp_trt.engine.graph.locate import relocate_initializers
 
     path = graph_path(BORROWER)
     model = onnx.load(maker.writer.path_of(path), load_external_data=False)

@@ -11,8 +11,10 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from lamp_trt.engine.atomic_files import NewFile
-from lamp_trt.engine.bundle_paths import (
+from lamp_trt.engine.bundle.atomic_files import NewFile
+from lamp_trt.engine.bundle.digests import DigestCache
+from lamp_trt.engine.bundle.manifest import FileEntry, Manifest, MotionEntry
+from lamp_trt.engine.bundle.paths import (
     MANIFEST,
     PENDING,
     graph_path,
@@ -20,15 +22,13 @@ from lamp_trt.engine.bundle_paths import (
     validate_motion_name,
     weights_path,
 )
-from lamp_trt.engine.bundle_unchanged import write_if_needed
-from lamp_trt.engine.bundle_writer import BundleWriter
-from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.bundle.unchanged import write_if_needed
+from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.hoisting import HOISTED
-from lamp_trt.engine.links import meant_folder
-from lamp_trt.engine.manifest import FileEntry, Manifest, MotionEntry
+from lamp_trt.engine.files.links import meant_folder
 from lamp_trt.engine.networks import Precision, is_motion_tensor
-from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.export.bundle_files import (
     GRAPH_KEY,
     BuildReport,
@@ -178,7 +178,7 @@ def point_graph_at_motion(writer: BundleWriter, motion: str) -> None:
     """Rewrite lamp_unet.onnx so that its motion tensors are those of `motion`."""
     import onnx
 
-    from lamp_trt.engine.ort_graph import point_at_motion
+    from lamp_trt.engine.graph.locate import point_at_motion
 
     model = onnx.load(writer.path_of(graph_path(UNET)), load_external_data=False)
     base, own = (

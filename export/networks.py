@@ -241,8 +241,8 @@ def module_from_config(component: str, config: Mapping[str, Any]) -> nn.Module:
 def wrap(network: str, module: nn.Module, hoist: Collection[str] = ()) -> nn.Module:
     """`module` (of network's component, with or without weights) as the network that is exported.
 
-    hoist: what a UNet's graph leaves out, see engine/hoisting.py. The module is changed for the purpose, and
-    good for nothing else afterwards.
+    hoist: what a UNet's graph leaves out, see engine/precompute.py. The module is changed for the purpose,
+    and good for nothing else afterwards.
     """
     if network == "sdxl_text_encoder_2":
         use_causal_attention(module.text_model)  # type: ignore[arg-type]

@@ -17,9 +17,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from lamp_trt.engine.bundle.weights import TensorRef
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.weights import TensorRef
 
 OPSET = 23
 _DTYPES = {

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import lamp_trt
-from lamp_trt.engine.bundle_paths import validate_motion_name
-from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.bundle.digests import DigestCache
+from lamp_trt.engine.bundle.manifest import FirstFrameEntry
+from lamp_trt.engine.bundle.paths import validate_motion_name
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.engine.hoisting import HOISTED, HOISTS, hoisted_specs
-from lamp_trt.engine.manifest import FirstFrameEntry
+from lamp_trt.engine.files.tokenizer import read_tokenizer_files, tokenizer_files
 from lamp_trt.engine.networks import (
     COMPONENT_PRECISION,
     NETWORKS,
@@ -30,7 +30,7 @@ from lamp_trt.engine.networks import (
     NetworkSpec,
     Precision,
 )
-from lamp_trt.engine.tokenizer_files import read_tokenizer_files, tokenizer_files
+from lamp_trt.engine.precompute import HOISTED, HOISTS, hoisted_specs
 from lamp_trt.export.checkpoint_files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,

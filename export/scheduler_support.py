@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.engine.bundle.manifest import BETA_SCHEDULES
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.manifest import BETA_SCHEDULES
 
 log = logging.getLogger("lamp_trt")
 

@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export.checkpoint_files import refuse_lfs_pointer
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.output_files import cannot_write
+from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.export import toy_lamp, toy_published, toy_sdxl, toy_vae
 from lamp_trt.export.lamp_unet import two_dimensional_name
 from lamp_trt.export.toy_text import TEXT_ENCODER_CONFIG, make_text_encoder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.hoisting import ConditionLayout
+from lamp_trt.engine.precompute import ConditionLayout
 from lamp_trt.export.lamp_config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, LampUNetConfig
 
 

@@ -2,7 +2,7 @@
 """What a UNet is given at each step beside the sample, whatever form the bundle's UNet has.
 
 Networks may stand between the plain conditions (text embeddings, timestep) and the UNet's inputs: what they
-give out is found by the names of those inputs, see engine/hoisting.py.
+give out is found by the names of those inputs, see engine/precompute.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.engine.backend import Engine
+from lamp_trt.engine.backends.contract import Engine
 from lamp_trt.engine.errors import EngineError
 
 Array = NDArray[Any]

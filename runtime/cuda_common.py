@@ -6,9 +6,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.hoisting import HOISTED, TIME_PROJECTIONS
-from lamp_trt.engine.manifest import Manifest
+from lamp_trt.engine.precompute import HOISTED, TIME_PROJECTIONS
 from lamp_trt.runtime.cuda_device import Device
 from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.kernels.arrays import DeviceArray

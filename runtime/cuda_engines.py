@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lamp_trt.engine.backend import DeviceEngine
+from lamp_trt.engine.backends.contract import DeviceEngine
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.runtime.cuda_device import Device

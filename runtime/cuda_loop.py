@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.hoisting import TIME_PROJECTIONS
+from lamp_trt.engine.precompute import TIME_PROJECTIONS
 from lamp_trt.engine.progress import progress
 from lamp_trt.runtime.cuda_device import Device
 from lamp_trt.runtime.cuda_engines import BoundEngine

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import EngineError, InputError
-from lamp_trt.engine.hoisting import networks_beside
-from lamp_trt.engine.manifest import Manifest
 from lamp_trt.engine.networks import VIDEO_NETWORKS
+from lamp_trt.engine.precompute import networks_beside
 from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.cuda_common import (
     Conditions,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lamp_trt.engine.bundle.manifest import BETA_SCHEDULES
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.manifest import BETA_SCHEDULES
 from lamp_trt.runtime.config import finite_number, whole_number
 
 STEPS_OFFSET = 1

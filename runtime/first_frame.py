@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lamp_trt
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.files.output import written
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
-from lamp_trt.engine.output_files import written
 from lamp_trt.runtime.config import GenerationConfig, file_path, json_text, plain_text
 from lamp_trt.runtime.ddim import ddim_schedule
 from lamp_trt.runtime.image import encode_png

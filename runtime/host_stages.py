@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.engine.backend import Engine
+from lamp_trt.engine.backends.contract import Engine
+from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.hoisting import HOISTED
-from lamp_trt.engine.manifest import Manifest
+from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.runtime import latents as latent_ops
 from lamp_trt.runtime.histogram import match_histograms, uint8_frames
 from lamp_trt.runtime.image import Fit, Image, load_first_frame, model_input, resize_to

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.output_files import cannot_write
-from lamp_trt.engine.text_files import TextError, parse_json, read_text, text_lines
+from lamp_trt.engine.files.output import cannot_write
+from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines
 from lamp_trt.runtime.config import FPS, GenerationConfig, file_path, one_of
 from lamp_trt.runtime.image import Fit, image_from_base64
 from lamp_trt.runtime.image_colour import background_rgb

@@ -7,12 +7,18 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from lamp_trt.engine.backend import DeviceEngine, Engine
-from lamp_trt.engine.backends import Residence, choose_backend, device_engine, host_engine, parse_device
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.contract import DeviceEngine, Engine
+from lamp_trt.engine.backends.registry import (
+    Residence,
+    choose_backend,
+    device_engine,
+    host_engine,
+    parse_device,
+)
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.hoisting import networks_beside
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.precompute import networks_beside
 from lamp_trt.runtime.config import file_path, one_of, plain_text, thread_count, truth_value
 from lamp_trt.runtime.cuda_device import CudaDevice
 from lamp_trt.runtime.cuda_engines import EngineSet

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.engine.backend import Engine
+from lamp_trt.engine.backends.contract import Engine
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.progress import progress
 from lamp_trt.runtime.conditioning import conditions_by_step

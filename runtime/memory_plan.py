@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lamp_trt.engine.bundle_paths import weights_path
+from lamp_trt.engine.bundle.manifest import Manifest
+from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.manifest import Manifest
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lamp_trt
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.config import (
     MAX_SEED,

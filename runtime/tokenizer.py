@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.engine.tokenizer_files import END_OF_WORD, TokenizerFiles, read_tokenizer_files
+from lamp_trt.engine.files.tokenizer import END_OF_WORD, TokenizerFiles, read_tokenizer_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -86,7 +86,7 @@ def prompt_text(prompt: str) -> str:
 
 
 def load_tokenizer(folder: str | Path, max_length: int = MAX_TOKENS) -> CLIPTokenizer:
-    """The tokenizer of a folder in any layout that engine/tokenizer_files.py reads. Raises CheckpointError if
+    """The tokenizer of a folder in any layout that engine/files/tokenizer.py reads. Raises CheckpointError if
     files are missing or do not fit."""
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.output_files import cannot_write, written
+from lamp_trt.engine.files.output import cannot_write, written
 from lamp_trt.runtime.config import FPS, file_path, finite_number, json_text
 from lamp_trt.runtime.image import encode_png
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.bundle_writer import BundleWriter
-from lamp_trt.engine.manifest import Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.bundle.manifest import Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.networks import IOTensor, is_motion_tensor
 from lamp_trt.export.lamp_unet import LampUNetConfig, ResnetBlock3D, Transformer3DModel
 from lamp_trt.export.lean_unet import make_lean

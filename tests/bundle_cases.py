@@ -5,8 +5,8 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from lamp_trt.engine.bundle_writer import BundleWriter
-from lamp_trt.engine.manifest import FileEntry, Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.bundle.manifest import FileEntry, Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.networks import IOTensor
 
 FIRST = {

@@ -11,8 +11,8 @@ import time
 from published import config_of, published_shapes
 from torch import nn
 
+from lamp_trt.engine.bundle.weights import DTYPE_SIZES, TensorRef
 from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, PRECISIONS, Precision
-from lamp_trt.engine.weights import DTYPE_SIZES, TensorRef
 from lamp_trt.export.convert import DTYPES, STORED_DTYPES
 from lamp_trt.export.networks import LampUnetNetwork, empty_module, wrap
 from lamp_trt.export.onnx_export import Location, export_graph

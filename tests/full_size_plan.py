@@ -19,15 +19,15 @@ from full_size_graph import full_size_sizes
 from published import config_of, published_shapes, write_sparse
 from test_full_size import anonymous_bytes
 
-from lamp_trt.engine import trt
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.bundle_paths import graph_path, motion_path, weights_path
-from lamp_trt.engine.manifest import FileEntry, Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.backends.tensorrt.build import build_engines
+from lamp_trt.engine.backends.tensorrt.network import parse_network
+from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
+from lamp_trt.engine.bundle.manifest import FileEntry, Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.bundle.paths import graph_path, motion_path, weights_path
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, Precision, is_motion_tensor
-from lamp_trt.engine.tensorrt_build import build_engines
-from lamp_trt.engine.tensorrt_network import parse_network
-from lamp_trt.engine.tensorrt_options import TensorRtOptions
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export.convert import DTYPES, STORED_DTYPES
 from lamp_trt.export.networks import empty_module, wrap
 from lamp_trt.export.onnx_export import Location, export_graph

@@ -7,7 +7,7 @@ import pytest
 from sdxl_fixture import FIRST_FRAME_SIZE
 from toy_fixture import toy_options
 
-from lamp_trt.engine.hoisting import HOISTS
+from lamp_trt.engine.precompute import HOISTS
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from cpu_kernels import Memory, launcher
 
-from lamp_trt.engine.backend import Array, Engine
+from lamp_trt.engine.backends.contract import Array, Engine
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.runtime.kernels.arrays import DeviceArray

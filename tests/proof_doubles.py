@@ -11,8 +11,8 @@ from sdxl_fixture import UNET_CONFIG
 
 from lamp_trt.benchmarks.proof import Unavailable
 from lamp_trt.benchmarks.proof_work import LAMP, SDXL, Subject, Work
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.hoisting import HOISTED
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.precompute import HOISTED
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "lamp_unet": {

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamp_trt.engine.weights import DTYPE_SIZES, weight_file_header
+from lamp_trt.engine.bundle.weights import DTYPE_SIZES, weight_file_header
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.tensorrt.graph import external_tensors
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import TensorRef, read_weight_file, write_weight_file
+from lamp_trt.engine.graph.locate import relocate_initializers
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.ort_graph import relocate_initializers
-from lamp_trt.engine.trt_graph import external_tensors
-from lamp_trt.engine.weights import TensorRef, read_weight_file, write_weight_file
 
 
 def recast(bundle: Bundle, folder: Path) -> Bundle:

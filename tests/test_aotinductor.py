@@ -21,15 +21,17 @@ from toy_fixture import toy_options
 
 import lamp_trt
 from lamp_trt.benchmarks.metrics import distance
-from lamp_trt.engine import aotinductor_key, backend_aotinductor, compiled
-from lamp_trt.engine.aotinductor_key import cpu_name, cuda_name, package_key
-from lamp_trt.engine.backend_aotinductor import AotInductorCudaEngine, AotInductorEngine
-from lamp_trt.engine.backends import choose_backend
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.aotinductor import engine as backend_aotinductor
+from lamp_trt.engine.backends.aotinductor import key as aotinductor_key
+from lamp_trt.engine.backends.aotinductor.engine import AotInductorCudaEngine, AotInductorEngine
+from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, package_key
+from lamp_trt.engine.backends.registry import choose_backend
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
-from lamp_trt.engine.graph_digest import graph_digest
+from lamp_trt.engine.graph.digest import graph_digest
 from lamp_trt.engine.networks import VIDEO_NETWORKS, is_motion_tensor
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export import aotinductor
 from lamp_trt.export.aotinductor import AotInductorOptions, build_package, build_packages
 from lamp_trt.export.recipe import Recipe, recipe_from_options

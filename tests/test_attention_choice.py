@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 from toy_fixture import toy_options
 
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.export.attention_choice import KERNELS, AttentionCall, attention_calls, fastest
 from lamp_trt.export.networks import exported_network
 from lamp_trt.export.recipe import recipe_from_options

@@ -25,8 +25,8 @@ from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.report.html import page
 from lamp_trt.benchmarks.verify_options import Checkpoints
 from lamp_trt.cli import main
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda_engines import EngineSet
 

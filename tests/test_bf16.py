@@ -27,18 +27,19 @@ from lamp_trt.benchmarks.limits import YARDSTICK_DB
 from lamp_trt.benchmarks.metrics import clip_distance, distance
 from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, module_inputs
 from lamp_trt.cli import main
-from lamp_trt.engine import backends, compiled
-from lamp_trt.engine.aotinductor_key import cpu_name, package_key
-from lamp_trt.engine.backend_aotinductor import AotInductorEngine
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.backend_onnxruntime_cuda import OnnxRuntimeCudaEngine
-from lamp_trt.engine.backends import choose_backend
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends import registry as backends
+from lamp_trt.engine.backends.aotinductor.engine import AotInductorEngine
+from lamp_trt.engine.backends.aotinductor.key import cpu_name, package_key
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.backends.onnxruntime.cuda import OnnxRuntimeCudaEngine
+from lamp_trt.engine.backends.registry import choose_backend
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError, EngineError
-from lamp_trt.engine.graph_digest import graph_digest
-from lamp_trt.engine.hoisting import HOISTS, networks_beside
+from lamp_trt.engine.graph.digest import graph_digest
 from lamp_trt.engine.networks import FLOAT, NETWORKS, PRECISIONS, VIDEO_NETWORKS, is_motion_tensor
-from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.engine.precompute import HOISTS, networks_beside
 from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoint_files import find_component
@@ -226,8 +227,8 @@ def test_the_command_builds_it_and_says_what_runs_it(
 
 @pytest.mark.parametrize("network", SMALL)
 def test_tensorrt_rtx_builds_it(network: str, small: Bundle, tmp_path: Path, rtx: Any) -> None:
-    from lamp_trt.engine.tensorrt_build import build_engines
-    from lamp_trt.engine.tensorrt_options import TensorRtOptions
+    from lamp_trt.engine.backends.tensorrt.build import build_engines
+    from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
 
     (engine,) = build_engines(small, TensorRtOptions(networks=(network,)), tmp_path)
     assert engine.path.stat().st_size > 1_000_000
@@ -237,7 +238,7 @@ def test_tensorrt_rtx_builds_it(network: str, small: Bundle, tmp_path: Path, rtx
 def rtx(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The real builder, also where TensorRT is installed beside it."""
     module = pytest.importorskip("tensorrt_rtx", reason="pip install 'lamp-trt[rtx]' builds without a GPU")
-    from lamp_trt.engine import trt
+    from lamp_trt.engine.backends.tensorrt import trt
 
     monkeypatch.setattr(trt, "tensorrt", lambda: module)
     return module

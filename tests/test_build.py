@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_fixture import toy_options
 
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, CheckpointError, InputError, LampError
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export import bundle_files
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.lamp_unet import load_lamp_unet
@@ -219,7 +219,7 @@ def test_the_default_motion_is_removed_only_if_another_is_named(bundle: Path) ->
 def test_what_will_not_fit_on_the_disk_is_refused_before_it_is_made(
     toy: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lamp_trt.engine import bundle_writer
+    from lamp_trt.engine.bundle import writer as bundle_writer
 
     needed: list[int] = []
 

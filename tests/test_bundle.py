@@ -15,12 +15,12 @@ import pytest
 from bundle_cases import FIRST, SECOND, add_motion, build, key_of, manifest_of, remove_motion, tree
 
 from lamp_trt.cli import main
-from lamp_trt.engine import atomic_files
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.bundle_paths import check_relative, validate_motion_name
-from lamp_trt.engine.bundle_writer import BundleWriter
+from lamp_trt.engine.bundle import atomic_files
+from lamp_trt.engine.bundle.manifest import Manifest
+from lamp_trt.engine.bundle.paths import check_relative, validate_motion_name
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.manifest import Manifest
 
 
 @pytest.fixture(autouse=True)
@@ -287,7 +287,7 @@ def test_a_bundle_that_was_copied_moved_and_made_read_only_still_opens(folder: P
 
 def test_opening_imports_nothing_heavy(folder: Path) -> None:
     code = (
-        "import sys; from lamp_trt.engine.bundle import Bundle; Bundle.open(sys.argv[1]);"
+        "import sys; from lamp_trt.engine.bundle.reader import Bundle; Bundle.open(sys.argv[1]);"
         "print(*{'numpy', 'torch', 'onnx', 'onnxruntime', 'concurrent.futures'} & sys.modules.keys())"
     )
     result = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
@@ -509,7 +509,7 @@ def test_an_error_of_a_callers_other_file_passes_unchanged(folder: Path, tmp_pat
 
 _HOLD = """
 import sys
-from lamp_trt.engine.bundle_writer import BundleWriter
+from lamp_trt.engine.bundle.writer import BundleWriter
 with BundleWriter(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.read()
@@ -552,7 +552,7 @@ def test_a_killed_writer_lets_go_of_the_bundle(folder: Path, holder: Any) -> Non
 _READ = """
 import sys, time
 from pathlib import Path
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
 seen = 0
 end = time.monotonic() + 2.0

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from bundle_cases import FIRST, SECOND, add_motion, build, remove_motion, tree
 
-from lamp_trt.engine import atomic_files
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle import atomic_files
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
 
 NAMES = ("create", "write", "fsync", "rename", "unlink", "mkdir", "truncate")
@@ -161,7 +161,7 @@ def test_a_crash_anywhere_is_resumed_to_the_same_bytes_and_never_loads_wrong(
     scenario: str, power_loss: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("lamp_trt.engine.bundle._COMMIT_WAIT_S", 0.0)
+    monkeypatch.setattr("lamp_trt.engine.bundle.reader._COMMIT_WAIT_S", 0.0)
     prepare, action, resume = SCENARIOS[scenario]
     start, done = tmp_path / "start", tmp_path / "done"
     start.mkdir()

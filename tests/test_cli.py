@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lamp_trt.cli import INTERRUPTED, main
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.runtime.video import Video
 
 
@@ -249,9 +249,9 @@ def test_ctrl_c_in_a_build_exits_130_and_a_second_build_completes(toy: Path, tmp
 def test_engines_are_built_by_options_that_reach_their_builder(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from lamp_trt.engine import tensorrt_build
-    from lamp_trt.engine.bundle import Bundle
-    from lamp_trt.engine.tensorrt_options import TensorRtOptions
+    from lamp_trt.engine.backends.tensorrt import build as tensorrt_build
+    from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
+    from lamp_trt.engine.bundle.reader import Bundle
 
     asked: list[tuple[Path, TensorRtOptions, Path | None]] = []
 
@@ -313,7 +313,7 @@ def test_a_place_that_does_not_exist_is_refused(
 def test_inspect_shows_the_layers_of_an_engine(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lamp_trt.engine import tensorrt_layers
+    from lamp_trt.engine.backends.tensorrt import layers as tensorrt_layers
 
     def plan_layers(bundle: Any, network: str, *, engine_dir: Path | None) -> list[Any]:
         assert (bundle.path, network, engine_dir) == (toy_bundle, "vae_decoder", None)

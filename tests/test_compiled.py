@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from lamp_trt.engine import atomic_files, compiled
-from lamp_trt.engine.compiled import CompiledEngine, CompiledKey
+from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey
+from lamp_trt.engine.bundle import atomic_files
 from lamp_trt.engine.errors import EngineError
 
 KEY = CompiledKey(
@@ -257,7 +258,7 @@ def test_what_a_killed_build_left_goes_and_what_a_living_one_writes_stays(tmp_pa
     code = f"""
 import os
 from pathlib import Path
-from lamp_trt.engine import compiled
+from lamp_trt.engine.backends import compiled
 from test_compiled import KEY
 def write(file):
     file.write(b"half")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from lamp_trt.engine.backend import Array
+from lamp_trt.engine.backends.contract import Array
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.runtime.conditioning import conditions_by_step

@@ -11,8 +11,8 @@ from host_device import HostDevice, HostDeviceEngine, host_engines
 from tolerances import DEVICE_LATENTS_ATOL, DEVICE_LEVELS_DIFFERING
 
 import lamp_trt
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda_engines import EngineSet

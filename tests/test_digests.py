@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lamp_trt.engine import digests
-from lamp_trt.engine.digests import CHUNK_BYTES, DigestCache, file_digest
+from lamp_trt.engine.bundle import digests
+from lamp_trt.engine.bundle.digests import CHUNK_BYTES, DigestCache, file_digest
 from lamp_trt.engine.errors import InputError
 
 

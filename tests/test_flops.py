@@ -13,9 +13,9 @@ from lamp_flops import LampFlops
 from onnx import TensorProto, helper
 
 from lamp_trt.benchmarks.flops import PRODUCTS, graph_bytes, graph_flops, node_costs
+from lamp_trt.engine.bundle.weights import TensorRef
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import NETWORKS
-from lamp_trt.engine.weights import TensorRef
 from lamp_trt.export.networks import LampUnetNetwork, empty_module, wrap
 from lamp_trt.export.onnx_export import Location, export_graph
 

@@ -27,7 +27,7 @@ from published import (
     write_sparse_shards,
 )
 
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import NETWORKS
 from lamp_trt.export.checkpoint_files import ComponentFiles, find_component
 from lamp_trt.export.checkpoints import tensor_infos

@@ -12,8 +12,8 @@ from tolerances import FP16_YARDSTICK
 
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.random_checkpoints import write_lamp_unet
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.export import reference
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.lamp_unet import load_lamp_unet

@@ -22,10 +22,10 @@ from lamp_trt.benchmarks.proof_hoists import HoistsProof, Row
 from lamp_trt.benchmarks.proof_unet import UnetProof
 from lamp_trt.benchmarks.proof_work import LAMP, SDXL, Work
 from lamp_trt.benchmarks.random_checkpoints import write_component
-from lamp_trt.engine.backends import DEVICE_ENGINES
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.registry import DEVICE_ENGINES
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export import recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torture_fixture import Tally, no_hang
 from toy_fixture import toy_options
 
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.bundle.digests import DigestCache
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, CheckpointError
 from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.export.networks import check_component

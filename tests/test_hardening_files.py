@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torture_fixture import Tally, no_hang
 
-from lamp_trt.engine.bundle_journal import Journal
+from lamp_trt.engine.bundle.journal import Journal
+from lamp_trt.engine.bundle.manifest import read_manifest
+from lamp_trt.engine.bundle.strict_json import parse_object
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.engine.manifest import read_manifest
-from lamp_trt.engine.strict_json import parse_object
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export.checkpoint_files import find_component, read_json
 from lamp_trt.runtime.image import png_base64
 from lamp_trt.runtime.jobs import Job, job_from_sidecar, jobs_from_prompts_file

@@ -22,8 +22,8 @@ from torture_fixture import Tally, no_hang
 
 import lamp_trt
 from lamp_trt.cli import OFFLINE, main
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.bundle.digests import DigestCache
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.runtime.image_files import read_image
 
@@ -99,7 +99,7 @@ def test_a_damage_that_hides_from_time_stamps_is_found_by_verify_files(
 ) -> None:
     """The cache of digests is made to say that the damaged file was checked as it is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("lamp_trt.engine.digests.RACY_SECONDS", -1.0)
+    monkeypatch.setattr("lamp_trt.engine.bundle.digests.RACY_SECONDS", -1.0)
     bundle, weights = tmp_path / "bundle", "weights/vae.safetensors"
     shutil.copytree(toy_bundle, bundle)
     content = bytearray((bundle / weights).read_bytes())

@@ -15,10 +15,10 @@ from toy_fixture import toy_options
 
 import lamp_trt
 from lamp_trt.cli import main
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.bundle_paths import graph_path, weights_path
+from lamp_trt.engine.bundle.paths import graph_path, weights_path
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.engine.hoisting import HOISTED, HOISTS, networks_beside
+from lamp_trt.engine.precompute import HOISTED, HOISTS, networks_beside
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.bundle_files import BuildReport
 from lamp_trt.export.motions import add_motion
@@ -147,7 +147,7 @@ def test_a_motion_with_shared_tensors_of_its_own_is_refused_beside_hoisted_netwo
 
 def test_tensorrts_parser_takes_every_network(hoisted_bundle: Path) -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    from lamp_trt.engine.tensorrt_network import parse_network
+    from lamp_trt.engine.backends.tensorrt.network import parse_network
 
     bundle = Bundle.open(hoisted_bundle)
     for name, entry in bundle.manifest.networks.items():

@@ -16,11 +16,11 @@ import lamp_trt
 from lamp_trt.benchmarks.plain_engine import plain_engine, plain_inputs
 from lamp_trt.benchmarks.verify import verify_bundle
 from lamp_trt.benchmarks.verify_options import VerifyOptions
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.hoisting import HOISTED
 from lamp_trt.engine.networks import NETWORKS
-from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_images import CudaImageStages
 from lamp_trt.runtime.cuda_stages import CudaVideoStages

@@ -17,11 +17,11 @@ from tolerances import HOISTED_RTOL
 from torch import Tensor, nn
 
 from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.hoisting import HOISTED, hoisted_specs
 from lamp_trt.engine.networks import NETWORKS, NetworkSpec
-from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
-from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.engine.precompute import HOISTED, hoisted_specs
 from lamp_trt.export.networks import module_from_config, wrap
 from lamp_trt.export.onnx_export import Location, export_graph
 from lamp_trt.export.recipe import hoisted_from, specs_of

@@ -20,7 +20,7 @@ import pytest
 import system_trace
 from system_trace import Trace
 
-from lamp_trt.engine import user_cache
+from lamp_trt.engine.files import user_cache
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
 SECONDS = 16

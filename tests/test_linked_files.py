@@ -14,8 +14,8 @@ from toy_fixture import toy_options
 
 import lamp_trt
 from lamp_trt.cli import main
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.bundle_writer import BundleWriter
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError, CheckpointError
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoint_files import find_component, open_checkpoint

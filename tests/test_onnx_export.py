@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from toy_fixture import TOY_SIZE, toy_options
 
 from lamp_trt.benchmarks.metrics import distance
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import TensorRef, read_weight_file, write_weight_file
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import VIDEO_NETWORKS, IOTensor, is_motion_tensor
-from lamp_trt.engine.ort_cpu_graph import use_cpu_kernels
-from lamp_trt.engine.weights import TensorRef, read_weight_file, write_weight_file
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoints import load_text_encoder, load_vae
 from lamp_trt.export.lamp_unet import load_lamp_unet

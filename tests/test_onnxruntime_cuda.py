@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamp_trt.engine import backend_onnxruntime_cuda
-from lamp_trt.engine.backend_onnxruntime_cuda import OnnxRuntimeCudaEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime import cuda as backend_onnxruntime_cuda
+from lamp_trt.engine.backends.onnxruntime.cuda import OnnxRuntimeCudaEngine
+from lamp_trt.engine.backends.onnxruntime.session import new_session
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.engine.ort_session import new_session
-from lamp_trt.engine.weights import read_weight_file
 
 
 class Binding:

@@ -17,7 +17,7 @@ from lamp_trt.benchmarks.report import files as report_files
 from lamp_trt.cli import main
 from lamp_trt.commands import inspect
 from lamp_trt.engine.errors import InputError, LampError, OutputError
-from lamp_trt.engine.output_files import write_text, written
+from lamp_trt.engine.files.output import write_text, written
 from lamp_trt.runtime.first_frame import FirstFrame
 from lamp_trt.runtime.video import Video
 

@@ -26,10 +26,10 @@ from tolerances import (
 
 import lamp_trt
 from lamp_trt.benchmarks.metrics import distance
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.backends.onnxruntime.session import new_session
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
-from lamp_trt.engine.ort_session import new_session
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.motions import remove_motion
 from lamp_trt.export.recipe import BuildOptions

@@ -157,7 +157,7 @@ def test_wrong_arguments_are_refused_before_any_work(
 
 def _idle_pipeline(toy_bundle: Path) -> LampPipeline:
     """One whose networks would fail at their first use."""
-    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.bundle.reader import Bundle
 
     nothing: Any = SimpleNamespace()
     return LampPipeline(Bundle.open(toy_bundle), nothing, nothing, "rain")

@@ -14,8 +14,8 @@ import pytest
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.polygraphy_inputs import network_inputs
 from lamp_trt.cli import main
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.bundle.reader import Bundle
 
 POLYGRAPHY = Path(sys.executable).with_name("polygraphy")
 PROMPT = "a horse runs on the road"

@@ -12,9 +12,9 @@ from lamp_trt.benchmarks import proof_tensorrt
 from lamp_trt.benchmarks.proof import Unavailable
 from lamp_trt.benchmarks.proof_tensorrt import TensorRtProof
 from lamp_trt.benchmarks.proof_work import Work
-from lamp_trt.engine import trt
+from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.tensorrt_options import TensorRtOptions
 
 
 class Clock:

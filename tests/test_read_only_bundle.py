@@ -12,10 +12,10 @@ import pytest
 from bundle_cases import FIRST, SECOND, build, key_of, manifest_of, tree
 from toy_fixture import TOY_SIZE, toy_options
 
-from lamp_trt.engine import bundle_writer
-from lamp_trt.engine.bundle_unchanged import write_if_needed
-from lamp_trt.engine.bundle_writer import BundleWriter
-from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.bundle import writer as bundle_writer
+from lamp_trt.engine.bundle.digests import DigestCache
+from lamp_trt.engine.bundle.unchanged import write_if_needed
+from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.motions import add_motion

@@ -11,7 +11,7 @@ import pytest
 from bundle_cases import FIRST, build
 
 import lamp_trt
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.export.motions import add_motion, remove_motion
 from lamp_trt.runtime.pipeline import LampPipeline

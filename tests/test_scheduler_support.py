@@ -13,8 +13,8 @@ import pytest
 from published import SDXL_SCHEDULER
 from toy_fixture import toy_options
 
+from lamp_trt.engine.bundle.strict_json import to_line
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.engine.strict_json import to_line
 from lamp_trt.export.checkpoint_files import read_json
 from lamp_trt.export.recipe import BuildOptions, recipe_from_options
 from lamp_trt.export.scheduler_support import (

@@ -27,11 +27,11 @@ from toy_fixture import toy_options
 import lamp_trt
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.cli import main
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.backends import host_engine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.backends.registry import host_engine
+from lamp_trt.engine.bundle.manifest import FirstFrameEntry
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.manifest import FirstFrameEntry
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS, IOTensor
 from lamp_trt.export.build import build_bundle
 from lamp_trt.runtime import load as load_module

@@ -14,9 +14,9 @@ from published import SDXL_SCHEDULER
 from sdxl_fixture import FIRST_FRAME_SIZE
 from toy_fixture import toy_options
 
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, CheckpointError, InputError
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.export import bundle_files
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.recipe import BuildOptions, Recipe, recipe_from_options
@@ -217,7 +217,7 @@ def test_a_size_that_the_unet_halves_unevenly_equals_diffusers(sdxl: Path, tmp_p
     import torch
     from diffusers import UNet2DConditionModel
 
-    from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
+    from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 
     odd = {"first_frame_height": 72, "first_frame_width": 104}
     build_bundle(tmp_path / "odd", BuildOptions(sdxl=sdxl, only=("sdxl_unet",), **odd))

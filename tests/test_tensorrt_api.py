@@ -13,25 +13,26 @@ from pathlib import Path
 import pytest
 from tensorrt_signatures import SNAPSHOTS, Signatures, fetched, from_text, signatures, to_text
 
-from lamp_trt.engine import trt as trt_seam
-from lamp_trt.engine.refit import DATA_TYPES
-from lamp_trt.engine.tensorrt_options import HARDWARE_COMPATIBILITY
+from lamp_trt.engine.backends.tensorrt import trt as trt_seam
+from lamp_trt.engine.backends.tensorrt.options import HARDWARE_COMPATIBILITY
+from lamp_trt.engine.backends.tensorrt.refit import DATA_TYPES
 
-ENGINE = Path(trt_seam.__file__).parent
+TENSORRT = Path(trt_seam.__file__).parent
+ENGINE = TENSORRT.parents[1]
 VERSIONS = sorted(path.stem for path in SNAPSHOTS.glob("*.txt"))
 MODULE = ""
 """The class of TensorRT's module itself."""
 
 USES = {
     "trt.py": {"module": MODULE},
-    "tensorrt_build.py": {
+    "build.py": {
         "module": MODULE,
         "config": "IBuilderConfig",
         "flag": "BuilderFlag",
         "parsed.builder": "Builder",
         "config.get_timing_cache()": "ITimingCache",
     },
-    "tensorrt_network.py": {
+    "network.py": {
         "module": MODULE,
         "builder": "Builder",
         "config": "IBuilderConfig",
@@ -42,8 +43,8 @@ USES = {
         "parser": "OnnxParser",
         "t": "ITensor",
     },
-    "tensorrt_progress.py": {"module": MODULE},
-    "backend_tensorrt.py": {
+    "progress.py": {"module": MODULE},
+    "engine.py": {
         "trt": MODULE,
         "runtime": "Runtime",
         "engine": "ICudaEngine",
@@ -51,7 +52,7 @@ USES = {
         "context": "IExecutionContext",
         "self._context": "IExecutionContext",
     },
-    "tensorrt_layers.py": {"trt": MODULE, "engine": "ICudaEngine", "inspector": "EngineInspector"},
+    "layers.py": {"trt": MODULE, "engine": "ICudaEngine", "inspector": "EngineInspector"},
     "refit.py": {"trt": MODULE, "refitter": "Refitter", "wanted": "Weights"},
 }
 """By file: what an expression is, as its source says it."""
@@ -72,8 +73,8 @@ OVERRIDDEN = {
 
 
 def used_names(file: str) -> Iterator[tuple[str, ast.Call | None]]:
-    """("Class.member", the call if it is one) for every use in a file of engine/."""
-    tree = ast.parse((ENGINE / file).read_text())
+    """("Class.member", the call if it is one) for every use in a file of engine/backends/tensorrt/."""
+    tree = ast.parse((TENSORRT / file).read_text())
     calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or node.attr.startswith("__"):
@@ -140,15 +141,16 @@ def test_what_tensorrt_calls_of_ours_has_the_arguments_that_it_passes(version: s
 
 @pytest.mark.parametrize("file", USES)
 def test_the_table_of_uses_names_what_is_there(file: str) -> None:
-    source = ast.parse((ENGINE / file).read_text())
+    source = ast.parse((TENSORRT / file).read_text())
     expressions = {ast.unparse(node.value) for node in ast.walk(source) if isinstance(node, ast.Attribute)}
     assert expressions >= set(USES[file])
 
 
 def test_no_other_file_of_the_engine_touches_tensorrt() -> None:
     words = ("import_module(name)", "= tensorrt()", "trt.Runtime", "trt.Refitter", "module.Builder")
-    files = {path.name for path in ENGINE.glob("*.py") if any(word in path.read_text() for word in words)}
-    assert files <= {*USES}
+    files = {path for path in ENGINE.rglob("*.py") if any(word in path.read_text() for word in words)}
+    assert files
+    assert files <= {TENSORRT / file for file in USES}
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,21 @@ import onnx
 import pytest
 from recast_bundle import recast
 
-from lamp_trt.engine import atomic_files, compiled, tensorrt_build, trt
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.tensorrt import build as tensorrt_build
+from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.backends.tensorrt.build import Target, build_engines
+from lamp_trt.engine.backends.tensorrt.graph import graph_weights, tensorrt_model
+from lamp_trt.engine.backends.tensorrt.key import engine_key, find_engine
+from lamp_trt.engine.backends.tensorrt.network import add_profile, parse_network
+from lamp_trt.engine.backends.tensorrt.options import ShapeRange, TensorRtOptions
+from lamp_trt.engine.backends.tensorrt.progress import interruptible, progress_monitor
+from lamp_trt.engine.bundle import atomic_files
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import DTYPE_SIZES, read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
-from lamp_trt.engine.hoisting import HOISTS
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.engine.tensorrt_build import Target, build_engines
-from lamp_trt.engine.tensorrt_key import engine_key, find_engine
-from lamp_trt.engine.tensorrt_network import add_profile, parse_network
-from lamp_trt.engine.tensorrt_options import ShapeRange, TensorRtOptions
-from lamp_trt.engine.tensorrt_progress import interruptible, progress_monitor
-from lamp_trt.engine.trt_graph import graph_weights, tensorrt_model
-from lamp_trt.engine.weights import DTYPE_SIZES, read_weight_file
+from lamp_trt.engine.precompute import HOISTS
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install 'lamp-trt[rtx]' builds without a GPU")
 
@@ -572,7 +575,7 @@ def test_the_bars_follow_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
         def close(self) -> None:
             self.open = False
 
-    monkeypatch.setattr("lamp_trt.engine.tensorrt_progress.progress", Bar)
+    monkeypatch.setattr("lamp_trt.engine.backends.tensorrt.progress.progress", Bar)
     monitor = progress_monitor(rtx, "vae_decoder")
     monitor.phase_start("Building", None, 6)
     monitor.phase_start("Tactics", "Building", 100)
@@ -688,7 +691,7 @@ def test_tensorrt_is_taken_before_rtx_and_a_broken_one_is_told(
             raise found
         return found
 
-    monkeypatch.setattr("lamp_trt.engine.trt.importlib.import_module", import_module)
+    monkeypatch.setattr("lamp_trt.engine.backends.tensorrt.trt.importlib.import_module", import_module)
     trt.tensorrt.cache_clear()
     try:
         answer = trt.compiler(trt.tensorrt())

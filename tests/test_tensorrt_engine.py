@@ -24,15 +24,17 @@ from tensorrt_double import CudaDouble, ILogger, Refitter, Violation, Weights
 from tolerances import DEVICE_LATENTS_ATOL, DEVICE_LEVELS_DIFFERING
 
 import lamp_trt
-from lamp_trt.engine import backend_tensorrt, compiled, tensorrt_layers
-from lamp_trt.engine.backend_tensorrt import TensorRtEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.onnxruntime.session import bundle_model, cpu_model, new_session
+from lamp_trt.engine.backends.tensorrt import engine as backend_tensorrt
+from lamp_trt.engine.backends.tensorrt import layers as tensorrt_layers
+from lamp_trt.engine.backends.tensorrt.engine import TensorRtEngine
+from lamp_trt.engine.backends.tensorrt.key import engine_key
+from lamp_trt.engine.backends.tensorrt.refit import motion_weights
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
-from lamp_trt.engine.ort_session import bundle_model, cpu_model, new_session
-from lamp_trt.engine.refit import motion_weights
-from lamp_trt.engine.tensorrt_key import engine_key
-from lamp_trt.engine.weights import read_weight_file
 from lamp_trt.runtime.cuda_engines import EngineSet
 from lamp_trt.runtime.cuda_stages import CudaVideoStages
 from lamp_trt.runtime.pipeline import LampPipeline

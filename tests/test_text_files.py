@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.engine.text_files import TextError, decode_text, text_lines
+from lamp_trt.engine.files.text import TextError, decode_text, text_lines
 from lamp_trt.export.checkpoint_files import read_json
 from lamp_trt.runtime.jobs import Job, job_from_sidecar, jobs_from_prompts_file
 

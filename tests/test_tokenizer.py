@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.engine.tokenizer_files import tokenizer_files
+from lamp_trt.engine.files.tokenizer import tokenizer_files
 from lamp_trt.runtime.tokenizer import load_tokenizer
 
 MERGES = 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toy_fixture import toy_options
 
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.recipe import recipe_from_options

@@ -22,11 +22,11 @@ from lamp_trt.benchmarks.verify import verify_bundle
 from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report, VerificationError, report_text, require_passed
 from lamp_trt.cli import main
-from lamp_trt.engine.bundle_paths import MANIFEST
-from lamp_trt.engine.digests import file_digest
+from lamp_trt.engine.bundle.digests import file_digest
+from lamp_trt.engine.bundle.manifest import FileEntry, Manifest, read_manifest
+from lamp_trt.engine.bundle.paths import MANIFEST
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, CheckpointError, InputError
-from lamp_trt.engine.manifest import FileEntry, Manifest, read_manifest
-from lamp_trt.engine.weights import read_weight_file
 
 MOTIONS = ("horse_run", "rain")
 Rows = dict[str, list[dict[str, Any]]]

@@ -24,8 +24,8 @@ from lamp_trt.benchmarks.verify import verify_bundle
 from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report, report_text
 from lamp_trt.cli import main
-from lamp_trt.engine.backend_onnxruntime import OnnxRuntimeEngine
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.export.build import build_bundle

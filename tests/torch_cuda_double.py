@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch as on a machine with a GPU, as far as engine/backend_aotinductor.py uses it: "device" memory is the
-host's, and what is enqueued runs at once. Which stream was current is noted wherever it matters."""
+"""torch as on a machine with a GPU, as far as engine/backends/aotinductor/engine.py uses it: "device" memory
+is the host's, and what is enqueued runs at once. Which stream was current is noted wherever it matters."""
 
 import ctypes
 from collections.abc import Generator

@@ -7,7 +7,7 @@ from typing import Any
 
 from lamp_trt.benchmarks.bench.probe import probe
 from lamp_trt.benchmarks.bench.subject import Subject
-from lamp_trt.engine.backends import device_engine
+from lamp_trt.engine.backends.registry import device_engine
 from lamp_trt.engine.errors import LampError
 from lamp_trt.runtime.memory_plan import memory_need
 

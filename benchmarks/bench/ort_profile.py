@@ -18,7 +18,7 @@ def operator_seconds(subject: Subject, network: str) -> dict[str, float]:
     """
     import onnxruntime
 
-    from lamp_trt.engine.ort_session import cpu_model, place_weights
+    from lamp_trt.engine.backends.onnxruntime.session import cpu_model, place_weights
 
     bundle, arrays = subject.bundle, subject.inputs(network)
     model = cpu_model(bundle, network, subject.motion_of(network))

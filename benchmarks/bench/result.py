@@ -11,7 +11,7 @@ from typing import Any
 from lamp_trt.benchmarks.bench.compare import Change
 from lamp_trt.benchmarks.bench.measurement import Measurement
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.text_files import decode_text, parse_json
+from lamp_trt.engine.files.text import decode_text, parse_json
 
 BENCH_VERSION = 1
 _NUMBERS = re.compile(r"\[[-+\d.e,\s]+\]")

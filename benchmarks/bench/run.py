@@ -22,8 +22,8 @@ from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.benchmarks.bench.sweeps import run_sweep
 from lamp_trt.benchmarks.bench.video_entries import between_entries, video_entries
 from lamp_trt.doctor.machine import memory_bytes
-from lamp_trt.engine.backends import HOST_ENGINES
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.backends.registry import HOST_ENGINES
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 
 log = logging.getLogger("lamp_trt")

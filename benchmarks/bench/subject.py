@@ -7,7 +7,7 @@ from typing import Any
 
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.network_inputs import Arrays, bundle_ids, seeded_inputs
-from lamp_trt.engine.backends import (
+from lamp_trt.engine.backends.registry import (
     DEVICE_ENGINES,
     ENGINE_SUFFIX,
     HOST_ENGINES,
@@ -15,9 +15,9 @@ from lamp_trt.engine.backends import (
     in_bfloat16,
     parse_device,
 )
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.hoisting import HOISTED, networks_beside
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS, IOTensor
+from lamp_trt.engine.precompute import HOISTED, networks_beside
 from lamp_trt.runtime.memory_plan import memory_need
 
 USES = {

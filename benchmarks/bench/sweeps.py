@@ -84,7 +84,7 @@ def run_sweep(subject: Subject) -> tuple[list[dict[str, Any]], list[str]]:
 def measure(point: Point, options: BenchOptions) -> dict[str, Any]:
     """Seconds and memory of one step's UNet at a point, with its operations. LampError if it cannot be built
     or run."""
-    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.bundle.reader import Bundle
     from lamp_trt.export.build import build_bundle
     from lamp_trt.export.recipe import BuildOptions
 

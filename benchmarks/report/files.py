@@ -7,7 +7,7 @@ from lamp_trt.benchmarks.bench.result import BenchResult, result_text
 from lamp_trt.benchmarks.report.html import page
 from lamp_trt.benchmarks.report.markdown import markdown
 from lamp_trt.engine.errors import MACHINE_ERRORS, InputError
-from lamp_trt.engine.output_files import written
+from lamp_trt.engine.files.output import written
 
 JSON, MARKDOWN, HTML = "bench.json", "bench.md", "bench.html"
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.user_cache import cache_folder, keep
+from lamp_trt.engine.files.user_cache import cache_folder, keep
 from lamp_trt.runtime import kernels
 
 logger = logging.getLogger("lamp_trt")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from torture_fixture import Budget, Tally
 
-from lamp_trt.engine import compiled
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.bundle_paths import MANIFEST
-from lamp_trt.engine.compiled import CompiledKey
+from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.compiled import CompiledKey
+from lamp_trt.engine.bundle.paths import MANIFEST
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError
 
 pytestmark = pytest.mark.torture

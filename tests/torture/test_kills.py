@@ -19,8 +19,8 @@ from torture_fixture import Budget, Tally
 from toy_fixture import TOY_SIZE
 
 import lamp_trt
-from lamp_trt.engine.bundle import Bundle
-from lamp_trt.engine.digests import DigestCache
+from lamp_trt.engine.bundle.digests import DigestCache
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.export.motions import add_motion, remove_motion
 
@@ -66,7 +66,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(
 def test_a_crash_anywhere_in_motion_add_and_remove_is_mended_by_the_same_command(
     toy: Path, toy_bundle: Path, tmp_path: Path, budget: Budget, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lamp_trt.engine.bundle._COMMIT_WAIT_S", 0.0)
+    monkeypatch.setattr("lamp_trt.engine.bundle.reader._COMMIT_WAIT_S", 0.0)
     cache = DigestCache(tmp_path / "digests")
     two, one = toy_bundle, tmp_path / "one"
     shutil.copytree(two, one)
@@ -195,9 +195,9 @@ def test_a_bundle_on_a_read_only_disk_makes_videos_and_refuses_changes(
 
 READER = """
 import sys, time
-from lamp_trt.engine.bundle import Bundle
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.engine.weights import read_weight_file
+from lamp_trt.engine.bundle.weights import read_weight_file
 end, opened = time.monotonic() + float(sys.argv[2]), 0
 while time.monotonic() < end:
     try:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamp_trt.commands.shared import file_path, mb, named_folders, print_report
+from lamp_trt.engine.backends.tensorrt.options import HARDWARE_COMPATIBILITY, ShapeRange, TensorRtOptions
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.hoisting import HOISTS
 from lamp_trt.engine.networks import NETWORKS, PRECISIONS
-from lamp_trt.engine.tensorrt_options import HARDWARE_COMPATIBILITY, ShapeRange, TensorRtOptions
+from lamp_trt.engine.precompute import HOISTS
 
 if TYPE_CHECKING:
-    from lamp_trt.engine.compiled import CompiledEngine
+    from lamp_trt.engine.backends.compiled import CompiledEngine
     from lamp_trt.export.recipe import BuildOptions
 
 log = logging.getLogger("lamp_trt")
@@ -163,9 +163,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _tensorrt_engines(args: argparse.Namespace) -> "list[CompiledEngine]":
-    from lamp_trt.engine.backends import parse_device
-    from lamp_trt.engine.bundle import Bundle
-    from lamp_trt.engine.tensorrt_build import build_engines
+    from lamp_trt.engine.backends.registry import parse_device
+    from lamp_trt.engine.backends.tensorrt.build import build_engines
+    from lamp_trt.engine.bundle.reader import Bundle
 
     if args.device == "cpu":
         raise InputError("device is 'cpu'; TensorRT engines are for GPUs: leave --device out.")
@@ -187,7 +187,7 @@ def _tensorrt_engines(args: argparse.Namespace) -> "list[CompiledEngine]":
 
 
 def _aotinductor_packages(args: argparse.Namespace, options: "BuildOptions") -> "list[CompiledEngine]":
-    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.bundle.reader import Bundle
     from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
     from lamp_trt.export.recipe import recipe_from_options
 

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.bundle.reader import Bundle
     from lamp_trt.runtime.first_frame import check_png
     from lamp_trt.runtime.jobs import slug
     from lamp_trt.runtime.load import load_first_frame_maker

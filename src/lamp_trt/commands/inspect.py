@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
     if args.inputs or args.out:
         _save_inputs(args)
         return
-    from lamp_trt.engine.bundle import Bundle
-    from lamp_trt.engine.bundle_report import bundle_summary, summary_text
+    from lamp_trt.engine.bundle.reader import Bundle
+    from lamp_trt.engine.bundle.report import bundle_summary, summary_text
 
     bundle = Bundle.open(args.bundle, verify="full" if args.verify_files else "stat")
     checked = "every byte checked" if args.verify_files else "as when last checked"
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _show_layers(args: argparse.Namespace) -> None:
-    from lamp_trt.engine.bundle import Bundle
-    from lamp_trt.engine.tensorrt_layers import layers_text, plan_layers
+    from lamp_trt.engine.backends.tensorrt.layers import layers_text, plan_layers
+    from lamp_trt.engine.bundle.reader import Bundle
 
     layers = plan_layers(Bundle.open(args.bundle), args.layers, engine_dir=args.engine_dir)
     print(json.dumps([asdict(layer) for layer in layers]) if args.json else layers_text(layers))
@@ -59,7 +59,7 @@ def _show_layers(args: argparse.Namespace) -> None:
 def _save_inputs(args: argparse.Namespace) -> None:
     from lamp_trt.benchmarks.polygraphy_inputs import network_inputs, save_inputs
     from lamp_trt.benchmarks.verify_options import PROMPT
-    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.bundle.reader import Bundle
 
     if not (args.inputs and args.out):
         raise InputError("--inputs NETWORK and --out FILE.json belong together: give both.")

@@ -37,7 +37,7 @@ def add(args: argparse.Namespace) -> None:
 
 
 def list_motions(args: argparse.Namespace) -> None:
-    from lamp_trt.engine.bundle import Bundle
+    from lamp_trt.engine.bundle.reader import Bundle
 
     manifest = Bundle.open(args.bundle, verify="none").manifest
     sizes = {name: manifest.files[motion.file].size for name, motion in manifest.motions.items()}

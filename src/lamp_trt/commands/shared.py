@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamp_trt.engine.bundle_paths import possible_path
+from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from lamp_trt.benchmarks.verify import verify_bundle
     from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
     from lamp_trt.benchmarks.verify_report import report_text, require_passed
-    from lamp_trt.engine.output_files import write_text
+    from lamp_trt.engine.files.output import write_text
 
     if args.out:
         require_parent(args.out)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from lamp_trt.doctor.findings import Finding
-from lamp_trt.engine.user_cache import cache_folder
+from lamp_trt.engine.files.user_cache import cache_folder
 
 _SECTION = "machine"
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

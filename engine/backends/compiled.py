@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines compiled for one device: a file and a sidecar, <network>-<key>.<suffix> and <network>-<key>.json.
+
+Engines are code, so one is given out only if its sidecar says that it was compiled from exactly what is
+asked for, and after hashing the whole file against the sidecar, at every load. Several processes may use a
+folder: a temporary file is locked while it is written, the folder while names change.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from lamp_trt.engine.bundle import atomic_files
+from lamp_trt.engine.bundle.atomic_files import TEMPORARY_SUFFIX, NewFile, make_folders, remove
+from lamp_trt.engine.bundle.digests import file_digest
+from lamp_trt.engine.bundle.manifest import read_small_file
+from lamp_trt.engine.bundle.strict_json import decode, parse_object
+from lamp_trt.engine.errors import BundleError, EngineError, InputError
+
+SCHEMA_VERSION = 1
+SIDECAR_SUFFIX = "json"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Setting = str | int | float | bool | tuple[int, ...]
+Settings = Mapping[str, Setting]
+
+
+@dataclass(frozen=True)
+class CompiledKey:
+    """What an engine was compiled from and for: another value of any field makes another engine.
+
+    network   its name
+    backend   "tensorrt", "tensorrt_rtx" or "aotinductor"
+    graph     digest of the graph without the places of its weights
+    weights   digest of the weight files whose values are baked in; "" if weights are attached at load
+    motion    sha256 of the motion file that is baked in; "" if motions can be exchanged, or there is none
+    profile   shapes that it accepts, by input
+    flags     whatever else the compiler was told
+    compiler  like "tensorrt 10.16.1"
+    device    like "sm_90", or "x86_64 avx512" for a CPU
+    """
+
+    network: str
+    backend: str
+    graph: str
+    weights: str
+    motion: str
+    profile: Settings
+    flags: Settings
+    compiler: str
+    device: str
+
+    def digest(self) -> str:
+        """sha256 over the fields as canonical JSON."""
+        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+    @property
+    def stem(self) -> str:
+        """The name of the engine's files without suffix."""
+        return f"{self.network}-{self.digest()[:16]}"
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """An engine's file. `extra`: what its makers noted of it, such as the digest of the bundle."""
+
+    path: Path
+    key: CompiledKey
+    extra: Settings
+
+
+@dataclass(frozen=True)
+class _Sidecar:
+    schema_version: int
+    key: CompiledKey
+    file: str
+    size: int
+    sha256: str
+    built_at: float
+    extra: Settings
+
+
+def find(folder: Path, key: CompiledKey, rebuild: str) -> CompiledEngine:
+    """The engine for `key` in `folder`, after reading all of it.
+
+    EngineError, with the command `rebuild`, if it is not there (then saying how the nearest one for that
+    network differs), is damaged, or is not what its sidecar says.
+    """
+    path = folder / f"{key.stem}.{SIDECAR_SUFFIX}"
+    try:
+        sidecar = _read_sidecar(path)
+    except FileNotFoundError:
+        raise EngineError(f"{_why_missing(folder, key)} Build it: {rebuild}") from None
+    except BundleError as error:
+        raise EngineError(f"{path}: {error}. Build the engine again: {rebuild}") from error
+    engine = folder / sidecar.file
+    try:
+        intact = engine.stat().st_size == sidecar.size and file_digest(engine) == sidecar.sha256
+    except (OSError, InputError) as error:
+        raise EngineError(
+            f"{engine} is missing or cannot be read ({error}). Build it again: {rebuild}"
+        ) from error
+    if sidecar.key.digest() != key.digest() or not intact:
+        raise EngineError(
+            f"{engine} is not what {path.name} says it is; it was damaged or exchanged, and is not loaded. "
+            f"Delete it and build it again: {rebuild}"
+        )
+    return CompiledEngine(engine, key, sidecar.extra)
+
+
+def has(folder: Path, key: CompiledKey) -> bool:
+    """Whether `folder` seems to hold an engine for `key`: its sidecar fits, and the file's size."""
+    try:
+        sidecar = _read_sidecar(folder / f"{key.stem}.{SIDECAR_SUFFIX}")
+        fits = sidecar.key.digest() == key.digest()
+        return fits and (folder / sidecar.file).stat().st_size == sidecar.size
+    except (OSError, BundleError):
+        return False
+
+
+def known(folder: Path) -> list[CompiledEngine]:
+    """Every engine in `folder` that a sidecar tells of, the latest last; to look at: nothing is hashed."""
+    sidecars = []
+    for path in sorted(folder.glob(f"*-*.{SIDECAR_SUFFIX}")):
+        try:
+            sidecars.append(_read_sidecar(path))
+        except (OSError, BundleError):
+            continue  # not an engine that anybody could load; `find` says so if it is asked for
+    sidecars.sort(key=lambda sidecar: sidecar.built_at)
+    return [CompiledEngine(folder / s.file, s.key, s.extra) for s in sidecars]
+
+
+def chosen(folder: Path, key: CompiledKey) -> CompiledKey:
+    """`key` with the profile and flags of the latest engine that equals it in all else; `key` if none does.
+
+    Profile and flags are what a builder chose, no fact of the bundle or the machine: who loads takes what is
+    there.
+    """
+    for engine in reversed(known(folder)):
+        candidate = dataclasses.replace(key, profile=engine.key.profile, flags=engine.key.flags)
+        if candidate.digest() == engine.key.digest():
+            return candidate
+    return key
+
+
+def nearest(folder: Path, keys: Sequence[CompiledKey]) -> CompiledKey:
+    """Of `keys`, none of which is there, the one that an engine comes closest to, for `find` to say why not.
+
+    With that engine's profile and flags, as `chosen`; the first key if there is no such engine.
+    """
+    pairs = [
+        (dataclasses.replace(key, profile=engine.key.profile, flags=engine.key.flags), engine.key)
+        for key in keys
+        for engine in known(folder)
+        if (engine.key.network, engine.key.backend) == (key.network, key.backend)
+    ]
+    return min(pairs, key=lambda pair: len(_differences(pair[1], pair[0])), default=(keys[0], None))[0]
+
+
+def store(
+    folder: Path,
+    key: CompiledKey,
+    suffix: str,
+    extra: Settings,
+    write: Callable[[BinaryIO], None],
+) -> CompiledEngine:
+    """Put what `write` writes into `folder` as the engine for `key`, durably, in the place of an older one.
+
+    suffix: like "plan". The folder is made if it is not there. Nothing half-written stays under the engine's
+    name, whatever happens, and an exception of `write` leaves all as it was. EngineError if the disk is full
+    or the folder cannot be written.
+    """
+    final, sidecar = (folder / f"{key.stem}.{ending}" for ending in (suffix, SIDECAR_SUFFIX))
+    with _explained(folder):
+        make_folders(folder)
+        with _temporary(final) as file:
+            write(cast(BinaryIO, file))
+            file.sync()
+            size, digest = file.tell(), file_digest(file.path)
+            record = _Sidecar(SCHEMA_VERSION, key, final.name, size, digest, time.time(), dict(extra))
+            text = json.dumps(dataclasses.asdict(record), sort_keys=True, indent=2, allow_nan=False) + "\n"
+            with _locked(folder):
+                remove(sidecar)
+                atomic_files.rename(file.path, final)
+                with atomic_files.replacing(sidecar) as described:
+                    described.write(text.encode("ascii"))
+    return CompiledEngine(final, key, dict(extra))
+
+
+@contextmanager
+def _temporary(final: Path) -> Iterator[NewFile]:
+    """A new file beside `final`, locked while it is open, unlinked at the end if it still has its name.
+
+    Unlocked temporary files are what a killed process left: they go first.
+    """
+    path = final.with_name(f"{final.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    with _locked(final.parent):
+        _remove_leftovers(final.parent)
+        file = NewFile(path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with file:
+        try:
+            yield file
+        finally:
+            remove(path)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        if path.is_symlink():
+            remove(path)
+            continue
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(path)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The right to change the names in `folder`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """OSErrors about files in `folder` as EngineErrors; those about a caller's other files pass."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(str(error.filename))
+        if folder != named and folder not in named.parents and named not in folder.parents:
+            raise
+        problem = "no space is left" if error.errno in _NO_SPACE else str(error.strerror)
+        raise EngineError(
+            f"cannot write a compiled engine to {folder}: {problem}. Free some space there, or keep engines "
+            "elsewhere with --engine-dir"
+        ) from error
+
+
+def _read_sidecar(path: Path) -> _Sidecar:
+    """FileNotFoundError if there is none, BundleError if it is not one."""
+    sidecar: _Sidecar = decode(_Sidecar, parse_object(read_small_file(path)), "")
+    if sidecar.schema_version != SCHEMA_VERSION:
+        raise BundleError(f"schema_version is {sidecar.schema_version}, expected {SCHEMA_VERSION}")
+    if Path(sidecar.file).name != sidecar.file or Path(sidecar.file).stem != path.stem:
+        raise BundleError(f"file is {sidecar.file!r:.100}, expected {path.stem} with a suffix")
+    return sidecar
+
+
+def _why_missing(folder: Path, key: CompiledKey) -> str:
+    others = [engine.key for engine in known(folder) if engine.key.network == key.network]
+    same_backend = [other for other in others if other.backend == key.backend]
+    if not same_backend:
+        return f"{folder} holds no {key.backend} engine for {key.network}."
+    nearest = min((_differences(other, key) for other in same_backend), key=len)
+    return f"the {key.backend} engine for {key.network} in {folder} {', and '.join(nearest)}."
+
+
+def _differences(built: CompiledKey, wanted: CompiledKey) -> list[str]:
+    """What keeps the engine `built` from being the one `wanted`, as predicates, the most telling first."""
+    texts = []
+    if built.device != wanted.device:
+        texts.append(f"was built for {built.device}, this device is {wanted.device}")
+    if built.compiler != wanted.compiler:
+        texts.append(f"was built by {built.compiler}, this is {wanted.compiler}")
+    if built.graph != wanted.graph:
+        texts.append("was built from another graph")
+    if built.weights != wanted.weights:
+        texts.append("was built from other weights")
+    if built.motion != wanted.motion:
+        another = "has another motion baked in"
+        baked = "has a motion baked in" if built.motion else "has no motion baked in"
+        texts.append(another if built.motion and wanted.motion else baked)
+    for kind, was, want in (
+        ("profile", built.profile, wanted.profile),
+        ("option", built.flags, wanted.flags),
+    ):
+        for name in sorted({*was, *want}):
+            if _plain(was.get(name)) != _plain(want.get(name)):
+                texts.append(
+                    f"was built with {kind} {name}={was.get(name)}, wanted is {name}={want.get(name)}"
+                )
+    return texts
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON gives it back, lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value

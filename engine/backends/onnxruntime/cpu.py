@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks on ONNX Runtime's CPU provider."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lamp_trt.engine.backends.contract import Array, check_arrays
+from lamp_trt.engine.backends.onnxruntime.session import cpu_model, motion_arrays, new_session, shared_file
+from lamp_trt.engine.backends.registry import refuse_bfloat16
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.networks import IOTensor
+
+
+class OnnxRuntimeEngine:
+    """One network of a bundle in an ONNX Runtime session on the CPU.
+
+    A session's weights cannot be exchanged, so the motion's tensors are inputs of it, fed from the mapped
+    file: a switch takes milliseconds, and steps are no slower (benchmarks/motion_switch.py). Only a motion
+    whose shared tensors differ takes a new session; if that fails, the next `set_motion` tries again. Raises
+    EngineError for a bundle in bf16, or if the graph does not load.
+    """
+
+    def __init__(
+        self, bundle: Bundle, network: str, *, motion: str | None = None, num_threads: int | None = None
+    ) -> None:
+        refuse_bfloat16(bundle)
+        record = bundle.manifest.networks[network]
+        self.inputs: tuple[IOTensor, ...] = record.inputs
+        self.outputs: tuple[IOTensor, ...] = record.outputs
+        self._bundle, self._network, self._num_threads = bundle, network, num_threads
+        self._motion: str | None = None
+        self._motion_arrays: dict[str, Array] = {}
+        self._motion_shapes: dict[str, tuple[int, ...]] = {}
+        self._session: Any = None
+        if motion is None:
+            self._session = self._new_session(None)
+        else:
+            self.set_motion(motion)
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        if self._session is None:
+            raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
+        check_arrays(self._network, self.inputs, arrays)
+        names = [tensor.name for tensor in self.outputs]
+        try:
+            values = self._session.run(names, {**arrays, **self._motion_arrays})
+        except Exception as error:  # ONNX Runtime's own exceptions share no other base
+            raise EngineError(f"ONNX Runtime failed in {self._network}: {error}") from error
+        return dict(zip(names, values, strict=True))
+
+    def set_motion(self, motion: str) -> None:
+        if motion == self._motion:
+            return
+        shown, self._motion = self._motion, None
+        if shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown):
+            self._session = None  # one live session: the UNet's memory is not needed twice
+            self._session = self._new_session(motion)
+        self._motion_arrays = motion_arrays(self._bundle, motion, self._motion_shapes)
+        self._motion = motion
+
+    def _new_session(self, motion: str | None) -> Any:
+        from lamp_trt.engine.graph.locate import take_motion_as_inputs
+
+        model = cpu_model(self._bundle, self._network, motion)
+        if motion is not None:
+            self._motion_shapes = take_motion_as_inputs(model)
+        return new_session(
+            self._bundle,
+            self._network,
+            model,
+            ["CPUExecutionProvider"],
+            num_threads=self._num_threads,
+        )

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT's copy of a network's graph, and the weights that it points at.
+
+Nothing of it is written to disk: there the graph stays plain ONNX, which every other tool can read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from lamp_trt.engine.backends.onnxruntime.session import bundle_model
+from lamp_trt.engine.backends.tensorrt.refit import PlacedTensor, PlacedWeights
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.errors import BundleError
+
+DTYPES = {
+    "FLOAT": "F32",
+    "FLOAT16": "F16",
+    "BFLOAT16": "BF16",
+    "INT64": "I64",
+    "INT32": "I32",
+    "BOOL": "BOOL",
+}
+"""The dtypes of ONNX as weight files name them."""
+
+
+@dataclass(frozen=True)
+class ExternalTensor:
+    """An initializer whose bytes lie in a file of the bundle."""
+
+    name: str
+    file: str
+    offset: int
+    length: int
+
+
+def tensorrt_model(bundle: Bundle, network: str, motion: str | None) -> Any:
+    """The network's ModelProto as TensorRT parses it; with `motion`, pointing at that motion's tensors.
+
+    TensorRT imports Attention as one block that is not to be taken apart, and gives up where it has no fused
+    kernel for one (seen: head width 8 in fp32). TRT_decomposable allows it to; others refuse the attribute.
+    """
+    from onnx import helper
+
+    model = bundle_model(bundle, network, motion)
+    for node in model.graph.node:
+        if node.op_type == "Attention" and not node.domain:
+            node.attribute.append(helper.make_attribute("TRT_decomposable", 1))
+    return model
+
+
+def external_tensors(model: Any) -> Iterator[ExternalTensor]:
+    """The initializers of `model` that lie in files."""
+    for initializer in model.graph.initializer:
+        place = {entry.key: entry.value for entry in initializer.external_data}
+        if place:
+            yield ExternalTensor(
+                initializer.name, place["location"], int(place["offset"]), int(place["length"])
+            )
+
+
+def graph_weights(bundle: Bundle, network: str, motion: str | None) -> PlacedWeights:
+    """Every initializer of a network, small constants of the graph included, on the host."""
+    return placed_weights(bundle, bundle_model(bundle, network, motion))
+
+
+def placed_weights(bundle: Bundle, model: Any) -> PlacedWeights:
+    """The initializers of a bundle's `model`: those in files mapped, the others copied out of it.
+
+    BundleError if a file does not reach as far as the graph says.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    external = {tensor.name: tensor for tensor in external_tensors(model)}
+    files = {
+        file: np.memmap(bundle.path_of(file), np.uint8, mode="r")
+        for file in sorted({tensor.file for tensor in external.values()})
+    }
+    constants = {}
+    tensors = {}
+    for initializer in model.graph.initializer:
+        name, count = initializer.name, prod(initializer.dims)
+        if name in external:
+            place = external[name]
+            if place.offset < 0 or place.offset + place.length > len(files[place.file]):
+                raise BundleError(
+                    f"{name} lies beyond the end of {place.file} in {bundle.path}: build the bundle anew."
+                )
+            address = files[place.file].ctypes.data + place.offset
+        else:
+            constants[name] = np.ascontiguousarray(numpy_helper.to_array(initializer))
+            address = constants[name].ctypes.data
+        dtype = DTYPES[TensorProto.DataType.Name(initializer.data_type)]
+        tensors[name] = PlacedTensor(dtype, int(address), count)
+    return PlacedWeights(tensors, on_device=False, owner=(files, constants))

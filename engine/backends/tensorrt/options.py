@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `lamp-trt build --backend tensorrt` was asked for."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lamp_trt.engine.backends.compiled import Setting
+from lamp_trt.engine.errors import InputError
+
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+HARDWARE_COMPATIBILITY: tuple[HardwareCompatibility, ...] = ("none", "ampere_plus", "same_compute_capability")
+MAX_OPTIMIZATION_LEVEL = 5
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """Shapes that an engine is to accept at one input: least, the one to optimize for, greatest."""
+
+    network: str
+    input: str
+    least: Shape
+    optimal: Shape
+    greatest: Shape
+
+    def __post_init__(self) -> None:
+        shapes = (self.least, self.optimal, self.greatest)
+        ranks = {len(shape) for shape in shapes}
+        ordered = all(1 <= a <= b <= c for a, b, c in zip(*shapes, strict=False))
+        if len(ranks) != 1 or not ordered:
+            raise InputError(
+                f"profile {self} does not rise: expected three shapes of equal rank, each axis least <= "
+                "optimal <= greatest, like vae_decoder.latents=1x4x40x64:4x4x40x64:16x4x40x64."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "ShapeRange":
+        """From "network.input=1x4:2x4:8x4", as the command line takes it. InputError for anything else."""
+        name, _, ranges = text.partition("=")
+        network, _, tensor = name.partition(".")
+        try:
+            least, optimal, greatest = (
+                tuple(int(axis) for axis in shape.split("x")) for shape in ranges.split(":")
+            )
+        except ValueError:
+            network = ""
+        if not network or not tensor:
+            raise InputError(
+                f"profile is {text!r:.100}; expected NETWORK.INPUT=LEAST:OPTIMAL:GREATEST, "
+                "like vae_decoder.latents=1x4x40x64:4x4x40x64:16x4x40x64."
+            )
+        return cls(network, tensor, least, optimal, greatest)
+
+    def __str__(self) -> str:
+        return f"{self.network}.{self.input}={self.shapes}"
+
+    @property
+    def shapes(self) -> str:
+        """Like "1x4:2x4:8x4"."""
+        return ":".join(shape_text(shape) for shape in (self.least, self.optimal, self.greatest))
+
+
+def shape_text(shape: Shape) -> str:
+    """Like "2x4x16x40x64"."""
+    return "x".join(map(str, shape))
+
+
+@dataclass(frozen=True)
+class TensorRtOptions:
+    """Raises InputError for values that no TensorRT takes.
+
+    networks                 to build; all of the bundle's if empty
+    motions                  to build engines for where one holds a motion for good; all if empty
+    refit                    let motions be exchanged in one LAMP UNet; None: wherever TensorRT can
+    weight_stripped          leave weights out of plans, to be taken from the bundle at load
+    weight_streaming         let weights stay in host memory at run time
+    profiles                 shapes of inputs whose axes the graph leaves open
+    workspace_bytes          most GPU memory for a layer's scratch; None: all there is
+    optimization_level       0 to 5, how long to search; None: TensorRT's own default (3)
+    timing_cache             remember measured kernels in the engines' folder
+    hardware_compatibility   other GPUs that engines are to run on
+    version_compatible       let later TensorRT of the same major version run the engines
+    detailed                 keep what each layer is in the engine, for `lamp-trt inspect --layers`
+    device                   CUDA ordinal of the GPU to build on
+    """
+
+    networks: tuple[str, ...] = ()
+    motions: tuple[str, ...] = ()
+    refit: bool | None = None
+    weight_stripped: bool = False
+    weight_streaming: bool = False
+    profiles: tuple[ShapeRange, ...] = ()
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    timing_cache: bool = True
+    hardware_compatibility: HardwareCompatibility = "none"
+    version_compatible: bool = False
+    detailed: bool = False
+    device: int = 0
+
+    def __post_init__(self) -> None:
+        level, workspace = self.optimization_level, self.workspace_bytes
+        if level is not None and not 0 <= level <= MAX_OPTIMIZATION_LEVEL:
+            raise InputError(
+                f"optimization level is {level}; choose 0 (fast build) to {MAX_OPTIMIZATION_LEVEL}."
+            )
+        if workspace is not None and workspace < 1:
+            raise InputError(f"workspace is {workspace} bytes; expected at least 1.")
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            raise InputError(
+                f"hardware compatibility is {self.hardware_compatibility!r}; "
+                f"choose one of {', '.join(HARDWARE_COMPATIBILITY)}."
+            )
+        if self.device < 0:
+            raise InputError(f"device is {self.device}; GPUs are numbered from 0.")
+
+    def flags(self, *, refittable: bool, stripped: bool) -> dict[str, Setting]:
+        """What of these options is in an engine's key."""
+        return {
+            "refit": refittable,
+            "weight_stripped": stripped,
+            "weight_streaming": self.weight_streaming,
+            "workspace_bytes": self.workspace_bytes or 0,
+            "optimization_level": -1 if self.optimization_level is None else self.optimization_level,
+            "hardware_compatibility": self.hardware_compatibility,
+            "version_compatible": self.version_compatible,
+            "detailed": self.detailed,
+        }

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle, a folder of graphs, weights and motions: read, written, hashed."""

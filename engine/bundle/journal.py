@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The write-ahead journal of a build: which files it is about to put in place, and from which inputs."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamp_trt.engine.bundle import atomic_files
+from lamp_trt.engine.bundle.manifest import FileEntry, read_small_file
+from lamp_trt.engine.bundle.paths import JOURNAL, check_relative
+from lamp_trt.engine.bundle.strict_json import decode, parse_object, to_line
+from lamp_trt.engine.errors import BundleError
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One line: a file that is put in place (or, with `entry` null, taken away by the commit)."""
+
+    path: str
+    entry: FileEntry | None
+
+
+class Journal:
+    """build.journal in `folder`, JSON lines, each on disk before what it announces is done.
+
+    A line says what a file *should* be: whoever believes it must compare the file's digest. A torn or
+    damaged line ends the journal, and everything from there on counts as never written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL
+        self.entries: dict[str, FileEntry] = {}
+        self.paths: set[str] = set()
+        """Every path named, so that a later commit can take away what its manifest does not."""
+        self._size = 0
+        self._file: atomic_files.NewFile | None = None
+        try:
+            lines = read_small_file(self.path).splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                record: _Record = decode(_Record, parse_object(line), "")
+                check_relative(record.path)
+            except BundleError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            self._remember(record.path, record.entry)
+            self._size += len(line)
+
+    def _remember(self, path: str, entry: FileEntry | None) -> None:
+        self.paths.add(path)
+        if entry:
+            self.entries[path] = entry
+        else:
+            self.entries.pop(path, None)
+
+    def append(self, path: str, entry: FileEntry | None) -> None:
+        """Announce that `path` becomes `entry`, or (None) that the commit takes it away."""
+        line = to_line(dataclasses.asdict(_Record(path, entry)))
+        self._file = self._file or self._open()
+        try:
+            self._file.write(line)
+            self._file.sync()
+        except BaseException:
+            atomic_files.truncate(self._file.fileno(), self._size)
+            raise
+        self._size += len(line)
+        self._remember(path, entry)
+
+    def _open(self) -> atomic_files.NewFile:
+        """The journal without its torn end, for appending."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = atomic_files.NewFile(self.path, os.open(self.path, flags, 0o666))
+        try:
+            atomic_files.truncate(file.fileno(), self._size)
+            atomic_files.sync_folder(self.path.parent)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def delete(self) -> None:
+        """The commit is done: nothing is left to resume."""
+        self.close()
+        atomic_files.remove(self.path)

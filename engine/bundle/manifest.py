@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bundle.json: what a bundle holds. Strict in what it reads, byte-identical in what it writes."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lamp_trt.engine.bundle.paths import MANIFEST, check_relative, validate_motion_name
+from lamp_trt.engine.bundle.strict_json import decode, parse_object
+from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.files.links import unreadable
+from lamp_trt.engine.networks import PRECISIONS, IOTensor, Precision
+
+SCHEMA_VERSION = 1
+MAX_BYTES = 16 << 20
+_DTYPES = (*sorted(set(PRECISIONS.values())), "int32", "int64")
+_MAX_AXIS = 2**31 - 1
+
+BETA_SCHEDULES = ("linear", "scaled_linear")
+"""Of a scheduler_config.json: those that runtime/ddim.py computes."""
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A deterministic file: `sha256` is `file_digest`; `key` names the inputs that it was made from."""
+
+    size: int
+    sha256: str
+    key: str
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """An exported network: its graph file, weight component, precision, and I/O with every axis resolved."""
+
+    graph: str
+    component: str
+    precision: Precision
+    inputs: tuple[IOTensor, ...]
+    outputs: tuple[IOTensor, ...]
+
+
+@dataclass(frozen=True)
+class MotionEntry:
+    """A motion's file; `kind` "full" if its shared tensors differ from the base too; digest of its origin."""
+
+    file: str
+    kind: Literal["motion", "full"]
+    origin: str
+
+
+@dataclass(frozen=True)
+class FirstFrameEntry:
+    """What the SDXL checkpoint says of its use: scheduler_config.json, and whether a prompt that is not
+    given is all-zero embeddings rather than the empty text's."""
+
+    scheduler: dict[str, Scalar | tuple[Scalar, ...]]
+    force_zeros_for_empty_prompt: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of bundle.json. BundleError, naming the field, if they contradict each other.
+
+    sizes: axis sizes (height, width, num_frames, latent_height, latent_width, batch, decode_batch, tokens,
+    text_width, …). scheduler: as published. scaling_factors: by VAE, like {"vae": 0.18215}.
+    tokenizers: {name: {"folder": …, …}}. files: every deterministic file by its relative path. first_frame:
+    None, and then not in the file, for a bundle without SDXL networks.
+    """
+
+    networks: dict[str, NetworkEntry]
+    sizes: dict[str, int]
+    scheduler: dict[str, Scalar | tuple[Scalar, ...]]
+    scaling_factors: dict[str, float]
+    tokenizers: dict[str, dict[str, Scalar]] = field(default_factory=dict)
+    motions: dict[str, MotionEntry] = field(default_factory=dict)
+    default_motion: str | None = None
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    first_frame: FirstFrameEntry | None = None
+
+    def __post_init__(self) -> None:
+        for path, entry in self.files.items():
+            check_relative(path)
+            _require(0 <= entry.size < 2**63, f"files.{path}.size", entry.size, "a size in bytes")
+            _require(_is_sha256(entry.sha256), f"files.{path}.sha256", entry.sha256, "64 hexadecimal digits")
+        for name, network in self.networks.items():
+            where = f"networks.{name}"
+            self._require_file(f"{where}.graph", network.graph)
+            for tensor in (*network.inputs, *network.outputs):
+                _require(
+                    tensor.dtype in _DTYPES, f"{where}.{tensor.name}.dtype", tensor.dtype, f"one of {_DTYPES}"
+                )
+                for axis in tensor.shape:
+                    _require(
+                        0 < axis <= _MAX_AXIS, f"{where}.{tensor.name}.shape", axis, "axes of 1 to 2^31-1"
+                    )
+        for name, size in self.sizes.items():
+            _require(0 < size <= _MAX_AXIS, f"sizes.{name}", size, "1 to 2^31-1")
+        for name, tokenizer in self.tokenizers.items():
+            folder = tokenizer.get("folder")
+            _require(
+                isinstance(folder, str) and any(path.startswith(f"{folder}/") for path in self.files),
+                f"tokenizers.{name}.folder",
+                folder,
+                "a folder with files in the bundle",
+            )
+        for name, motion in self.motions.items():
+            try:
+                validate_motion_name(name)
+            except InputError as error:
+                raise BundleError(f"motions: {error}") from error
+            self._require_file(f"motions.{name}.file", motion.file)
+        if self.motions or self.default_motion is not None:
+            _require(
+                self.default_motion in self.motions,
+                "default_motion",
+                self.default_motion,
+                f"one of {[*self.motions]}",
+            )
+
+    def _require_file(self, where: str, path: str) -> None:
+        _require(path in self.files, where, path, "a path that `files` names")
+
+    def to_json(self) -> bytes:
+        """The bytes of bundle.json: sorted keys, no time, no host, and a digest of the rest of itself."""
+        document = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
+        if self.first_frame is None:
+            del document["first_frame"]
+        return _canonical({**document, "content_sha256": hashlib.sha256(_canonical(document)).hexdigest()})
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Manifest":
+        """The manifest in `data`. BundleError, naming the field, unless `to_json` writes the same bytes."""
+        document = parse_object(data)
+        version = document.pop("schema_version", None)
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise BundleError(f"schema_version is {version!r:.100}, expected {SCHEMA_VERSION}")
+        if version != SCHEMA_VERSION:
+            origin = "a newer lamp-trt: upgrade this one" if version > SCHEMA_VERSION else "an older lamp-trt"
+            raise BundleError(
+                f"schema_version is {version!r:.100}, this lamp-trt reads {SCHEMA_VERSION}; made by {origin}"
+            )
+        content = document.pop("content_sha256", None)
+        manifest: Manifest = decode(cls, {"first_frame": None, **document}, "")
+        if manifest.to_json() != data:
+            raise BundleError(
+                f"content_sha256 is {content!r:.100} and does not fit: the file was edited or damaged"
+            )
+        return manifest
+
+
+def manifest_digest(data: bytes) -> str:
+    """The digest that pins a bundle: sha256 of bundle.json's bytes, as `sha256sum bundle.json` prints it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_manifest(folder: Path, name: str = MANIFEST) -> tuple[Manifest, bytes]:
+    """The manifest in `folder` and its bytes. FileNotFoundError if there is none, BundleError if bad."""
+    path = folder / name
+    data = read_small_file(path)
+    try:
+        return Manifest.from_json(data), data
+    except BundleError as error:
+        remedy = f"To make the bundle again, delete {path} and run: {rebuild_command(folder)}"
+        raise BundleError(f"{path}: {error}. {remedy}") from error
+
+
+def read_small_file(path: Path) -> bytes:
+    """The bytes of a regular file of at most 16 MiB, or of one that links lead to.
+
+    FileNotFoundError if there is neither a file nor a link, else BundleError.
+    """
+    problem = unreadable(path)
+    if problem and os.path.lexists(path):
+        raise BundleError(f"{path} {problem}")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+                raise BundleError(f"{path} is not a regular file of at most {MAX_BYTES} bytes")
+            return file.read(MAX_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+
+
+def rebuild_command(folder: Path) -> str:
+    return f"lamp-trt build … --out {folder}"
+
+
+def _canonical(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, sort_keys=True, indent=2, allow_nan=False) + "\n").encode("ascii")
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _require(condition: bool, where: str, value: object, expectation: str) -> None:
+    if not condition:
+        raise BundleError(f"{where} is {value!r:.100}, expected {expectation}")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names in a bundle's folder: its own files, and which names from outside are let in."""
+
+import errno
+import os
+import re
+import shlex
+from pathlib import Path
+
+from lamp_trt.engine.bundle.atomic_files import TEMPORARY_SUFFIX
+from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.files.links import linked_part
+
+MANIFEST = "bundle.json"
+PENDING = "bundle.json.pending"
+"""The manifest of a commit in progress: it exists while staged files move over the ones that they replace."""
+JOURNAL = "build.journal"
+LOCK = ".lock"
+ENGINES = "engines"
+STAGED_SUFFIX = ".lamp-new"
+
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_MOTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED = (MANIFEST, PENDING, JOURNAL)
+
+
+def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """`path` if the system could have such a file. InputError for what is no str or os.PathLike, for a null
+    character or half of a surrogate pair, which no file system takes, and for a name that is too long."""
+    try:
+        if not isinstance(os.fspath(path), str):
+            raise TypeError
+        os.lstat(path)
+    except TypeError:
+        raise InputError(f"{path!r:.150} is no path: give a string or a pathlib.Path.") from None
+    except ValueError:
+        reason = "leave out what is escaped in it"
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return path
+        reason = "it is too long"
+    else:
+        return path
+    raise InputError(f"{os.fspath(path)!r:.150} cannot name a file: {reason}.")
+
+
+def weights_path(component: str) -> str:
+    return f"weights/{component}.safetensors"
+
+
+def motion_path(motion: str) -> str:
+    return f"motions/{motion}.safetensors"
+
+
+def graph_path(network: str) -> str:
+    return f"{network}.onnx"
+
+
+def check_relative(relative: str) -> str:
+    """`relative` if it can name a deterministic file of a bundle, like "weights/unet.safetensors".
+
+    Segments of letters, digits and ._+- that start with a letter or digit: no absolute path, no "..", no
+    hidden file, none of the bundle's own files and nothing in engines/. BundleError otherwise.
+    """
+    segments = relative.split("/")
+    if not all(_SEGMENT.fullmatch(segment) for segment in segments):
+        raise BundleError(
+            f"{relative!r:.150} cannot name a file of a bundle: expected a relative path of plain names "
+            "(letters, digits and ._+-, none starting with a dot)"
+        )
+    if (
+        relative in _RESERVED
+        or segments[0] == ENGINES
+        or relative.endswith((TEMPORARY_SUFFIX, STAGED_SUFFIX))
+    ):
+        raise BundleError(f"{relative!r} is reserved for the bundle's own use")
+    return relative
+
+
+def inside(root: Path, relative: str) -> Path:
+    """root/relative, to read: it may be a link, or lie in a folder that is one. BundleError for a name that
+    leads out by itself."""
+    return root / check_relative(relative)
+
+
+def own_path(root: Path, relative: str) -> Path:
+    """root/relative, to write. BundleError if it is a link, or lies in a folder of the bundle that is one:
+    what is behind the link belongs to another store."""
+    path = inside(root, relative)
+    refuse_link(root, path)
+    return path
+
+
+def refuse_link(root: Path, path: Path) -> None:
+    """BundleError if `path`, or a folder between it and the bundle `root`, is a link."""
+    link = linked_part(path, root)
+    if link is not None:
+        raise BundleError(
+            f"{link.relative_to(root)} in {root} is a link to {os.readlink(link)!r:.300}, and nothing is "
+            f"written through links. {copy_remedy(root)}"
+        )
+
+
+def copy_remedy(root: Path) -> str:
+    """What to do with a bundle that cannot be changed where it is."""
+    return f"Change a copy of the bundle: cp -rL {shlex.quote(str(root))} COPY && chmod -R u+w COPY"
+
+
+def validate_motion_name(name: str) -> str:
+    """`name` if it can name a motion. InputError otherwise."""
+    if not _MOTION_NAME.fullmatch(name) or ".." in name:
+        raise InputError(
+            f"{name[:80]!r} cannot name a motion: expected 1 to 64 letters, digits and ._- "
+            "that start with a letter or digit and hold no '..', like horse_run"
+        )
+    return name

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle as its readers see it: a folder that is whole, or an error that says what is wrong with it.
+
+Its files may be links, wherever they lead: digests decide whether a bundle is intact.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lamp_trt.engine.bundle.digests import DigestCache, FileIdentity, file_digest, file_identity
+from lamp_trt.engine.bundle.manifest import (
+    Manifest,
+    MotionEntry,
+    NetworkEntry,
+    manifest_digest,
+    read_manifest,
+    rebuild_command,
+)
+from lamp_trt.engine.bundle.paths import (
+    ENGINES,
+    JOURNAL,
+    LOCK,
+    MANIFEST,
+    PENDING,
+    inside,
+    possible_path,
+    weights_path,
+)
+from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.files.links import linked_part, meant_folder, unreadable
+
+Verify = Literal["stat", "full", "none"]
+
+_COMMIT_WAIT_S = 1.0
+"""How long a reader waits for a commit in progress, which is a few renames."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open bundle. `digest` pins it: sha256 of bundle.json, which holds the digest of every other file."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    identities: dict[str, FileIdentity]
+    """What each file was when it was checked; a file without an entry is not compared again."""
+    _graphs: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: Verify = "stat",
+        expect_digest: str | None = None,
+        cache: DigestCache | None = None,
+    ) -> "Bundle":
+        """Open the bundle at `path`, after checking that every file is there with the right size and digest.
+
+        verify: "stat" believes a remembered digest while a file's identity is unchanged (`DigestCache`),
+        "full" reads every byte, "none" looks at sizes only. expect_digest: what `digest` must be.
+        BundleError names the file or field that is wrong; InputError for bad arguments.
+        """
+        if verify not in ("stat", "full", "none"):
+            raise InputError(f"verify is {verify!r}, expected 'stat', 'full' or 'none'")
+        folder = Path(os.path.abspath(possible_path(path)))
+        cache = cache or DigestCache()
+        deadline = time.monotonic() + _COMMIT_WAIT_S
+        while True:
+            identity = _identity(folder / MANIFEST)  # another one after every commit, if they cancel out too
+            manifest, data = _read(folder)
+            _check_expected(folder, manifest_digest(data), expect_digest)
+            trouble: BundleError | None = None
+            try:
+                identities = _check_files(folder, manifest, verify, cache)
+            except BundleError as error:
+                trouble = error
+            # In this order: a commit that ends between the two looks has then changed the second.
+            if not os.path.lexists(folder / PENDING) and _identity(folder / MANIFEST) == identity:
+                if trouble:
+                    raise trouble
+                return cls(folder, manifest, manifest_digest(data), identities)
+            if time.monotonic() > deadline:
+                raise BundleError(
+                    f"{folder} is being replaced by another build, or such a build was interrupted. "
+                    f"Wait for it, or finish it: {rebuild_command(folder)}"
+                )
+            time.sleep(0.02)
+
+    def path_of(self, relative: str) -> Path:
+        """The path of a file that the manifest names. BundleError if there is none, or it has changed."""
+        if relative not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} holds no file {relative!r}; known: {_listing(self.manifest.files)}"
+            )
+        self.check_unchanged([relative])
+        return inside(self.path, relative)
+
+    def network(self, name: str) -> NetworkEntry:
+        """The manifest's entry of a network. BundleError, listing the known ones, if there is none."""
+        if name not in self.manifest.networks:
+            known = _listing(self.manifest.networks)
+            raise BundleError(f"{self.path} holds no network {name!r}; known: {known}")
+        return self.manifest.networks[name]
+
+    def graph_path(self, network: str) -> Path:
+        """The ONNX file of a network."""
+        return self.path_of(self.network(network).graph)
+
+    def graph_bytes(self, network: str) -> bytes:
+        """The ONNX file of a network. It is kept: when another process makes another motion the default, the
+        file changes, and the motions of this bundle still need the graph that was opened."""
+        if network not in self._graphs:
+            self._graphs[network] = self.graph_path(network).read_bytes()
+        return self._graphs[network]
+
+    def network_files(self, network: str) -> list[str]:
+        """The files that a network is loaded from, without a motion's."""
+        entry = self.network(network)
+        return [entry.graph, weights_path(entry.component)]
+
+    def motion(self, name: str | None = None) -> MotionEntry:
+        """The manifest's entry of a motion (None: the default). BundleError, listing the known ones, if there
+        is none."""
+        name = self.manifest.default_motion if name is None else name
+        if name not in self.manifest.motions:
+            added = "" if name is None else _added_since(self.path, name)
+            raise BundleError(
+                f"{self.path} holds no motion {name!r}; known: {_listing(self.manifest.motions)}. "
+                + (added or f"Add one: lamp-trt motion add {self.path} …")
+            )
+        return self.manifest.motions[name]
+
+    def motion_path(self, name: str | None = None) -> Path:
+        """The file of a motion (None: the default). BundleError if there is none, or it has changed."""
+        return self.path_of(self.motion(name).file)
+
+    def tokenizer_folder(self, name: str) -> Path:
+        """The folder of a tokenizer. BundleError, listing the known ones, if there is none."""
+        if name not in self.manifest.tokenizers:
+            known = _listing(self.manifest.tokenizers)
+            raise BundleError(f"{self.path} holds no tokenizer {name!r}; known: {known}")
+        return inside(self.path, str(self.manifest.tokenizers[name]["folder"]))
+
+    @property
+    def engine_folder(self) -> Path:
+        """Where compiled engines go by default; it need not exist, and no manifest names what is in it."""
+        return self.path / ENGINES
+
+    def check_unchanged(self, files: Iterable[str] | None = None) -> None:
+        """BundleError if one of `files` (None: all) is not what it was at `open`.
+
+        Asked before a file is read, and after networks were loaded.
+
+        A file that was only touched, linked or given other permissions is read again and compared by digest.
+        """
+        for relative in list(self.identities) if files is None else files:
+            path = inside(self.path, relative)
+            identity = _identity(path)
+            if identity == self.identities.get(relative, identity):
+                continue
+            entry = self.manifest.files[relative]
+            if identity is None or identity[0] != entry.size or not _has_digest(path, entry.sha256):
+                raise BundleError(
+                    f"{relative} in {self.path} changed while the bundle was in use: load it again"
+                )
+            self.identities[relative] = identity
+
+
+def _read(folder: Path) -> tuple[Manifest, bytes]:
+    try:
+        return read_manifest(folder)
+    except FileNotFoundError:
+        remedy = rebuild_command(folder)
+        if any(os.path.lexists(folder / name) for name in (JOURNAL, LOCK, PENDING)):
+            raise BundleError(
+                f"{folder} is an unfinished bundle: its build is running or was interrupted. "
+                f"Run the build again, finished parts are kept: {remedy}"
+            ) from None
+        meant = meant_folder(folder, (MANIFEST,))
+        if meant:
+            raise BundleError(f"{folder} is no bundle: it has no bundle.json. {meant}") from None
+        state = "has no bundle.json" if folder.is_dir() else "does not exist"
+        raise BundleError(f"{folder} is no bundle: it {state}. Make one: {remedy}") from None
+
+
+def _added_since(folder: Path, motion: str) -> str:
+    """What to do about a motion that the bundle in place has, "" if it has no such."""
+    try:
+        manifest, _ = read_manifest(folder)
+    except (BundleError, FileNotFoundError):
+        return ""
+    return "It was added since: load the bundle again" if motion in manifest.motions else ""
+
+
+def _check_expected(folder: Path, digest: str, expected: str | None) -> None:
+    if expected is None:
+        return
+    if not re.fullmatch("[0-9a-fA-F]{64}", expected):
+        raise InputError(f"expected bundle digest is {expected!r:.100}, which is not 64 hexadecimal digits")
+    if digest != expected.lower():
+        raise BundleError(f"{folder} has digest {digest}, expected {expected.lower()}: it is another bundle")
+
+
+def _check_files(
+    folder: Path, manifest: Manifest, verify: Verify, cache: DigestCache
+) -> dict[str, FileIdentity]:
+    identities = {}
+    for relative, entry in manifest.files.items():
+        identities[relative] = _status(folder, relative)
+        size = identities[relative][0]
+        if size != entry.size:
+            raise _damaged(folder, relative, f"it has {size} bytes, {MANIFEST} says {entry.size}")
+        if verify == "none":
+            continue
+        try:
+            intact = cache.matches(inside(folder, relative), entry.sha256, fresh=verify == "full")
+        except InputError as error:
+            raise BundleError(f"{relative} in {folder}: {error}") from error
+        if not intact:
+            raise _damaged(folder, relative, f"its digest is not the one in {MANIFEST}")
+    return identities
+
+
+def _status(folder: Path, relative: str) -> FileIdentity:
+    path = inside(folder, relative)
+    problem = unreadable(path)
+    if problem is None:
+        identity = _identity(path)
+        if identity is not None:
+            return identity
+        problem = "is missing"
+    where = f"{problem} in {folder}" if problem == "is missing" else f"in {folder} {problem}"
+    raise BundleError(f"{relative} {where}. {_remedy(folder, relative)}")
+
+
+def _identity(path: Path) -> FileIdentity | None:
+    """None where there is no such file; who needs it says so."""
+    try:
+        return file_identity(path.stat())
+    except OSError:
+        return None
+
+
+def _has_digest(path: Path, sha256: str) -> bool:
+    """Whether the file is there with that digest."""
+    try:
+        return file_digest(path) == sha256
+    except InputError:
+        return False
+
+
+def _damaged(folder: Path, relative: str, problem: str) -> BundleError:
+    link = linked_part(inside(folder, relative), folder)
+    if link is not None:
+        problem += f"; it is read through a link, from {os.path.realpath(folder / relative)}"
+    return BundleError(f"{relative} in {folder} is damaged: {problem}. {_remedy(folder, relative)}")
+
+
+def _remedy(folder: Path, relative: str) -> str:
+    """How a file comes to be as it should. Builds do not write through links."""
+    if linked_part(inside(folder, relative), folder) is not None:
+        return "Get it again from where the bundle came from"
+    return f"Make it again: {rebuild_command(folder)}"
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

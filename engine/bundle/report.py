@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle described for people and for scripts: what `lamp-trt inspect` prints."""
+
+from typing import Any
+
+from lamp_trt.engine.bundle.reader import Bundle
+
+
+def bundle_summary(bundle: Bundle) -> dict[str, Any]:
+    """The bundle's contents as JSON values; sizes in bytes."""
+    manifest = bundle.manifest
+    return {
+        "path": str(bundle.path),
+        "digest": bundle.digest,
+        "sizes": manifest.sizes,
+        "networks": {
+            name: {
+                "precision": network.precision,
+                "graph_bytes": manifest.files[network.graph].size,
+                "inputs": {tensor.name: [tensor.dtype, *tensor.shape] for tensor in network.inputs},
+                "outputs": {tensor.name: [tensor.dtype, *tensor.shape] for tensor in network.outputs},
+            }
+            for name, network in manifest.networks.items()
+        },
+        "motions": {
+            name: {
+                "kind": motion.kind,
+                "default": name == manifest.default_motion,
+                "bytes": manifest.files[motion.file].size,
+            }
+            for name, motion in manifest.motions.items()
+        },
+        "files": {path: entry.size for path, entry in manifest.files.items()},
+    }
+
+
+def summary_text(summary: dict[str, Any], checked: str) -> str:
+    """`bundle_summary` as lines. `checked` says how the files were checked."""
+    sizes = summary["sizes"]
+    lines = [
+        f"{summary['path']}",
+        f"  video     {sizes['width']}x{sizes['height']}, {sizes['num_frames']} frames",
+        f"  digest    {summary['digest']}",
+        f"  files     {len(summary['files'])}, {sum(summary['files'].values()) / 1e6:,.1f} MB, {checked}",
+        "  networks",
+    ]
+    for name, network in summary["networks"].items():
+        lines.append(f"    {name:16} {network['precision']}, graph {network['graph_bytes'] / 1e3:,.0f} kB")
+        for direction in ("inputs", "outputs"):
+            for tensor, (dtype, *shape) in network[direction].items():
+                arrow = "→" if direction == "outputs" else " "
+                lines.append(f"      {arrow} {tensor:22} {dtype:8} {'x'.join(map(str, shape))}")
+    lines.append("  motions")
+    for name, motion in summary["motions"].items():
+        default = ", default" * motion["default"]
+        lines.append(f"    {name:16} {motion['bytes'] / 1e6:,.1f} MB, {motion['kind']}{default}")
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight files: where each tensor lies in a safetensors file, and a writer that streams.
+
+A bundle's graphs, backends and refit all address weights by (file, offset, length), so the header is read
+here once and the data are only ever mapped, never loaded. Format: https://huggingface.co/docs/safetensors.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamp_trt.engine.bundle.strict_json import unique_keys
+from lamp_trt.engine.errors import CheckpointError
+
+_HEADER_LIMIT = 16 << 20
+"""SDXL's UNet has 0.3 MB. The safetensors library allows 100 MB, a gigabyte of Python objects."""
+_MAX_RANK = 16
+_MAX_AXIS = 2**63 - 1
+_DATA_ALIGNMENT = 64
+DTYPE_SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_NUMPY_DTYPES = {
+    "F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """One tensor inside a safetensors file; `offset` and `length` in bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The header of one safetensors file."""
+
+    path: Path
+    tensors: Mapping[str, TensorRef]
+    metadata: Mapping[str, str]
+
+    def raw(self) -> dict[str, NDArray[np.uint8]]:
+        """The bytes of every tensor, (length,), as a read-only view of the mapped file."""
+        data = np.memmap(self.path, mode="r")
+        return {name: data[ref.offset : ref.offset + ref.length] for name, ref in self.tensors.items()}
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Every tensor as such a view with its own dtype (bfloat16 has none in NumPy: TypeError)."""
+        views = {}
+        for name, raw in self.raw().items():
+            ref = self.tensors[name]
+            if ref.dtype not in _NUMPY_DTYPES:
+                raise TypeError(f"{self.path}: {name} is {ref.dtype}, which NumPy cannot represent.")
+            views[name] = raw.view(_NUMPY_DTYPES[ref.dtype]).reshape(ref.shape)
+        return views
+
+
+def read_weight_file(path: Path) -> WeightFile:
+    """Read and check the header of a safetensors file; the data stay on disk.
+
+    Raises CheckpointError if the header is not one, or if sizes, offsets and the file's length disagree.
+    """
+
+    def bad(why: str, remedy: str = "Download or write it again.") -> CheckpointError:
+        return CheckpointError(f"{path} is not a usable safetensors file: {why}. {remedy}")
+
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        prefix = f.read(8)
+        header_size = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or header_size > min(_HEADER_LIMIT, size - 8):
+            raise bad(f"its header claims {header_size} bytes, the file has {size}")
+        raw = f.read(header_size)
+    try:
+        header = json.loads(raw, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError):
+        raise bad("its header is not JSON, or names something twice") from None
+    if not isinstance(header, dict):
+        raise bad("its header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise bad("its metadata are not a map of strings")
+    start = 8 + header_size
+    tensors = {name: _tensor_ref(name, entry, start, bad) for name, entry in header.items()}
+    end = start
+    for name, ref in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].length)):
+        if ref.offset != end:
+            raise bad(f"tensor {name:.100} begins at byte {ref.offset}, expected {end}")
+        end += ref.length
+    if end != size:
+        raise bad(f"its tensors end at byte {end}, the file has {size}")
+    return WeightFile(path, tensors, metadata)
+
+
+def _tensor_ref(name: str, entry: Any, start: int, bad: Callable[..., CheckpointError]) -> TensorRef:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, stop]} if len(entry) == 3:
+            pass
+        case _:
+            raise bad(f"the entry of tensor {name!r:.100} is malformed")
+    if dtype not in DTYPE_SIZES:
+        raise bad(
+            f"tensor {name!r:.100} has dtype {dtype!r:.20}, expected one of {', '.join(DTYPE_SIZES)}",
+            "Save the checkpoint in one of these (module.float() in PyTorch).",
+        )
+    numbers = (*shape, begin, stop)
+    plain = len(shape) <= _MAX_RANK and all(type(n) is int and 0 <= n <= _MAX_AXIS for n in numbers)
+    if not plain or math.prod(n or 1 for n in shape) > _MAX_AXIS:  # NumPy takes no more, zeros or not
+        raise bad(f"the shape or the offsets of tensor {name!r:.100} are none: {shape!r:.100}, {begin!r:.30}")
+    if stop - begin != math.prod(shape) * DTYPE_SIZES[dtype]:
+        raise bad(f"tensor {name!r:.100} of shape {shape} and dtype {dtype} spans bytes {begin} to {stop}")
+    return TensorRef(dtype, tuple(shape), start + begin, stop - begin)
+
+
+def weight_file_header(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The header for `tensors` (name → dtype, shape) stored in that order, padded to align the data."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, (dtype, shape) in tensors.items():
+        length = math.prod(shape) * DTYPE_SIZES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + length]}
+        position += length
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
+    raw += b" " * (-(8 + len(raw)) % _DATA_ALIGNMENT)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def write_weight_file(
+    f: BinaryIO,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    data: Iterable[tuple[str, bytes | memoryview]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file whose data arrive one tensor at a time, in the order of `tensors`."""
+    f.write(weight_file_header(tensors, metadata))
+    expected = iter(tensors.items())
+    for name, buffer in data:
+        wanted, (dtype, shape) = next(expected)
+        length = math.prod(shape) * DTYPE_SIZES[dtype]
+        assert (name, memoryview(buffer).nbytes) == (wanted, length), (name, wanted, shape, dtype)
+        f.write(buffer)
+    assert next(expected, None) is None

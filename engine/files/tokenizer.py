@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of CLIP's tokenizer, in the layouts that transformers has written, as plain data.
+
+transformers 5 writes tokenizer.json and tokenizer_config.json; older versions and the published folders have
+vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json. Precedence is transformers':
+tokenizer.json before the other two of the vocabulary, a list of added tokens with ids before texts by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.files.text import TextError, read_json_object, read_text, text_lines
+
+SERIALIZED = "tokenizer.json"
+VOCABULARY = ("vocab.json", "merges.txt")
+CONFIG, NAMED_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+END_OF_WORD = "</w>"
+
+_MAX_BYTES = 64 << 20
+_SPECIAL_TOKENS = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
+_OPTIONS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+_EXPECTED = "expected CLIP's byte-level BPE"
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """vocab: token → id. merges: in order of rank. special: bos_token, eos_token, unk_token and pad_token
+    → text. added: what is recognised inside a prompt, as (text, options); a later entry replaces an earlier
+    one of the same text."""
+
+    vocab: Mapping[str, int]
+    merges: tuple[tuple[str, str], ...]
+    special: Mapping[str, str]
+    added: tuple[tuple[str, Mapping[str, bool]], ...]
+
+    @property
+    def new(self) -> list[str]:
+        """The added tokens that the vocabulary lacks, which are numbered after it in this order."""
+        return [text for text in dict(self.added) if text not in self.vocab]
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id."""
+        return max(self.vocab.values(), default=-1) + 1 + len(self.new)
+
+    def meaning(self) -> tuple[object, ...]:
+        """Equal where all prompts have equal ids."""
+        return self.vocab, self.merges, self.special, dict(self.added), self.new
+
+
+def read_tokenizer_files(folder: Path, *, serialized: bool = True) -> TokenizerFiles:
+    """What the tokenizer folder holds; serialized: False leaves tokenizer.json unread. Raises CheckpointError
+    for files that are missing, damaged, or of another kind of tokenizer."""
+    whole = _json(folder / SERIALIZED) if serialized else {}
+    vocab, merges = _from_serialized(folder / SERIALIZED, whole) if whole else _from_two_files(folder)
+    try:
+        special, added = _special_tokens(folder, whole)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"the special tokens in {folder} are not as published, a text or its fields each: {error!r:.200}."
+        ) from error
+    missing = sorted(set(special.values()) - vocab.keys())
+    if missing:
+        raise CheckpointError(
+            f"the vocabulary in {folder} lacks the special token {', '.join(missing):.200}; is it CLIP's?"
+        )
+    return TokenizerFiles(vocab, merges, special, added)
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """The files that a bundle takes along, which give the ids that the whole folder gives: of a vocabulary in
+    both layouts the two old files, and tokenizer.json only where it says more. Raises CheckpointError as
+    `read_tokenizer_files` does, and if the two layouts are of different tokenizers."""
+    best = read_tokenizer_files(folder)
+    names = [*VOCABULARY, NAMED_TOKENS, CONFIG]
+    if "added_tokens_decoder" not in _json(folder / CONFIG):
+        names.append(ADDED_TOKENS)
+    if _has_vocabulary(folder) and (folder / SERIALIZED).is_file():
+        other = read_tokenizer_files(folder, serialized=False)
+        if (best.vocab, best.merges) != (other.vocab, other.merges):
+            raise CheckpointError(
+                f"{folder / SERIALIZED} and {' and '.join(VOCABULARY)} beside it are of different "
+                "tokenizers. Remove what does not belong to this checkpoint."
+            )
+        names += [SERIALIZED] * (best.meaning() != other.meaning())
+    elif (folder / SERIALIZED).is_file():
+        names = [SERIALIZED, *names[len(VOCABULARY) :]]
+    return {name: folder / name for name in names if (folder / name).is_file()}
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in VOCABULARY)
+
+
+Vocabulary = tuple[dict[str, int], tuple[tuple[str, str], ...]]
+
+
+def _from_serialized(path: Path, whole: Mapping[str, Any]) -> Vocabulary:
+    model = whole.get("model")
+    if not isinstance(model, dict):
+        raise CheckpointError(f"{path} holds no BPE vocabulary: it has no `model`.")
+    kind = model.get("type", "BPE")
+    problem = ""
+    if kind != "BPE":
+        problem = f"a {kind!r:.50} tokenizer"
+    elif model.get("byte_fallback") or model.get("end_of_word_suffix", END_OF_WORD) != END_OF_WORD:
+        problem = f"a BPE whose words do not end with {END_OF_WORD}, as in GPT-2 and Llama"
+    if problem:
+        raise CheckpointError(f"{path} is {problem}, {_EXPECTED}: is it the folder of another model?")
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise CheckpointError(f"{path} holds no BPE vocabulary: it has no list of merges.")
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in merges]
+    return _checked(path, model.get("vocab"), pairs)
+
+
+def _from_two_files(folder: Path) -> Vocabulary:
+    for name in VOCABULARY:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}. {missing_tokenizer(folder)}")
+    merges = [
+        tuple(line.split(" "))
+        for line in text_lines(_text(folder / "merges.txt"))
+        if line and not line.startswith("#version")
+    ]
+    return _checked(folder / "merges.txt", _json(folder / "vocab.json"), merges)
+
+
+def missing_tokenizer(folder: Path) -> str:
+    """What a tokenizer folder must hold, and of which other kind this one is."""
+    foreign = [p.name for p in folder.glob("*") if p.name.endswith((".model", "vocab.txt"))]
+    what = f" ({foreign[0]:.100} there is of another kind of tokenizer)" if foreign else ""
+    return f"Expected is vocab.json with merges.txt, or {SERIALIZED}, of {_EXPECTED[9:]}{what}."
+
+
+def _checked(path: Path, vocab: Any, merges: list[Any]) -> Vocabulary:
+    numbered = isinstance(vocab, dict) and all(type(i) is int and 0 <= i < 2**31 for i in vocab.values())
+    if not numbered or not vocab:
+        raise CheckpointError(f"{path.parent} holds no BPE vocabulary: its tokens have no ids.")
+    for rank, pair in enumerate(merges, 1):
+        listed = isinstance(pair, list | tuple)
+        if not listed or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise CheckpointError(f"{path}: merge {rank} is {pair!r:.100}, expected two tokens.")
+    return vocab, tuple((left, right) for left, right in merges)
+
+
+Added = tuple[tuple[str, Mapping[str, bool]], ...]
+
+
+def _special_tokens(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, str], Added]:
+    """As transformers reads them: special_tokens_map.json overrules tokenizer_config.json, and both yield to
+    a list with ids in tokenizer_config.json or tokenizer.json, or in added_tokens.json."""
+    config = _json(folder / CONFIG)
+    listed = config.get("added_tokens_decoder")
+    if listed is None:
+        config |= _json(folder / NAMED_TOKENS)
+    named = {name: _added_token(config.get(name) or default) for name, default in _SPECIAL_TOKENS.items()}
+    if listed is None:
+        texts = {text for text, _ in named.values()}
+        listed = {
+            number: {"content": text, "normalized": text not in texts}
+            for text, number in _json(folder / ADDED_TOKENS).items()
+        }
+        listed |= {fields["id"]: fields for fields in whole.get("added_tokens", [])}
+    by_id = [_added_token(fields) for _, fields in sorted(listed.items(), key=lambda item: int(item[0]))]
+    known = {text for text, _ in by_id}
+    added = by_id + [token for token in named.values() if token[0] not in known]
+    return {name: text for name, (text, _) in named.items()}, tuple(added)
+
+
+def _added_token(value: Any) -> tuple[str, Mapping[str, bool]]:
+    """A token's text and options, from its text or from the fields that a file holds."""
+    if isinstance(value, str):
+        return value, _OPTIONS
+    options = {key: value.get(key, default) for key, default in _OPTIONS.items()}
+    if not isinstance(value["content"], str) or not all(type(option) is bool for option in options.values()):
+        raise TypeError(value)
+    return value["content"], options
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path, _MAX_BYTES)
+    except TextError as error:
+        raise CheckpointError(f"{path} {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        return read_json_object(path, _MAX_BYTES)
+    except TextError as error:
+        raise CheckpointError(f"{path} {error}") from error
