@@ -130,7 +130,7 @@ def tokenizer_check(bundle: Bundle, name: str, folder: Path, prompts: Iterable[s
     """
     from transformers import CLIPTokenizer as Published
 
-    from lamp_trt.runtime.tokenizer import load_tokenizer
+    from lamp_trt.runtime.media.tokenizer import load_tokenizer
 
     ours = load_tokenizer(bundle.tokenizer_folder(name), bundle.manifest.sizes["tokens"])
     theirs = published(Published, folder)

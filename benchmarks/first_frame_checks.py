@@ -11,9 +11,9 @@ from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import LampError
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
 from lamp_trt.runtime.first_frame import FirstFrameMaker
 from lamp_trt.runtime.load import load_first_frame_maker
-from lamp_trt.runtime.noise import Purpose, latent_noise
 
 log = logging.getLogger("lamp_trt")
 

@@ -72,7 +72,7 @@ class Session:
     def _work(self, subject: Any) -> Any:
         if subject.network not in self._works:
             from lamp_trt.benchmarks.proof_work import Work
-            from lamp_trt.runtime.cuda_device import CudaDevice
+            from lamp_trt.runtime.cuda.device import CudaDevice
 
             device = next((work.device for work in self._works.values()), None) or CudaDevice()
             self._works[subject.network] = Work(self.folder, device, load_network, subject)

@@ -26,7 +26,7 @@ from lamp_trt.benchmarks.unet_cpu import CONFIG, HEIGHT, NUM_FRAMES, WIDTH, inpu
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.precompute import HOISTS, networks_beside
-from lamp_trt.runtime.conditioning import conditions_by_step
+from lamp_trt.runtime.host.conditioning import conditions_by_step
 
 FORMS = ("", *HOISTS, ",".join(HOISTS))
 """What is hoisted; "" is the plain UNet."""

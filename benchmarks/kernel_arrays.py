@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamp_trt.runtime.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.latents import STEP_ROW, step_table
 from lamp_trt.runtime.kernels.arrays import DeviceArray, device_array
 from lamp_trt.runtime.kernels.device import CudaLauncher
 from lamp_trt.runtime.kernels.frames import HISTOGRAM_PARTS, HistogramArrays
 from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays
 from lamp_trt.runtime.kernels.launch import PROGRESS
-from lamp_trt.runtime.latents import STEP_ROW, step_table
 
 
 def launcher() -> CudaLauncher:

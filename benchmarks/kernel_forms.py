@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lamp_trt.runtime.config import ADAIN_EPS, NOISE_BASE_WEIGHT
+from lamp_trt.runtime.algorithm.config import ADAIN_EPS, NOISE_BASE_WEIGHT
 
 DDIM = tuple[float, float]
 """(cx, ce) of ddim.step_coefficients."""

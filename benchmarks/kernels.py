@@ -23,16 +23,16 @@ import torch
 from lamp_trt.benchmarks import kernel_forms as forms
 from lamp_trt.benchmarks.cuda_timing import Timing, copy_bandwidth_gbs, machine, time_calls
 from lamp_trt.benchmarks.kernel_arrays import DeviceLoop, DeviceVideo, launcher, raw
-from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
-from lamp_trt.runtime.ddim import ddim_schedule, step_coefficients
-from lamp_trt.runtime.histogram import match_histograms as match_histograms_twin
-from lamp_trt.runtime.histogram import uint8_frames
-from lamp_trt.runtime.image import model_input, resize_to
+from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule, step_coefficients
+from lamp_trt.runtime.algorithm.histogram import match_histograms as match_histograms_twin
+from lamp_trt.runtime.algorithm.histogram import uint8_frames
+from lamp_trt.runtime.algorithm.latents import denoise_step, final_adain, mix_noise
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
 from lamp_trt.runtime.kernels.arrays import device_array
 from lamp_trt.runtime.kernels.frames import count_decoded, first_frame, match_histograms
 from lamp_trt.runtime.kernels.latent_loop import begin_loop, latent_step
-from lamp_trt.runtime.latents import denoise_step, final_adain, mix_noise
-from lamp_trt.runtime.noise import Purpose, latent_noise
+from lamp_trt.runtime.media.image import model_input, resize_to
 
 FRAMES, LATENT_HEIGHT, LATENT_WIDTH = 16, 40, 64
 HEIGHT, WIDTH = 8 * LATENT_HEIGHT, 8 * LATENT_WIDTH

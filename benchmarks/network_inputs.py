@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.runtime.first_frame import prompt_ids
-from lamp_trt.runtime.tokenizer import load_tokenizer
+from lamp_trt.runtime.media.tokenizer import load_tokenizer
 
 Arrays = dict[str, NDArray[Any]]
 

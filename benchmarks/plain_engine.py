@@ -10,8 +10,8 @@ from lamp_trt.engine.backends.contract import Array, Engine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import NETWORKS, IOTensor
 from lamp_trt.engine.precompute import HOISTED, networks_beside
-from lamp_trt.runtime.conditioning import conditions_by_step
-from lamp_trt.runtime.cuda_engines import EngineSet
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.host.conditioning import conditions_by_step
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.load import Placement
 

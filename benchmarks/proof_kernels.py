@@ -24,8 +24,10 @@ from lamp_trt.benchmarks.cuda_timing import file_name
 from lamp_trt.benchmarks.kernel_arrays import DeviceLoop, DeviceVideo, launcher, raw
 from lamp_trt.benchmarks.proof import Check, Unavailable
 from lamp_trt.runtime import kernels
-from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
-from lamp_trt.runtime.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.latents import denoise_step, final_adain, mix_noise
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
 from lamp_trt.runtime.kernels import device, nvrtc
 from lamp_trt.runtime.kernels.arrays import device_array
 from lamp_trt.runtime.kernels.frames import (
@@ -37,8 +39,6 @@ from lamp_trt.runtime.kernels.frames import (
 )
 from lamp_trt.runtime.kernels.latent_loop import begin_loop, latent_step
 from lamp_trt.runtime.kernels.launch import NO_STEP
-from lamp_trt.runtime.latents import denoise_step, final_adain, mix_noise
-from lamp_trt.runtime.noise import Purpose, latent_noise
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = [ROOT / "tests" / f"test_kernels_{name}.py" for name in ("loop", "noise", "frames")]

@@ -19,12 +19,12 @@ from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.plain_engine import plain_inputs
 from lamp_trt.benchmarks.proof import Check, Unavailable
 from lamp_trt.benchmarks.proof_work import Array, Work
-from lamp_trt.runtime.cuda_common import Conditions
-from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_loop import DeviceLoop
-from lamp_trt.runtime.ddim import DDIMSchedule, ddim_schedule
+from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, ddim_schedule
+from lamp_trt.runtime.algorithm.latents import step_table
+from lamp_trt.runtime.cuda.common import Conditions
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.cuda.loop import DeviceLoop
 from lamp_trt.runtime.kernels.arrays import DeviceArray
-from lamp_trt.runtime.latents import step_table
 
 SAMPLES = 3
 

@@ -24,9 +24,9 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import Precision
 from lamp_trt.export.convert import DTYPES
 from lamp_trt.export.recipe import BuildOptions, hoisted_from
-from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
-from lamp_trt.runtime.cuda_device import Device
-from lamp_trt.runtime.noise import Purpose
+from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
+from lamp_trt.runtime.algorithm.noise import Purpose
+from lamp_trt.runtime.cuda.device import Device
 
 FULL_SIZE: Mapping[str, Any] = {
     "block_out_channels": [320, 640, 1280, 1280],

@@ -24,8 +24,8 @@ from lamp_trt.benchmarks.reference_networks import (
 from lamp_trt.benchmarks.verify_options import Checkpoints
 from lamp_trt.export import reference
 from lamp_trt.export.lamp_unet import load_lamp_unet
-from lamp_trt.runtime.histogram import match_histograms
-from lamp_trt.runtime.noise import Purpose, latent_noise
+from lamp_trt.runtime.algorithm.histogram import match_histograms
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
 from lamp_trt.runtime.pipeline import LampPipeline
 
 Latents = NDArray[np.float32]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.backends.registry import parse_device
-from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.algorithm.config import GenerationConfig
 
 PROMPT = "a horse runs on the road"
 STEPS = 10
@@ -58,7 +58,7 @@ class VerifyOptions:
     engine_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        from lamp_trt.runtime.tokenizer import prompt_text  # NumPy, which the parser does without
+        from lamp_trt.runtime.media.tokenizer import prompt_text  # NumPy, which the parser does without
 
         prompt_text(self.prompt)
         prompt_text(self.negative_prompt or "")

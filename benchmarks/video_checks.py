@@ -12,8 +12,8 @@ from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.benchmarks.verify_report import Report
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import LampError
-from lamp_trt.runtime.image import load_first_frame
 from lamp_trt.runtime.load import load_pipeline
+from lamp_trt.runtime.media.image import load_first_frame
 from lamp_trt.runtime.pipeline import LampPipeline
 
 log = logging.getLogger("lamp_trt")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which scheduler_config.json may be sampled by our DDIM (runtime/ddim.py), field by field.
+"""Which scheduler_config.json may be sampled by our DDIM (runtime/algorithm/ddim.py), field by field.
 
 A checkpoint is trained on a noise schedule (betas) and a kind of prediction; both must be ours. The sampler
 that its folder names is replaced by DDIM with leading spacing, which is right for every sampler of an

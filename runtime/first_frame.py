@@ -20,14 +20,14 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.files.output import written
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
-from lamp_trt.runtime.config import GenerationConfig, file_path, json_text, plain_text
-from lamp_trt.runtime.ddim import ddim_schedule
-from lamp_trt.runtime.image import encode_png
-from lamp_trt.runtime.loop import Latents, StepCallback
-from lamp_trt.runtime.noise import check_noise
+from lamp_trt.runtime.algorithm.config import GenerationConfig, file_path, json_text, plain_text
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.noise import check_noise
+from lamp_trt.runtime.host.loop import Latents, StepCallback
+from lamp_trt.runtime.media.image import encode_png
+from lamp_trt.runtime.media.tokenizer import CLIPTokenizer, load_tokenizer
+from lamp_trt.runtime.media.video import sidecar_path
 from lamp_trt.runtime.stages import ImageJob, ImageStages, MadeImage, TokenIds
-from lamp_trt.runtime.tokenizer import CLIPTokenizer, load_tokenizer
-from lamp_trt.runtime.video import sidecar_path
 
 Array = NDArray[Any]
 

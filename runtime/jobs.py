@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines
-from lamp_trt.runtime.config import FPS, GenerationConfig, file_path, one_of
-from lamp_trt.runtime.image import Fit, image_from_base64
-from lamp_trt.runtime.image_colour import background_rgb
+from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig, file_path, one_of
+from lamp_trt.runtime.media.image import Fit, image_from_base64
+from lamp_trt.runtime.media.image_colour import background_rgb
+from lamp_trt.runtime.media.tokenizer import prompt_text
+from lamp_trt.runtime.media.video import Video, check_destination
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.tokenizer import prompt_text
-from lamp_trt.runtime.video import Video, check_destination
 
 FIRST_FRAME_OPTIONS = (
     "first_frame_prompt",

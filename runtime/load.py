@@ -19,16 +19,16 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 from lamp_trt.engine.precompute import networks_beside
-from lamp_trt.runtime.config import file_path, one_of, plain_text, thread_count, truth_value
-from lamp_trt.runtime.cuda_device import CudaDevice
-from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_images import CudaImageStages
-from lamp_trt.runtime.cuda_stages import CudaVideoStages
+from lamp_trt.runtime.algorithm.config import file_path, one_of, plain_text, thread_count, truth_value
+from lamp_trt.runtime.cuda.device import CudaDevice
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.cuda.images import CudaImageStages
+from lamp_trt.runtime.cuda.stages import CudaVideoStages
 from lamp_trt.runtime.first_frame import FirstFrameMaker, first_frame_maker, missing_networks
-from lamp_trt.runtime.host_stages import HostImageStages, HostVideoStages
+from lamp_trt.runtime.host.stages import HostImageStages, HostVideoStages
+from lamp_trt.runtime.media.tokenizer import load_tokenizer
 from lamp_trt.runtime.pipeline import LampPipeline
 from lamp_trt.runtime.stages import ImageStages, VideoStages
-from lamp_trt.runtime.tokenizer import load_tokenizer
 
 log = logging.getLogger("lamp_trt")
 

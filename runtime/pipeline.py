@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import lamp_trt
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import (
+from lamp_trt.runtime.algorithm.config import (
     MAX_SEED,
     Adain,
     GenerationConfig,
@@ -24,15 +24,15 @@ from lamp_trt.runtime.config import (
     plain_text,
     whole_number,
 )
-from lamp_trt.runtime.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.noise import check_noise
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker, missing_networks, prompt_ids
-from lamp_trt.runtime.image import Fit, png_base64
-from lamp_trt.runtime.image_colour import background_rgb
-from lamp_trt.runtime.loop import Latents, StepCallback
-from lamp_trt.runtime.noise import check_noise
+from lamp_trt.runtime.host.loop import Latents, StepCallback
+from lamp_trt.runtime.media.image import Fit, png_base64
+from lamp_trt.runtime.media.image_colour import background_rgb
+from lamp_trt.runtime.media.tokenizer import CLIPTokenizer
+from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.stages import ImageJob, VideoJob, VideoStages, timed
-from lamp_trt.runtime.tokenizer import CLIPTokenizer
-from lamp_trt.runtime.video import Video
 
 Array = NDArray[Any]
 Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, Array] | None]
@@ -136,7 +136,7 @@ class LampPipeline:
         negative_prompt    of both, the first frame and the video. None: the empty prompt for the video, for
                            SDXL what its checkpoint says (see FirstFrameMaker)
         seed               0..2^64-1; the same seed gives the same video on the same machine and backend
-        preset, adain, adain_switch_step, histogram: see runtime/config.py and docs/algorithm.md
+        preset, adain, adain_switch_step, histogram: see runtime/algorithm/config.py and docs/algorithm.md
         mix_noise          False for editing: `noise` holds DDIM-inverted latents and is used as given
         noise              (1, 4, f, h // 8, w // 8), instead of the seed's
         base_noise         (1, 4, 1, h // 8, w // 8), likewise, for preset "paper"

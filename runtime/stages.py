@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Algorithm 1 between token ids and pixels: what a job holds, what comes back, and who does it.
 
-`host_stages` works on host arrays and is the plain reference; `cuda_stages` keeps everything on a GPU.
+`host/stages.py` works on host arrays and is the plain reference; `cuda/stages.py` keeps everything on a GPU.
 """
 
 import time
@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.runtime.config import GenerationConfig
-from lamp_trt.runtime.ddim import DDIMSchedule
-from lamp_trt.runtime.image import Fit, Image
-from lamp_trt.runtime.loop import Latents, StepCallback
+from lamp_trt.runtime.algorithm.config import GenerationConfig
+from lamp_trt.runtime.algorithm.ddim import DDIMSchedule
+from lamp_trt.runtime.host.loop import Latents, StepCallback
+from lamp_trt.runtime.media.image import Fit, Image
 
 Array = NDArray[Any]
 TokenIds = NDArray[np.int64]

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from system_tools import require_cxx_compiler
 
+from lamp_trt.runtime.algorithm.latents import STEP_ROW
 from lamp_trt.runtime.kernels import SIGNATURES
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays
 from lamp_trt.runtime.kernels.launch import PROGRESS
-from lamp_trt.runtime.latents import STEP_ROW
 
 EMULATOR = Path(__file__).parent / "emu"
 KERNELS = Path(os.environ.get("LAMP_TRT_KERNELS", Path(__file__).parents[1] / "runtime" / "kernels"))

@@ -94,7 +94,7 @@ class LateLauncher:
 
 
 class HostDevice:
-    """runtime.cuda_device.Device on the host."""
+    """runtime.cuda.device.Device on the host."""
 
     def __init__(self) -> None:
         self.ordinal = 0

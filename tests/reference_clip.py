@@ -11,7 +11,7 @@ import torch
 from lamp_trt.export import reference
 from lamp_trt.export.checkpoints import load_text_encoder, load_vae
 from lamp_trt.export.lamp_unet import load_lamp_unet
-from lamp_trt.runtime.image import model_input
+from lamp_trt.runtime.media.image import model_input
 
 
 def smooth_picture(height: int, width: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from lamp_trt.engine.networks import VIDEO_NETWORKS, is_motion_tensor
 from lamp_trt.export import aotinductor
 from lamp_trt.export.aotinductor import AotInductorOptions, build_package, build_packages
 from lamp_trt.export.recipe import Recipe, recipe_from_options
-from lamp_trt.runtime.histogram import match_histograms, uint8_frames
+from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
 
 STREAM = 0x5EED
 

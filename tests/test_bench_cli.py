@@ -28,7 +28,7 @@ from lamp_trt.cli import main
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import VIDEO_NETWORKS
-from lamp_trt.runtime.cuda_engines import EngineSet
+from lamp_trt.runtime.cuda.engines import EngineSet
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from tolerances import KERNEL_STEP_ATOL
 
 from lamp_trt.benchmarks import kernel_forms, kernels
 from lamp_trt.benchmarks.cuda_timing import Timing, file_name
-from lamp_trt.runtime.ddim import ddim_schedule, step_coefficients
-from lamp_trt.runtime.histogram import match_histograms, uint8_frames
-from lamp_trt.runtime.image import model_input, resize_to
-from lamp_trt.runtime.latents import denoise_step
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule, step_coefficients
+from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
+from lamp_trt.runtime.algorithm.latents import denoise_step
+from lamp_trt.runtime.media.image import model_input, resize_to
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -45,9 +45,9 @@ from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoint_files import find_component
 from lamp_trt.export.motions import add_motion
 from lamp_trt.export.recipe import BuildOptions, recipe_from_options
-from lamp_trt.runtime.conditioning import conditions_by_step
-from lamp_trt.runtime.histogram import match_histograms, uint8_frames
-from lamp_trt.runtime.loop import not_finite
+from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
+from lamp_trt.runtime.host.conditioning import conditions_by_step
+from lamp_trt.runtime.host.loop import not_finite
 
 SMALL = ("text_encoder", "vae_encoder", "vae_decoder")
 PROMPT = "a horse runs"

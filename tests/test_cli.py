@@ -16,7 +16,7 @@ import pytest
 
 from lamp_trt.cli import INTERRUPTED, main
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.runtime.video import Video
+from lamp_trt.runtime.media.video import Video
 
 
 @pytest.fixture

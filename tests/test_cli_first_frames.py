@@ -10,7 +10,7 @@ from image_zoo import FILES, exif, saved, with_exif_segment
 from PIL import Image
 
 from lamp_trt.cli import main
-from lamp_trt.runtime.image import image_from_base64, load_first_frame
+from lamp_trt.runtime.media.image import image_from_base64, load_first_frame
 
 
 def generate(bundle: Path, *arguments: object, verbosity: str = "-q") -> int:

@@ -9,7 +9,7 @@ import pytest
 from lamp_trt.engine.backends.contract import Array
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.runtime.conditioning import conditions_by_step
+from lamp_trt.runtime.host.conditioning import conditions_by_step
 
 TIMESTEPS = np.array([981, 501, 1])
 TEXT = np.arange(6, dtype=np.float32).reshape(2, 3)

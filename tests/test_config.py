@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import GenerationConfig, early_steps
+from lamp_trt.runtime.algorithm.config import GenerationConfig, early_steps
 
 
 def test_defaults_are_the_official_script() -> None:

@@ -15,7 +15,7 @@ from host_device import HostDevice
 from lamp_trt.benchmarks.bench import ceilings
 from lamp_trt.engine.torch_threads import torch_threads
 from lamp_trt.export import onnx_export
-from lamp_trt.runtime import cuda_device
+from lamp_trt.runtime.cuda import device as cuda_device
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("engine", "export", "runtime", "benchmarks", "src/lamp_trt/commands", "src/lamp_trt/doctor")

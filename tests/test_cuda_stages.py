@@ -15,14 +15,14 @@ from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
-from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_stages import CudaVideoStages
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.cuda.memory import memory_need
+from lamp_trt.runtime.cuda.stages import CudaVideoStages
 from lamp_trt.runtime.first_frame import first_frame_maker, missing_networks
 from lamp_trt.runtime.kernels.arrays import DeviceArray
-from lamp_trt.runtime.memory_plan import memory_need
+from lamp_trt.runtime.media.tokenizer import load_tokenizer
+from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.tokenizer import load_tokenizer
-from lamp_trt.runtime.video import Video
 
 PROMPT = "a horse runs on the road"
 
@@ -127,7 +127,7 @@ def test_one_captured_step_serves_every_video_and_nothing_waits_in_between(
 def test_a_loop_longer_than_the_tables_gets_larger_ones(
     host: LampPipeline, toy_bundle: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lamp_trt.runtime.cuda_loop.FIRST_CAPACITY", 2)
+    monkeypatch.setattr("lamp_trt.runtime.cuda.loop.FIRST_CAPACITY", 2)
     on_device = OnDevice(toy_bundle)
     for steps in (2, 5, 3):
         options: dict[str, Any] = {"first_frame": picture, "num_inference_steps": steps}
@@ -207,7 +207,7 @@ def test_ctrl_c_while_the_device_works_waits_for_it_and_leaves_it_usable(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lamp_trt.runtime.cuda_loop.time.sleep", interrupt)
+        patch.setattr("lamp_trt.runtime.cuda.loop.time.sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
             on_device.pipe(PROMPT, **options)
     assert on_device.device.queue.idle

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.ddim import alphas_cumprod, ddim_schedule, step_coefficients
+from lamp_trt.runtime.algorithm.ddim import alphas_cumprod, ddim_schedule, step_coefficients
 
 SDXL = {
     "_class_name": "EulerDiscreteScheduler",

@@ -18,8 +18,8 @@ from lamp_trt.export import reference
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.lamp_unet import load_lamp_unet
 from lamp_trt.export.recipe import BuildOptions
-from lamp_trt.runtime.ddim import ddim_schedule
-from lamp_trt.runtime.latents import denoise_step
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.latents import denoise_step
 
 FRAMES, HEIGHT, WIDTH = 2, 8, 16
 STEP, STEPS, GUIDANCE_SCALE = 25, 50, 12.5

@@ -23,12 +23,12 @@ from tolerances import (
 )
 
 from lamp_trt.export.lamp_unet import load_lamp_unet
-from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
-from lamp_trt.runtime.ddim import DDIMSchedule, ddim_schedule
+from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
+from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, ddim_schedule
+from lamp_trt.runtime.algorithm.latents import denoise_step, final_adain, step_table
+from lamp_trt.runtime.algorithm.noise import Purpose
 from lamp_trt.runtime.kernels.frames import count_decoded, first_frame, match_histograms, posterior_sample
 from lamp_trt.runtime.kernels.latent_loop import begin_loop, latent_step
-from lamp_trt.runtime.latents import denoise_step, final_adain, step_table
-from lamp_trt.runtime.noise import Purpose
 
 pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("one_thread")]
 Arrays = Mapping[str, np.ndarray]

@@ -31,7 +31,7 @@ from lamp_trt.export import reference
 from lamp_trt.export.checkpoints import load_vae
 from lamp_trt.export.lamp_unet import LampUNet, load_lamp_unet
 from lamp_trt.export.lean_unet import make_lean
-from lamp_trt.runtime.histogram import match_histograms
+from lamp_trt.runtime.algorithm.histogram import match_histograms
 
 pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("one_thread")]
 Arrays = Mapping[str, np.ndarray]

@@ -10,11 +10,10 @@ import pytest
 from conftest import Arrays, GoldenClose
 from tolerances import GOLDEN_ADAIN, GOLDEN_EXACT, GOLDEN_INITIAL, GOLDEN_LATENTS_FINAL, GOLDEN_TEACHER_FORCED
 
-from lamp_trt.runtime.config import Histogram
-from lamp_trt.runtime.ddim import alphas_cumprod, ddim_schedule
-from lamp_trt.runtime.histogram import match_histograms
-from lamp_trt.runtime.image import model_input, resize_to
-from lamp_trt.runtime.latents import (
+from lamp_trt.runtime.algorithm.config import Histogram
+from lamp_trt.runtime.algorithm.ddim import alphas_cumprod, ddim_schedule
+from lamp_trt.runtime.algorithm.histogram import match_histograms
+from lamp_trt.runtime.algorithm.latents import (
     adain,
     ddim_step,
     denoise_step,
@@ -23,6 +22,7 @@ from lamp_trt.runtime.latents import (
     mix_noise,
     with_first_frame,
 )
+from lamp_trt.runtime.media.image import model_input, resize_to
 
 pytestmark = pytest.mark.golden
 LOOPS = ["loop50", "loop10"]

@@ -20,9 +20,9 @@ from lamp_trt.engine.bundle.strict_json import parse_object
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.export.checkpoint_files import find_component, read_json
-from lamp_trt.runtime.image import png_base64
 from lamp_trt.runtime.jobs import Job, job_from_sidecar, jobs_from_prompts_file
-from lamp_trt.runtime.tokenizer import load_tokenizer
+from lamp_trt.runtime.media.image import png_base64
+from lamp_trt.runtime.media.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.torture
 FUZZ = settings.get_profile("hardening")

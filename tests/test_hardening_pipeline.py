@@ -16,11 +16,11 @@ from torture_fixture import Tally, no_hang
 
 import lamp_trt
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.runtime.algorithm.latents import adain
 from lamp_trt.runtime.jobs import Job, run_jobs
-from lamp_trt.runtime.latents import adain
+from lamp_trt.runtime.media.tokenizer import MAX_PROMPT_CHARS
+from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.tokenizer import MAX_PROMPT_CHARS
-from lamp_trt.runtime.video import Video
 
 pytestmark = pytest.mark.torture
 FUZZ = settings.get_profile("hardening")

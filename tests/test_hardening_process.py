@@ -25,7 +25,7 @@ from lamp_trt.cli import OFFLINE, main
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.runtime.image_files import read_image
+from lamp_trt.runtime.media.image_files import read_image
 
 pytestmark = pytest.mark.torture
 FUZZ = settings.get_profile("hardening")
@@ -181,7 +181,7 @@ def test_a_header_that_asks_for_gigabytes_is_refused_in_little_memory(suffix: st
     path = tmp_path / f"bomb.{suffix}"
     path.write_bytes(bombs()[suffix])
     program = (
-        "import sys; from lamp_trt.runtime.image_files import read_image\n"
+        "import sys; from lamp_trt.runtime.media.image_files import read_image\n"
         "try: read_image(sys.argv[1])\n"
         "except ValueError as error: print(error)\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line))"

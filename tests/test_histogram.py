@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lamp_trt.engine.errors import EngineError, InputError
-from lamp_trt.runtime.histogram import match_histograms, uint8_frames
+from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
 
 
 def video(shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -21,11 +21,11 @@ from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import NETWORKS
 from lamp_trt.engine.precompute import HOISTED
-from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_images import CudaImageStages
-from lamp_trt.runtime.cuda_stages import CudaVideoStages
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.cuda.images import CudaImageStages
+from lamp_trt.runtime.cuda.memory import memory_need
+from lamp_trt.runtime.cuda.stages import CudaVideoStages
 from lamp_trt.runtime.load import Placement
-from lamp_trt.runtime.memory_plan import memory_need
 
 PROMPT = "a horse runs on the road"
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

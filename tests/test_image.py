@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.image import load_first_frame, model_input, resize_to
-from lamp_trt.runtime.image_files import read_image
+from lamp_trt.runtime.media.image import load_first_frame, model_input, resize_to
+from lamp_trt.runtime.media.image_files import read_image
 
 
 def picture(h: int, w: int, seed: int = 0) -> np.ndarray:
@@ -154,7 +154,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
     program = (
-        "import sys; from lamp_trt.runtime.image_files import read_image\n"
+        "import sys; from lamp_trt.runtime.media.image_files import read_image\n"
         "try: read_image(sys.argv[1])\n"
         "except ValueError as error: print(error)\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line))"

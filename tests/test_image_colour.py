@@ -12,9 +12,9 @@ from image_zoo import FILES, chunk, picture, png, saved, tiff
 from PIL import Image, ImageCms
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.image import load_first_frame
-from lamp_trt.runtime.image_colour import background_rgb, matrix_profile
-from lamp_trt.runtime.image_files import decode_image
+from lamp_trt.runtime.media.image import load_first_frame
+from lamp_trt.runtime.media.image_colour import background_rgb, matrix_profile
+from lamp_trt.runtime.media.image_files import decode_image
 
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 ADOBE_CURVE = (563 / 256, 1.0, 0.0, 0.0, 0.0)

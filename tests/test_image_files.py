@@ -30,9 +30,9 @@ from image_zoo import (
 from PIL import Image
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime import image_files
-from lamp_trt.runtime.image import image_from_base64, load_first_frame, png_base64
-from lamp_trt.runtime.image_files import decode_image, read_image
+from lamp_trt.runtime.media import image_files
+from lamp_trt.runtime.media.image import image_from_base64, load_first_frame, png_base64
+from lamp_trt.runtime.media.image_files import decode_image, read_image
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -361,7 +361,7 @@ def test_other_formats_are_refused_by_name(data: bytes, message: str) -> None:
 def test_only_the_plugins_of_known_formats_are_loaded(run_python: Callable[[str], str]) -> None:
     code = (
         "import sys\n"
-        "from lamp_trt.runtime.image_files import decode_image\n"
+        "from lamp_trt.runtime.media.image_files import decode_image\n"
         "try: decode_image(b'%!PS-Adobe-3.0 EPSF-3.0 ' + bytes(99), 'it')\n"
         "except ValueError: print(sorted(m for m in sys.modules if m.startswith('PIL.') and 'Plugin' in m))"
     )

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.histogram import match_histograms as match_histograms_twin
-from lamp_trt.runtime.histogram import uint8_frames
-from lamp_trt.runtime.image import model_input, resize_to
+from lamp_trt.runtime.algorithm.histogram import match_histograms as match_histograms_twin
+from lamp_trt.runtime.algorithm.histogram import uint8_frames
 from lamp_trt.runtime.kernels import frames as frames_module
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.frames import (
@@ -24,6 +23,7 @@ from lamp_trt.runtime.kernels.frames import (
     match_histograms,
 )
 from lamp_trt.runtime.kernels.launch import PROGRESS
+from lamp_trt.runtime.media.image import model_input, resize_to
 
 
 def decoded(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tolerances import KERNEL_CONSTANT_FRAME, KERNEL_LOOP_ATOL, KERNEL_STEP_ATOL
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.ddim import DDIMSchedule, ddim_schedule
+from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, ddim_schedule
+from lamp_trt.runtime.algorithm.latents import ddim_step, denoise_step, step_table
+from lamp_trt.runtime.algorithm.noise import Purpose
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LoopArrays, begin_loop, latent_step
 from lamp_trt.runtime.kernels.launch import NO_STEP
-from lamp_trt.runtime.latents import ddim_step, denoise_step, step_table
-from lamp_trt.runtime.noise import Purpose
 
 ADAIN_EPS = 1e-8
 

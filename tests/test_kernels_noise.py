@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from tolerances import KERNEL_NOISE_ATOL, KERNEL_NOISE_ULP, KERNEL_POSTERIOR
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import MAX_SEED, NOISE_BASE_WEIGHT
+from lamp_trt.runtime.algorithm.config import MAX_SEED, NOISE_BASE_WEIGHT
+from lamp_trt.runtime.algorithm.latents import mix_noise, with_first_frame
+from lamp_trt.runtime.algorithm.latents import posterior_sample as posterior_sample_twin
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise, philox4x32
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.frames import posterior_sample
 from lamp_trt.runtime.kernels.latent_loop import begin_loop
 from lamp_trt.runtime.kernels.launch import NO_STEP
-from lamp_trt.runtime.latents import mix_noise, with_first_frame
-from lamp_trt.runtime.latents import posterior_sample as posterior_sample_twin
-from lamp_trt.runtime.noise import Purpose, latent_noise, philox4x32
 
 SHAPES = [(2, 4, 5, 8, 8), (1, 4, 3, 5, 7), (2, 3, 2, 3, 3), (2, 4, 1, 40, 64), (2, 1, 4, 1, 1)]
 

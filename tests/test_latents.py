@@ -6,8 +6,8 @@ import pytest
 from tolerances import ADAIN_FP64_RTOL, STEP_TABLE_ATOL
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.ddim import DDIMSchedule, ddim_schedule, step_coefficients
-from lamp_trt.runtime.latents import (
+from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, ddim_schedule, step_coefficients
+from lamp_trt.runtime.algorithm.latents import (
     STEP_ROW,
     StepMode,
     adain,

@@ -6,7 +6,7 @@ import pytest
 from tolerances import NOISE_FP64_ATOL
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.noise import Purpose, latent_noise, philox4x32, standard_normal
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise, philox4x32, standard_normal
 
 
 @pytest.mark.parametrize(

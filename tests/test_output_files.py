@@ -19,7 +19,7 @@ from lamp_trt.commands import inspect
 from lamp_trt.engine.errors import InputError, LampError, OutputError
 from lamp_trt.engine.files.output import write_text, written
 from lamp_trt.runtime.first_frame import FirstFrame
-from lamp_trt.runtime.video import Video
+from lamp_trt.runtime.media.video import Video
 
 MACHINE = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE]
 CALLER = [errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG]

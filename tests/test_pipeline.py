@@ -33,11 +33,11 @@ from lamp_trt.engine.errors import BundleError, EngineError, InputError
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.motions import remove_motion
 from lamp_trt.export.recipe import BuildOptions
-from lamp_trt.runtime.config import GenerationConfig
-from lamp_trt.runtime.ddim import ddim_schedule
-from lamp_trt.runtime.histogram import match_histograms, uint8_frames
-from lamp_trt.runtime.latents import mix_noise, posterior_sample, with_first_frame
-from lamp_trt.runtime.loop import denoise_video, require_finite
+from lamp_trt.runtime.algorithm.config import GenerationConfig
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
+from lamp_trt.runtime.algorithm.latents import mix_noise, posterior_sample, with_first_frame
+from lamp_trt.runtime.host.loop import denoise_video, require_finite
 from lamp_trt.runtime.pipeline import LampPipeline
 
 Golden = Callable[[str], Mapping[str, np.ndarray]]

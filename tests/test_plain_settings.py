@@ -17,11 +17,11 @@ import torch
 
 import lamp_trt
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.algorithm.config import GenerationConfig
 from lamp_trt.runtime.first_frame import FirstFrame
 from lamp_trt.runtime.jobs import Job, check_options, run_jobs
+from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.video import Video
 
 
 class Choice(StrEnum):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.export import reference
-from lamp_trt.runtime import ddim as runtime_ddim
-from lamp_trt.runtime import latents as runtime_latents
+from lamp_trt.runtime.algorithm import ddim as runtime_ddim
+from lamp_trt.runtime.algorithm import latents as runtime_latents
 
 F, H, W = 4, 4, 6
 TEXT = torch.stack([torch.zeros(7, 3), torch.ones(7, 3)])

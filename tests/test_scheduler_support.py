@@ -24,7 +24,7 @@ from lamp_trt.export.scheduler_support import (
     scheduler_settings,
 )
 from lamp_trt.export.toy_published import SCHEDULER_CONFIG as SD_SCHEDULER
-from lamp_trt.runtime.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 ROOT = Path("/checkpoint")

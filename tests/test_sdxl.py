@@ -35,9 +35,9 @@ from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS, IOTensor
 from lamp_trt.export.build import build_bundle
 from lamp_trt.runtime import load as load_module
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
 from lamp_trt.runtime.first_frame import FirstFrameMaker
 from lamp_trt.runtime.load import load_first_frame_maker
-from lamp_trt.runtime.noise import Purpose, latent_noise
 from lamp_trt.runtime.pipeline import LampPipeline
 
 Arrays = dict[str, np.ndarray]

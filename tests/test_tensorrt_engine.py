@@ -35,11 +35,11 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
-from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_stages import CudaVideoStages
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.cuda.stages import CudaVideoStages
+from lamp_trt.runtime.media.tokenizer import load_tokenizer
+from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.tokenizer import load_tokenizer
-from lamp_trt.runtime.video import Video
 
 UNET = "lamp_unet"
 Arrays = dict[str, np.ndarray]

@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.files.tokenizer import tokenizer_files
-from lamp_trt.runtime.tokenizer import load_tokenizer
+from lamp_trt.runtime.media.tokenizer import load_tokenizer
 
 MERGES = 1000
 SCRIPTS = (

@@ -12,7 +12,7 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.recipe import recipe_from_options
-from lamp_trt.runtime.tokenizer import load_tokenizer
+from lamp_trt.runtime.media.tokenizer import load_tokenizer
 
 PROMPTS = ["", "a horse runs!", "A  FIREWORK <|endoftext|> 馬", "horse " * 90]
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageSequence
 from tolerances import GIF_PSNR_DB, MP4_PSNR_DB, WEBP_PSNR_DB
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime import video as video_module
-from lamp_trt.runtime.video import Video, check_destination, save_frames, sidecar_path
+from lamp_trt.runtime.media import video as video_module
+from lamp_trt.runtime.media.video import Video, check_destination, save_frames, sidecar_path
 
 
 def moving_frames(f: int = 5, h: int = 64, w: int = 96) -> np.ndarray:
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_refused() -> None:
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     """A limit on the file size stands for the disk."""
     program = (
-        "import resource, sys, numpy as np; from lamp_trt.runtime.video import save_frames\n"
+        "import resource, sys, numpy as np; from lamp_trt.runtime.media.video import save_frames\n"
         "from lamp_trt.engine.errors import OutputError\n"
         "frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"

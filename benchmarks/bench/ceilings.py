@@ -120,7 +120,7 @@ def torch_seconds(function: Callable[[], Any], ordinal: int) -> Callable[[], flo
 
 @contextmanager
 def _device_copy(ordinal: int) -> Iterator[Callable[[], float]]:
-    from lamp_trt.runtime.cuda_device import CudaDevice
+    from lamp_trt.runtime.cuda.device import CudaDevice
 
     device = CudaDevice(ordinal)
     source, target = (device.empty((GPU_COPY_BYTES,), np.uint8) for _ in range(2))

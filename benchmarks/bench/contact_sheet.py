@@ -31,7 +31,7 @@ def contact_sheet(expected: Frames, actual: Frames) -> NDArray[np.uint8]:
 
 def sheet_png(expected: Frames, actual: Frames) -> str:
     """The sheet as PNG in base64."""
-    from lamp_trt.runtime.image import encode_png
+    from lamp_trt.runtime.media.image import encode_png
 
     return base64.b64encode(encode_png(contact_sheet(expected, actual))).decode("ascii")
 

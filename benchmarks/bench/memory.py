@@ -9,7 +9,7 @@ from lamp_trt.benchmarks.bench.probe import probe
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.engine.backends.registry import device_engine
 from lamp_trt.engine.errors import LampError
-from lamp_trt.runtime.memory_plan import memory_need
+from lamp_trt.runtime.cuda.memory import memory_need
 
 CARDS_GB = (8, 12, 16, 24, 80)
 """Memory of graphics cards as sold."""
@@ -49,7 +49,7 @@ def _host_memory(subject: Subject, network: str) -> dict[str, int | None]:
 
 def _scratch_bytes(subject: Subject, network: str) -> int | None:
     """None where the engine's library keeps its own, which is not known."""
-    from lamp_trt.runtime.cuda_device import CudaDevice
+    from lamp_trt.runtime.cuda.device import CudaDevice
 
     assert subject.ordinal is not None
     device = CudaDevice(subject.ordinal)

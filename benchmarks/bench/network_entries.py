@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lamp_trt.benchmarks.bench.harness import Entry, Outputs
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.engine.backends.registry import device_engine, host_engine
-from lamp_trt.runtime.cuda_device import CudaDevice, Device
-from lamp_trt.runtime.cuda_engines import BoundEngine, EngineSet
+from lamp_trt.runtime.cuda.device import CudaDevice, Device
+from lamp_trt.runtime.cuda.engines import BoundEngine, EngineSet
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lamp_trt.benchmarks.verify_options import PROMPT, Checkpoints
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import GenerationConfig, thread_count
+from lamp_trt.runtime.algorithm.config import GenerationConfig, thread_count
 
 BUDGET = "60s"
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -43,7 +43,7 @@ class BenchOptions:
     compare: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        from lamp_trt.runtime.tokenizer import prompt_text  # NumPy, which the parser does without
+        from lamp_trt.runtime.media.tokenizer import prompt_text  # NumPy, which the parser does without
 
         prompt_text(self.prompt)
         GenerationConfig(seed=self.seed, num_inference_steps=self.num_inference_steps)

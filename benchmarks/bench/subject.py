@@ -18,7 +18,7 @@ from lamp_trt.engine.backends.registry import (
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS, IOTensor
 from lamp_trt.engine.precompute import HOISTED, networks_beside
-from lamp_trt.runtime.memory_plan import memory_need
+from lamp_trt.runtime.cuda.memory import memory_need
 
 USES = {
     "video from an image": VIDEO_NETWORKS,

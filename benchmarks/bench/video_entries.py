@@ -15,13 +15,13 @@ from lamp_trt.benchmarks.bench.harness import Entry
 from lamp_trt.benchmarks.bench.network_entries import HELD_PER_WEIGHT
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.benchmarks.pictures import synthetic_picture
-from lamp_trt.runtime.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.histogram import match_histograms
+from lamp_trt.runtime.algorithm.latents import denoise_step
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
+from lamp_trt.runtime.cuda.memory import memory_need
 from lamp_trt.runtime.first_frame import missing_networks
-from lamp_trt.runtime.histogram import match_histograms
-from lamp_trt.runtime.latents import denoise_step
 from lamp_trt.runtime.load import load_pipeline
-from lamp_trt.runtime.memory_plan import memory_need
-from lamp_trt.runtime.noise import Purpose, latent_noise
 from lamp_trt.runtime.pipeline import LampPipeline
 
 IN_FLIGHT = 2

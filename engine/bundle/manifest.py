@@ -22,7 +22,7 @@ _DTYPES = (*sorted(set(PRECISIONS.values())), "int32", "int64")
 _MAX_AXIS = 2**31 - 1
 
 BETA_SCHEDULES = ("linear", "scaled_linear")
-"""Of a scheduler_config.json: those that runtime/ddim.py computes."""
+"""Of a scheduler_config.json: those that runtime/algorithm/ddim.py computes."""
 
 Scalar = str | int | float | bool | None
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* first_frame.cu: what lies between images, latents and the networks that take them: SDXL's image or a given one to
    the SD encoder's input, and the final latents to the decoder's input.
-   Reference  runtime/histogram.py uint8_frames(rounding="round"), runtime/image.py (cv2.resize at exactly 2:1)
+   Reference  runtime/algorithm/histogram.py uint8_frames(rounding="round"), runtime/media/image.py (cv2.resize at exactly 2:1)
    Layout     decoded (3, 2H, 2W) in [-1, 1]; pixels (2H, 2W, 3) uint8; image (3, H, W) in [-1, 1]
    Mapping    one thread for one pixel of the small image: it rounds four pixels of the large one and means them
    Rounding   half to even, as NumPy; OpenCV's bilinear at exactly 2:1 is (a + b + c + d + 2) >> 2, so bit for bit

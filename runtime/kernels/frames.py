@@ -8,7 +8,8 @@ synchronises, and is safe while a stream is captured.
 from dataclasses import dataclass
 from math import prod
 
-from lamp_trt.runtime.config import MAX_SEED, Histogram, one_of, whole_number
+from lamp_trt.runtime.algorithm.config import MAX_SEED, Histogram, one_of, whole_number
+from lamp_trt.runtime.algorithm.noise import Purpose
 from lamp_trt.runtime.kernels.arrays import DeviceArray, expect
 from lamp_trt.runtime.kernels.launch import (
     BYTE,
@@ -25,7 +26,6 @@ from lamp_trt.runtime.kernels.launch import (
     pointer,
     variant,
 )
-from lamp_trt.runtime.noise import Purpose
 
 HISTOGRAM_PARTS = 24
 """Blocks that count one frame: 16 frames give 384, which fills the largest GPU."""

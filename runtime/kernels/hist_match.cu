@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* hist_match.cu: a VAE decoder's frames to bytes, each matched to frame 0's histogram, in three launches.
-   Reference  runtime/histogram.py uint8_frames, match_histograms
+   Reference  runtime/algorithm/histogram.py uint8_frames, match_histograms
    Layout     image (F, 3, P) from the decoder, P pixels; frames (F, P, 3) uint8; counts (F, B, 3, 256); lut (F, 3, 256)
    Mapping    count: grid (B, F), each block quantises its part of a frame and writes that part's three histograms, so
               nothing is zeroed beforehand and nothing is left of an aborted video; lut: grid (F - 1, 3), one table per

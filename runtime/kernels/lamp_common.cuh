@@ -4,7 +4,7 @@
 #pragma once
 #include <cuda_fp16.h>
 
-/* One step of the loop, written by the host before the loop starts. NumPy twin: runtime/latents.py STEP_ROW. */
+/* One step of the loop, written by the host before the loop starts. NumPy twin: runtime/algorithm/latents.py STEP_ROW. */
 struct LampStepRow {
   float cx, ce;     // x_prev = cx * x + ce * noise_pred
   float guidance;   // noise_pred = u + guidance * (c - u)
@@ -28,7 +28,7 @@ struct alignas(8) LampProgress {
 
 namespace lamp {
 
-/* What a step does beside DDIM, in this order. NumPy twin: runtime/latents.py StepMode. */
+/* What a step does beside DDIM, in this order. NumPy twin: runtime/algorithm/latents.py StepMode. */
 enum Mode : unsigned {
   kFrame1ToFrame0 = 1,   // AdaIN of frame 1 to frame 0
   kRestToFrame1 = 2,     // AdaIN of frames 2.. to frame 1 as the line above left it

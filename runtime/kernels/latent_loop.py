@@ -11,7 +11,9 @@ from math import prod
 import numpy as np
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import ADAIN_EPS, MAX_SEED, whole_number
+from lamp_trt.runtime.algorithm.config import ADAIN_EPS, MAX_SEED, whole_number
+from lamp_trt.runtime.algorithm.latents import STEP_ROW
+from lamp_trt.runtime.algorithm.noise import Purpose
 from lamp_trt.runtime.kernels.arrays import DeviceArray, expect
 from lamp_trt.runtime.kernels.launch import (
     DRAW,
@@ -26,8 +28,6 @@ from lamp_trt.runtime.kernels.launch import (
     pointer,
     variant,
 )
-from lamp_trt.runtime.latents import STEP_ROW
-from lamp_trt.runtime.noise import Purpose
 
 STEP_THREADS = 512
 """Most threads of latent_step's blocks."""

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* latent_step.cu: one denoising step in one launch: guidance, DDIM, AdaIN, the next UNet input, the next time row.
-   Reference  runtime/latents.py denoise_step
+   Reference  runtime/algorithm/latents.py denoise_step
    Layout     latents (2, C, F, H*W) fp32: two buffers that the steps alternate between, the last step writes buffer 0;
               noise_pred, sample (batch, C, F, H*W) in the UNet's precision, batch 2 = unconditional, conditional
    Mapping    grid (F, C): a block owns one channel of one frame and recomputes the moments of the frames that it is

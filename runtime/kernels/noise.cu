@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* noise.cu: what starts a denoising loop: its noise, the shared-noise mix, the first frame, the loop's state; and the
    VAE posterior's sample.
-   Reference  runtime/noise.py standard_normal, runtime/latents.py mix_noise, runtime/image.py posterior_sample
+   Reference  runtime/algorithm/noise.py standard_normal, runtime/algorithm/latents.py mix_noise, runtime/media/image.py posterior_sample
    Numbers    Philox4x32-10 (Salmon et al. 2011), key = seed, counter = (block, 0, frame, purpose): block i gives the
               values 4i..4i+3 of the frame's flattened (C, H*W). Bits equal the NumPy twin's; Box-Muller in fp32
    Layout     latents (2, C, F, H*W) fp32: the buffer that step 0 reads (num_steps odd: the second) is written;

@@ -13,7 +13,7 @@ import lamp_trt
 from lamp_trt.commands.shared import add_placement, add_verify_files, file_path, log_timings, placement
 from lamp_trt.engine.backends.registry import Residence
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import FPS, GenerationConfig
+from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig
 
 DESCRIPTION = "Make videos from prompts, and from first frames if given."
 
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _colour(text: str) -> str:
     """A colour as `background_rgb` takes it."""
-    from lamp_trt.runtime.image_colour import background_rgb
+    from lamp_trt.runtime.media.image_colour import background_rgb
 
     try:
         background_rgb(text)

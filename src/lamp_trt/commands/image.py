@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from lamp_trt.commands.shared import add_placement, add_verify_files, file_path, log_timings, placement
-from lamp_trt.runtime.config import GenerationConfig
+from lamp_trt.runtime.algorithm.config import GenerationConfig
 
 DESCRIPTION = "Make only the first frame of a video, to try prompts quickly."
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1 over engines that run on host arrays, in NumPy: the plain one, reference of cuda_stages.py."""
+"""Algorithm 1 over engines that run on host arrays, in NumPy: the plain one, reference of
+runtime/cuda/stages.py."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,11 +13,11 @@ from lamp_trt.engine.backends.contract import Engine
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.precompute import HOISTED
-from lamp_trt.runtime import latents as latent_ops
-from lamp_trt.runtime.histogram import match_histograms, uint8_frames
-from lamp_trt.runtime.image import Fit, Image, load_first_frame, model_input, resize_to
-from lamp_trt.runtime.loop import Latents, denoise_image, denoise_video, require_finite
-from lamp_trt.runtime.noise import Purpose, latent_noise
+from lamp_trt.runtime.algorithm import latents as latent_ops
+from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
+from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
+from lamp_trt.runtime.host.loop import Latents, denoise_image, denoise_video, require_finite
+from lamp_trt.runtime.media.image import Fit, Image, load_first_frame, model_input, resize_to
 from lamp_trt.runtime.stages import (
     ImageJob,
     ImageStages,
@@ -173,7 +174,7 @@ class HostVideoStages:
         return self._manifest.scaling_factors["vae"]
 
     def _initial_latents(self, job: VideoJob, first_frame_latents: Latents) -> Latents:
-        """What enters the first step, see runtime/latents.py."""
+        """What enters the first step, see runtime/algorithm/latents.py."""
         _, channels, _, height, width = first_frame_latents.shape
         config, noise, base_noise = job.config, job.noise, job.base_noise
         if noise is None:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.image_colour import background_rgb, coding_points, to_srgb
-from lamp_trt.runtime.image_samples import over, split_alpha
+from lamp_trt.runtime.media.image_colour import background_rgb, coding_points, to_srgb
+from lamp_trt.runtime.media.image_samples import over, split_alpha
 
 if TYPE_CHECKING:
     from PIL import Image as PIL

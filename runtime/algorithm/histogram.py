@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import EngineError, InputError
-from lamp_trt.runtime.config import Histogram, one_of
+from lamp_trt.runtime.algorithm.config import Histogram, one_of
 
 LEVELS = 256
 

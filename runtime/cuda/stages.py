@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Algorithm 1 on one device: enqueued as a whole, from token ids to the last frame, with no host round trip.
 
-The reference is host_stages.py. Only token ids, tables and given images go up, only finished bytes and
-latents come down. A first frame that is not exactly twice the video's size is fitted by OpenCV on the host,
-between two halves.
+The reference is runtime/host/stages.py. Only token ids, tables and given images go up, only finished bytes
+and latents come down. A first frame that is not exactly twice the video's size is fitted by OpenCV on the
+host, between two halves.
 """
 
 from typing import Any
@@ -15,25 +15,25 @@ from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.engine.precompute import networks_beside
-from lamp_trt.runtime.config import NOISE_BASE_WEIGHT
-from lamp_trt.runtime.cuda_common import (
+from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
+from lamp_trt.runtime.algorithm.latents import StepMode, final_adain, step_table
+from lamp_trt.runtime.algorithm.noise import Purpose
+from lamp_trt.runtime.cuda.common import (
     Conditions,
     Marks,
     guided_ids,
     require_finite_array,
     require_no_nan,
 )
-from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_images import CudaImageStages
-from lamp_trt.runtime.cuda_loop import DeviceLoop, Shown, watch
-from lamp_trt.runtime.image import Fit, Image, load_first_frame, resize_to
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.cuda.images import CudaImageStages
+from lamp_trt.runtime.cuda.loop import DeviceLoop, Shown, watch
+from lamp_trt.runtime.cuda.memory import memory_need, require_memory
+from lamp_trt.runtime.host.loop import Latents
 from lamp_trt.runtime.kernels import frames as kernels
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.launch import PROGRESS
-from lamp_trt.runtime.latents import StepMode, final_adain, step_table
-from lamp_trt.runtime.loop import Latents
-from lamp_trt.runtime.memory_plan import memory_need, require_memory
-from lamp_trt.runtime.noise import Purpose
+from lamp_trt.runtime.media.image import Fit, Image, load_first_frame, resize_to
 from lamp_trt.runtime.stages import ImageJob, MadeImage, MadeVideo, TokenIds, VideoJob
 
 Array = NDArray[Any]

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.precompute import TIME_PROJECTIONS
 from lamp_trt.engine.progress import progress
-from lamp_trt.runtime.cuda_device import Device
-from lamp_trt.runtime.cuda_engines import BoundEngine
+from lamp_trt.runtime.algorithm.latents import STEP_ROW
+from lamp_trt.runtime.cuda.device import Device
+from lamp_trt.runtime.cuda.engines import BoundEngine
+from lamp_trt.runtime.host.loop import Latents, StepCallback, not_finite
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays, begin_loop, latent_step
 from lamp_trt.runtime.kernels.launch import NO_STEP, PROGRESS
-from lamp_trt.runtime.latents import STEP_ROW
-from lamp_trt.runtime.loop import Latents, StepCallback, not_finite
 
 log = logging.getLogger("lamp_trt")
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import (
+from lamp_trt.runtime.algorithm.config import (
     ADAIN_EPS,
     NOISE_BASE_WEIGHT,
     Adain,
@@ -21,7 +21,7 @@ from lamp_trt.runtime.config import (
     one_of,
     whole_number,
 )
-from lamp_trt.runtime.ddim import DDIMSchedule, step_coefficients
+from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, step_coefficients
 
 Array = NDArray[Any]
 

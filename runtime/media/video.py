@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write, written
-from lamp_trt.runtime.config import FPS, file_path, finite_number, json_text
-from lamp_trt.runtime.image import encode_png
+from lamp_trt.runtime.algorithm.config import FPS, file_path, finite_number, json_text
+from lamp_trt.runtime.media.image import encode_png
 
 if TYPE_CHECKING:
     from av import VideoFrame

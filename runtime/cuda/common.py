@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.precompute import HOISTED, TIME_PROJECTIONS
-from lamp_trt.runtime.cuda_device import Device
-from lamp_trt.runtime.cuda_engines import EngineSet
+from lamp_trt.runtime.cuda.device import Device
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.host.loop import require_finite
 from lamp_trt.runtime.kernels.arrays import DeviceArray
-from lamp_trt.runtime.loop import require_finite
 from lamp_trt.runtime.stages import TokenIds
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first frame from text on one device: from token ids to the decoded image, with no host round trip.
 
-The reference is HostImageStages in host_stages.py.
+The reference is HostImageStages in runtime/host/stages.py.
 """
 
 from typing import Any
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
 from lamp_trt.engine.precompute import networks_beside
-from lamp_trt.runtime.cuda_common import (
+from lamp_trt.runtime.algorithm.latents import step_table
+from lamp_trt.runtime.algorithm.noise import Purpose
+from lamp_trt.runtime.cuda.common import (
     Conditions,
     Marks,
     guided_ids,
     require_finite_array,
     require_no_nan,
 )
-from lamp_trt.runtime.cuda_engines import EngineSet
-from lamp_trt.runtime.cuda_loop import DeviceLoop, Shown, watch
-from lamp_trt.runtime.host_stages import time_ids
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.cuda.loop import DeviceLoop, Shown, watch
+from lamp_trt.runtime.cuda.memory import memory_need, require_memory
+from lamp_trt.runtime.host.stages import time_ids
 from lamp_trt.runtime.kernels import frames as kernels
 from lamp_trt.runtime.kernels.arrays import DeviceArray
-from lamp_trt.runtime.latents import step_table
-from lamp_trt.runtime.memory_plan import memory_need, require_memory
-from lamp_trt.runtime.noise import Purpose
 from lamp_trt.runtime.stages import ImageJob, MadeImage, TokenIds
 
 Array = NDArray[Any]

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import one_of
-from lamp_trt.runtime.image_colour import background_rgb
-from lamp_trt.runtime.image_files import decode_image, read_image
+from lamp_trt.runtime.algorithm.config import one_of
+from lamp_trt.runtime.media.image_colour import background_rgb
+from lamp_trt.runtime.media.image_files import decode_image, read_image
 
 Fit = Literal["stretch", "crop", "pad"]
 """How an image of another aspect ratio becomes the video's: `stretch` ignores the ratio, as the official

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import MAX_SEED, whole_number
+from lamp_trt.runtime.algorithm.config import MAX_SEED, whole_number
 
 
 class Purpose(IntEnum):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lamp_trt.engine.backends.contract import DeviceEngine
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.runtime.cuda_device import Device
+from lamp_trt.runtime.cuda.device import Device
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 
 log = logging.getLogger("lamp_trt")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.bundle.manifest import BETA_SCHEDULES
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.config import finite_number, whole_number
+from lamp_trt.runtime.algorithm.config import finite_number, whole_number
 
 STEPS_OFFSET = 1
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from lamp_trt.engine.backends.contract import Engine
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.progress import progress
-from lamp_trt.runtime.conditioning import conditions_by_step
-from lamp_trt.runtime.config import GenerationConfig
-from lamp_trt.runtime.ddim import DDIMSchedule
-from lamp_trt.runtime.latents import ddim_step, denoise_step, final_adain
+from lamp_trt.runtime.algorithm.config import GenerationConfig
+from lamp_trt.runtime.algorithm.ddim import DDIMSchedule
+from lamp_trt.runtime.algorithm.latents import ddim_step, denoise_step, final_adain
+from lamp_trt.runtime.host.conditioning import conditions_by_step
 
 Latents = NDArray[np.float32]
 StepCallback = Callable[[int, int, Latents], Latents]
