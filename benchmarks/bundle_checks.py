@@ -30,7 +30,7 @@ from lamp_trt.benchmarks.verify_options import VerifyOptions
 from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
-from lamp_trt.export.checkpoint_files import ComponentFiles, find_component
+from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
 from lamp_trt.export.convert import converted, tensor_bytes
 
 log = logging.getLogger("lamp_trt")

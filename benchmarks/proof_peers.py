@@ -40,8 +40,8 @@ def module(work: Work, formulation: str) -> torch.nn.Module:
     unet = REFERENCE_NETWORKS[work.subject.network].load(work.checkpoint, work.dtype).to(work.torch_device)
     if formulation == "official":
         return unet
-    from lamp_trt.export.lamp_unet import LampUNet
-    from lamp_trt.export.lean_unet import make_lean
+    from lamp_trt.export.lamp.lean_unet import make_lean
+    from lamp_trt.export.lamp.unet import LampUNet
 
     assert isinstance(unet, LampUNet)
     return make_lean(unet)

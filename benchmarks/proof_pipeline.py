@@ -14,12 +14,12 @@ from lamp_trt.benchmarks.proof import Check, Unavailable, require_diffusers
 from lamp_trt.benchmarks.proof_work import FULL_SIZE, MOTIONS
 from lamp_trt.benchmarks.random_checkpoints import (
     finished,
-    published,
     write_component,
     write_lamp_unet,
     write_scheduler,
     write_sdxl_index,
 )
+from lamp_trt.export import published
 
 PROMPT = "a horse runs on the road"
 
@@ -71,13 +71,11 @@ class PipelineProof:
 
 def write_checkpoints(folder: Path) -> None:
     """Stable Diffusion, SDXL and LAMP in published form and size, random: 10 GB. Folders sd, sdxl, lamp."""
-    from lamp_trt.export.sdxl_checkpoint import FOLDERS
-    from lamp_trt.export.toy_tokenizer import write_tokenizer
-
-    known = published()
+    from lamp_trt.export.checkpoints.sdxl import FOLDERS
+    from lamp_trt.export.toy.tokenizer import write_tokenizer
 
     def component(path: Path, name: str) -> None:
-        write_component(path, known.config_of(name), known.published_shapes(name))
+        write_component(path, published.config_of(name), published.published_shapes(name))
 
     sd, sdxl = folder / "sd", folder / "sdxl"
     for name in ("text_encoder", "vae"):

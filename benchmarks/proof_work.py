@@ -16,12 +16,13 @@ from lamp_trt.benchmarks.arithmetic import Arithmetic
 from lamp_trt.benchmarks.network_inputs import seeded_inputs
 from lamp_trt.benchmarks.plain_engine import plain_inputs
 from lamp_trt.benchmarks.proof import Unavailable, require_diffusers
-from lamp_trt.benchmarks.random_checkpoints import finished, published, write_lamp_unet, write_sdxl_unet
+from lamp_trt.benchmarks.random_checkpoints import finished, write_lamp_unet, write_sdxl_unet
 from lamp_trt.benchmarks.reference_networks import reference_outputs
 from lamp_trt.engine.backends.contract import DeviceEngine
 from lamp_trt.engine.bundle.paths import ENGINES
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import Precision
+from lamp_trt.export import published
 from lamp_trt.export.convert import DTYPES
 from lamp_trt.export.recipe import BuildOptions, hoisted_from
 from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
@@ -93,7 +94,7 @@ LAMP = Subject(
 SDXL = Subject(
     network="sdxl_unet",
     title="SDXL's UNet",
-    full_size=lambda: dict(published().SDXL_UNET),
+    full_size=lambda: dict(published.SDXL_UNET),
     checkpoints={"sdxl": _write_sdxl},
     given=lambda folder: {"sdxl": folder / "sdxl", "only": ("sdxl_unet",)},
     table={"guidance_scale": 5.0, "adain": "none", "step_frame_0": True},

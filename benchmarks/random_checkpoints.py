@@ -8,21 +8,18 @@ variance, norms are near 1, biases near 0, and a UNet's prediction is damped.
 import json
 import math
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from lamp_trt.engine.bundle.weights import write_weight_file
 from lamp_trt.engine.networks import is_motion_tensor
+from lamp_trt.export import published
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-_TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 DAMPED = 0.1
 """What a UNet's output convolution is multiplied by, so that 50 steps stay finite."""
@@ -43,7 +40,7 @@ def write_component(folder: Path, config: Mapping[str, Any], shapes: Shapes, mot
 
 def write_lamp_unet(folder: Path, config: Mapping[str, Any], motion: int = 0) -> Path:
     """A LAMP checkpoint: `folder`/unet. config: of LampUNetConfig, as in a config.json."""
-    from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
+    from lamp_trt.export.lamp.unet import LampUNet, LampUNetConfig
 
     with torch.device("meta"):
         state = LampUNet(LampUNetConfig.from_dict(dict(config))).state_dict()
@@ -77,23 +74,13 @@ def finished(folder: Path, write: Callable[[Path], object]) -> Path:
 def write_sdxl_index(folder: Path) -> None:
     """model_index.json and the scheduler's configuration, as published."""
     write_scheduler(folder)
-    (folder / "model_index.json").write_text(json.dumps(published().SDXL_INDEX))
+    (folder / "model_index.json").write_text(json.dumps(published.SDXL_INDEX))
 
 
 def write_scheduler(folder: Path) -> None:
     (folder / "scheduler").mkdir()
-    text = json.dumps(published().SDXL_SCHEDULER)
+    text = json.dumps(published.SDXL_SCHEDULER)
     (folder / "scheduler" / "scheduler_config.json").write_text(text)
-
-
-def published() -> ModuleType:
-    """tests/published.py, where the published configurations are kept."""
-    if str(_TESTS) not in sys.path:
-        sys.path.insert(0, str(_TESTS))
-    import published  # type: ignore[import-not-found]
-
-    module: ModuleType = published
-    return module
 
 
 def _values(name: str, shape: tuple[int, ...], motion: int) -> memoryview:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from lamp_trt.benchmarks.arithmetic import Arithmetic
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import NETWORKS
-from lamp_trt.export.checkpoint_files import (
+from lamp_trt.export.checkpoints.files import (
     DEFAULT_SCALING_FACTOR,
     find_component,
     read_json,
 )
-from lamp_trt.export.lamp_unet import load_lamp_unet
-from lamp_trt.export.scheduler_support import scheduler_settings
+from lamp_trt.export.checkpoints.scheduler import scheduler_settings
+from lamp_trt.export.lamp.unet import load_lamp_unet
 
 Arrays = Mapping[str, NDArray[Any]]
 

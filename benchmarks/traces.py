@@ -22,8 +22,8 @@ from lamp_trt.benchmarks.reference_networks import (
     scheduler_config,
 )
 from lamp_trt.benchmarks.verify_options import Checkpoints
-from lamp_trt.export import reference
-from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.lamp import reference
+from lamp_trt.export.lamp.unet import load_lamp_unet
 from lamp_trt.runtime.algorithm.histogram import match_histograms
 from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -149,8 +149,8 @@ def reference_trace(
     arithmetic: Arithmetic,
     forced_from: tuple[Latents, ...] = (),
 ) -> LoopTrace:
-    """The same video in PyTorch, everything by `arithmetic`, by export/reference.py. One module at a time is
-    loaded."""
+    """The same video in PyTorch, everything by `arithmetic`, by export/lamp/reference.py. One module at a
+    time is loaded."""
     with arithmetic.active():
         return _reference_trace(checkpoints, motion, job, arithmetic.dtype, forced_from)
 

@@ -39,7 +39,7 @@ def write_checkpoint(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
+    from lamp_trt.export.lamp.unet import LampUNet, LampUNetConfig
 
     torch.manual_seed(0)
     unet = LampUNet(LampUNetConfig.from_dict(CONFIG))
@@ -72,8 +72,8 @@ def engine(name: str, folder: Path) -> Callable[[], np.ndarray]:
         return lambda: unet.run(arrays)["noise_pred"]
     import torch
 
-    from lamp_trt.export.lamp_unet import load_lamp_unet
-    from lamp_trt.export.lean_unet import make_lean
+    from lamp_trt.export.lamp.lean_unet import make_lean
+    from lamp_trt.export.lamp.unet import load_lamp_unet
 
     module = load_lamp_unet(folder / "checkpoint")
     if name == "lean":

@@ -25,7 +25,7 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
 from lamp_trt.engine.torch_threads import torch_threads
-from lamp_trt.export.checkpoint_files import find_component
+from lamp_trt.export.checkpoints.files import find_component
 from lamp_trt.runtime.load import Placement
 
 _LIBRARIES = ("lamp_trt", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")

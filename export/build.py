@@ -161,7 +161,7 @@ def _make_graph(
 
     def write(file: NewFile) -> None:
         from lamp_trt.export.networks import exported_network
-        from lamp_trt.export.onnx_export import Location, export_graph
+        from lamp_trt.export.onnx import Location, export_graph
 
         locations = {
             name: Location(path, ref)

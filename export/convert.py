@@ -13,8 +13,8 @@ from lamp_trt.engine.bundle.weights import DTYPE_SIZES, WeightFile, write_weight
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import Precision, is_motion_tensor
 from lamp_trt.engine.progress import progress
-from lamp_trt.export.checkpoint_files import ComponentFiles
-from lamp_trt.export.checkpoints import iter_tensors, tensor_infos
+from lamp_trt.export.checkpoints.files import ComponentFiles
+from lamp_trt.export.checkpoints.tensors import iter_tensors, tensor_infos
 
 DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,

@@ -14,23 +14,23 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import FLOAT, PRECISIONS, NetworkSpec
-from lamp_trt.export.checkpoint_files import ComponentFiles
-from lamp_trt.export.checkpoints import (
+from lamp_trt.export.checkpoints.files import ComponentFiles
+from lamp_trt.export.checkpoints.tensors import (
     check_tensors,
     clip_from_config,
     diffusers_module_from_config,
     empty_weights,
 )
 from lamp_trt.export.convert import DTYPES
-from lamp_trt.export.hoisted_unets import (
+from lamp_trt.export.lamp.lean_unet import make_lean
+from lamp_trt.export.lamp.precomputed_unets import (
     HoistedLampUnetNetwork,
     HoistedSdxlUnetNetwork,
     LampTimeProjectionsNetwork,
     SdxlTimeProjectionsNetwork,
     TextKeysValuesNetwork,
 )
-from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
-from lamp_trt.export.lean_unet import make_lean
+from lamp_trt.export.lamp.unet import LampUNet, LampUNetConfig
 from lamp_trt.export.recipe import Recipe
 
 

@@ -31,19 +31,19 @@ from lamp_trt.engine.networks import (
     Precision,
 )
 from lamp_trt.engine.precompute import HOISTED, HOISTS, hoisted_specs
-from lamp_trt.export.checkpoint_files import (
+from lamp_trt.export.checkpoints.family import check_vae
+from lamp_trt.export.checkpoints.files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,
     find_component,
     open_checkpoint,
     read_json,
 )
-from lamp_trt.export.family import check_vae
-from lamp_trt.export.scheduler_support import check_same_noise, check_scheduler, scheduler_settings
-from lamp_trt.export.sdxl_checkpoint import FOLDERS as SDXL_FOLDERS
-from lamp_trt.export.sdxl_checkpoint import open_sdxl, refuse_other_family
+from lamp_trt.export.checkpoints.scheduler import check_same_noise, check_scheduler, scheduler_settings
+from lamp_trt.export.checkpoints.sdxl import FOLDERS as SDXL_FOLDERS
+from lamp_trt.export.checkpoints.sdxl import open_sdxl, refuse_other_family
+from lamp_trt.export.checkpoints.unet_layout import condition_layout
 from lamp_trt.export.sizes import Configs, first_frame_sizes, video_sizes
-from lamp_trt.export.unet_layout import condition_layout
 
 log = logging.getLogger("lamp_trt")
 

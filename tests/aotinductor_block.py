@@ -14,8 +14,8 @@ from lamp_trt.engine.bundle.manifest import Manifest, MotionEntry, NetworkEntry
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.networks import IOTensor, is_motion_tensor
-from lamp_trt.export.lamp_unet import LampUNetConfig, ResnetBlock3D, Transformer3DModel
-from lamp_trt.export.lean_unet import make_lean
+from lamp_trt.export.lamp.lean_unet import make_lean
+from lamp_trt.export.lamp.unet import LampUNetConfig, ResnetBlock3D, Transformer3DModel
 from lamp_trt.export.networks import LampUnetNetwork
 
 Arrays = dict[str, np.ndarray]

@@ -8,14 +8,14 @@ import resource
 import sys
 import time
 
-from published import config_of, published_shapes
 from torch import nn
 
 from lamp_trt.engine.bundle.weights import DTYPE_SIZES, TensorRef
 from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, PRECISIONS, Precision
 from lamp_trt.export.convert import DTYPES, STORED_DTYPES
 from lamp_trt.export.networks import LampUnetNetwork, empty_module, wrap
-from lamp_trt.export.onnx_export import Location, export_graph
+from lamp_trt.export.onnx import Location, export_graph
+from lamp_trt.export.published import config_of, published_shapes
 from lamp_trt.export.sizes import first_frame_sizes, video_sizes
 
 COMPONENTS = (

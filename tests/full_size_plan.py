@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from full_size_graph import full_size_sizes
-from published import config_of, published_shapes, write_sparse
 from test_full_size import anonymous_bytes
 
 from lamp_trt.engine.backends.tensorrt import trt
@@ -30,7 +29,8 @@ from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, Precision, is_motion_tensor
 from lamp_trt.export.convert import DTYPES, STORED_DTYPES
 from lamp_trt.export.networks import empty_module, wrap
-from lamp_trt.export.onnx_export import Location, export_graph
+from lamp_trt.export.onnx import Location, export_graph
+from lamp_trt.export.published import config_of, published_shapes, write_sparse
 
 MOTION = "rain"
 NOISE_VALUES = 1_000_003

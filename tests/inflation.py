@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.export.lamp_unet import LampUNet, two_dimensional_name
+from lamp_trt.export.lamp.unet import LampUNet, two_dimensional_name
 
 
 @torch.no_grad()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamp_trt.export import reference
-from lamp_trt.export.checkpoints import load_text_encoder, load_vae
-from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.checkpoints.tensors import load_text_encoder, load_vae
+from lamp_trt.export.lamp import reference
+from lamp_trt.export.lamp.unet import load_lamp_unet
 from lamp_trt.runtime.media.image import model_input
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from published import SDXL_INDEX, SDXL_SCHEDULER
 from toy_fixture import toy_options
+
+from lamp_trt.export.published import SDXL_INDEX, SDXL_SCHEDULER
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,8 +83,8 @@ def write_sdxl(folder: Path, sd: Path) -> Path:
     from diffusers import StableDiffusionXLPipeline as Pipeline
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-    from lamp_trt.export.checkpoints import load_text_encoder
-    from lamp_trt.export.toy_tokenizer import write_tokenizer
+    from lamp_trt.export.checkpoints.tensors import load_text_encoder
+    from lamp_trt.export.toy.tokenizer import write_tokenizer
 
     folder.mkdir(parents=True)
     write_tokenizer(folder / "tokenizer")

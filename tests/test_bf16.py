@@ -42,7 +42,7 @@ from lamp_trt.engine.networks import FLOAT, NETWORKS, PRECISIONS, VIDEO_NETWORKS
 from lamp_trt.engine.precompute import HOISTS, networks_beside
 from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
 from lamp_trt.export.build import build_bundle
-from lamp_trt.export.checkpoint_files import find_component
+from lamp_trt.export.checkpoints.files import find_component
 from lamp_trt.export.motions import add_motion
 from lamp_trt.export.recipe import BuildOptions, recipe_from_options
 from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames

@@ -21,7 +21,7 @@ from lamp_trt.engine.errors import BundleError, CheckpointError, InputError, Lam
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export import bundle_files
 from lamp_trt.export.build import build_bundle
-from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.lamp.unet import load_lamp_unet
 from lamp_trt.export.motions import add_motion, remove_motion
 from lamp_trt.export.recipe import BuildOptions
 

@@ -18,8 +18,8 @@ from test_lamp_unet import TINY, random_unet
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.export.checkpoint_files import find_component, open_checkpoint
-from lamp_trt.export.checkpoints import (
+from lamp_trt.export.checkpoints.files import find_component, open_checkpoint
+from lamp_trt.export.checkpoints.tensors import (
     TensorInfo,
     iter_tensors,
     load_text_encoder,
@@ -27,7 +27,7 @@ from lamp_trt.export.checkpoints import (
     normalised_name,
     tensor_infos,
 )
-from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.lamp.unet import load_lamp_unet
 
 STEM = "diffusion_pytorch_model"
 VAE_CONFIG: dict[str, Any] = {

@@ -14,7 +14,7 @@ from host_device import HostDevice
 
 from lamp_trt.benchmarks.bench import ceilings
 from lamp_trt.engine.torch_threads import torch_threads
-from lamp_trt.export import onnx_export
+from lamp_trt.export import onnx as onnx_export
 from lamp_trt.runtime.cuda import device as cuda_device
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +95,7 @@ def test_only_scoped_places_set_torchs_number_of_threads() -> None:
         for path in (ROOT / package).rglob("*.py")
         if "set_num_threads" in path.read_text()
     }
-    assert users == {"engine/torch_threads.py", "export/toy_training.py"}
+    assert users == {"engine/torch_threads.py", "export/toy/training.py"}
 
 
 def test_a_copy_that_fails_gives_its_device_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published import PARAMETERS as PUBLISHED
 
 import lamp_trt
 from lamp_trt import doctor
@@ -21,6 +20,7 @@ from lamp_trt.doctor import backends, gpu, machine, needs, packages, tools
 from lamp_trt.doctor.findings import Finding, probe
 from lamp_trt.doctor.gpu import Device, Gpu
 from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.export.published import PARAMETERS as PUBLISHED
 
 SOURCES = Path(lamp_trt.__file__).parents[1]
 NO_GPU = Gpu(problem="no NVIDIA driver: libcuda.so.1 does not load")

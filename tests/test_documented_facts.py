@@ -126,7 +126,7 @@ def test_toy_prints_json_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     no_toy = SimpleNamespace(write_toy=lambda folder, seed: None)
-    monkeypatch.setitem(sys.modules, "lamp_trt.export.toy", no_toy)
+    monkeypatch.setitem(sys.modules, "lamp_trt.export.toy.checkpoints", no_toy)
     assert main(["toy", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"path": str(tmp_path)}
 

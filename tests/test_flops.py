@@ -17,7 +17,7 @@ from lamp_trt.engine.bundle.weights import TensorRef
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import NETWORKS
 from lamp_trt.export.networks import LampUnetNetwork, empty_module, wrap
-from lamp_trt.export.onnx_export import Location, export_graph
+from lamp_trt.export.onnx import Location, export_graph
 
 SMALL = {"block_out_channels": [16, 32], "attention_head_dim": 4, "cross_attention_dim": 24}
 SMALL |= {"norm_num_groups": 8, "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"]}

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import pytest
 from full_size_graph import COMPONENTS
-from published import (
+
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
+from lamp_trt.export.checkpoints.sdxl import FOLDERS
+from lamp_trt.export.checkpoints.tensors import tensor_infos
+from lamp_trt.export.networks import check_component
+from lamp_trt.export.published import (
     CONFIGS,
     PARAMETERS,
     SDXL_INDEX,
@@ -26,14 +33,7 @@ from published import (
     write_sparse_pickle,
     write_sparse_shards,
 )
-
-from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.networks import NETWORKS
-from lamp_trt.export.checkpoint_files import ComponentFiles, find_component
-from lamp_trt.export.checkpoints import tensor_infos
-from lamp_trt.export.networks import check_component
-from lamp_trt.export.sdxl_checkpoint import FOLDERS
-from lamp_trt.export.toy_tokenizer import write_tokenizer
+from lamp_trt.export.toy.tokenizer import write_tokenizer
 
 GRAPH_PEAK_BYTES, GRAPH_FILE_BYTES = 2 << 30, 1_500_000
 BUILD_PEAK_BYTES = 2 << 30

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import PARAMETERS, config_of
 from tolerances import FP16_YARDSTICK
 
 from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.random_checkpoints import write_lamp_unet
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.export import reference
 from lamp_trt.export.build import build_bundle
-from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.lamp import reference
+from lamp_trt.export.lamp.unet import load_lamp_unet
+from lamp_trt.export.published import PARAMETERS, config_of
 from lamp_trt.export.recipe import BuildOptions
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 from lamp_trt.runtime.algorithm.latents import denoise_step

@@ -22,7 +22,7 @@ from tolerances import (
     KERNEL_STEP_ATOL,
 )
 
-from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.lamp.unet import load_lamp_unet
 from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, ddim_schedule
 from lamp_trt.runtime.algorithm.latents import denoise_step, final_adain, step_table

@@ -27,10 +27,10 @@ from tolerances import (
 )
 from torch import Tensor, nn
 
-from lamp_trt.export import reference
-from lamp_trt.export.checkpoints import load_vae
-from lamp_trt.export.lamp_unet import LampUNet, load_lamp_unet
-from lamp_trt.export.lean_unet import make_lean
+from lamp_trt.export.checkpoints.tensors import load_vae
+from lamp_trt.export.lamp import reference
+from lamp_trt.export.lamp.lean_unet import make_lean
+from lamp_trt.export.lamp.unet import LampUNet, load_lamp_unet
 from lamp_trt.runtime.algorithm.histogram import match_histograms
 
 pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("one_thread")]

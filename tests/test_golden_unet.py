@@ -12,10 +12,10 @@ from inflation import inflate
 from tolerances import GOLDEN_BLOCK, GOLDEN_UNET, GOLDEN_UNET_STAGE
 from torch import Tensor, nn
 
-from lamp_trt.export.checkpoint_files import find_component
-from lamp_trt.export.checkpoints import iter_tensors, tensor_infos
-from lamp_trt.export.lamp_unet import LampUNet, load_lamp_unet, two_dimensional_name
-from lamp_trt.export.lean_unet import make_lean
+from lamp_trt.export.checkpoints.files import find_component
+from lamp_trt.export.checkpoints.tensors import iter_tensors, tensor_infos
+from lamp_trt.export.lamp.lean_unet import make_lean
+from lamp_trt.export.lamp.unet import LampUNet, load_lamp_unet, two_dimensional_name
 
 pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("one_thread")]
 Golden = Callable[[str], Mapping[str, np.ndarray]]

@@ -22,7 +22,7 @@ from toy_fixture import toy_options
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, CheckpointError
-from lamp_trt.export.checkpoint_files import find_component
+from lamp_trt.export.checkpoints.files import find_component
 from lamp_trt.export.networks import check_component
 from lamp_trt.export.recipe import recipe_from_options
 

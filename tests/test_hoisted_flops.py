@@ -10,14 +10,14 @@ import pytest
 import torch
 from full_size_graph import full_size_sizes, locations
 from lamp_flops import TOKENS, LampFlops
-from published import config_of
 from test_flops import FULL_ATTENTION, FULL_WIDTHS, SMALL, SMALL_SIZES, by_layer
 
 from lamp_trt.benchmarks.flops import graph_flops
 from lamp_trt.engine.bundle.weights import TensorRef
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export.networks import empty_module, empty_network
-from lamp_trt.export.onnx_export import Location, export_graph
+from lamp_trt.export.onnx import Location, export_graph
+from lamp_trt.export.published import config_of
 from lamp_trt.export.recipe import hoisted_from, specs_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

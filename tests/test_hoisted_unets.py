@@ -22,10 +22,10 @@ from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import NETWORKS, NetworkSpec
 from lamp_trt.engine.precompute import HOISTED, hoisted_specs
+from lamp_trt.export.checkpoints.unet_layout import condition_layout
 from lamp_trt.export.networks import module_from_config, wrap
-from lamp_trt.export.onnx_export import Location, export_graph
+from lamp_trt.export.onnx import Location, export_graph
 from lamp_trt.export.recipe import hoisted_from, specs_of
-from lamp_trt.export.unet_layout import condition_layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -211,9 +211,8 @@ def test_the_layout_that_a_config_says_is_the_modules(config: str) -> None:
 
 @pytest.mark.parametrize("component", ["unet", "sdxl_unet"])
 def test_the_layout_of_published_configs_is_the_modules(component: str) -> None:
-    from published import config_of
-
     from lamp_trt.export.networks import empty_module
+    from lamp_trt.export.published import config_of
 
     assert_layout(
         component, empty_module(component, config_of(component), torch.float16), config_of(component)
@@ -234,7 +233,7 @@ def assert_layout(component: str, unet: nn.Module, config: Mapping[str, Any]) ->
 
 
 def test_a_row_of_the_published_time_tables_is_whole_words() -> None:
-    from published import config_of
+    from lamp_trt.export.published import config_of
 
     for component, width in (("unet", 20_160), ("sdxl_unet", 13_760)):
         layout = condition_layout(component, config_of(component))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.export.lamp_config import FIXED_OPTIONS
-from lamp_trt.export.lamp_unet import (
+from lamp_trt.export.lamp.config import FIXED_OPTIONS
+from lamp_trt.export.lamp.lean_unet import make_lean
+from lamp_trt.export.lamp.unet import (
     InflatedConv3d,
     LampUNet,
     LampUNetConfig,
@@ -22,7 +23,6 @@ from lamp_trt.export.lamp_unet import (
     first_frames,
     two_dimensional_name,
 )
-from lamp_trt.export.lean_unet import make_lean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError, CheckpointError
 from lamp_trt.export.build import build_bundle
-from lamp_trt.export.checkpoint_files import find_component, open_checkpoint
+from lamp_trt.export.checkpoints.files import find_component, open_checkpoint
 
 COMMIT = "c0" * 20
 

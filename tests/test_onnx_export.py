@@ -29,14 +29,14 @@ from lamp_trt.engine.bundle.weights import TensorRef, read_weight_file, write_we
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import VIDEO_NETWORKS, IOTensor, is_motion_tensor
 from lamp_trt.export.build import build_bundle
-from lamp_trt.export.checkpoints import load_text_encoder, load_vae
-from lamp_trt.export.lamp_unet import load_lamp_unet
+from lamp_trt.export.checkpoints.tensors import load_text_encoder, load_vae
+from lamp_trt.export.lamp.unet import load_lamp_unet
 from lamp_trt.export.networks import (
     TextEncoderNetwork,
     VaeDecoderNetwork,
     VaeEncoderNetwork,
 )
-from lamp_trt.export.onnx_export import Location, export_graph
+from lamp_trt.export.onnx import Location, export_graph
 
 Arrays = dict[str, np.ndarray]
 

@@ -160,7 +160,7 @@ def test_inputs_for_other_tools_are_written_whole(tmp_path: Path, monkeypatch: p
 
 
 def test_the_toy_leaves_nothing_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lamp_trt.export import toy
+    from lamp_trt.export.toy import checkpoints as toy
 
     write_bytes = Path.write_bytes
 

@@ -10,7 +10,7 @@ from tolerances import REFERENCE_EXACT_FP64, REFERENCE_STATISTICS_RTOL, RUNTIME_
 from torch import Tensor
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.export import reference
+from lamp_trt.export.lamp import reference
 from lamp_trt.runtime.algorithm import ddim as runtime_ddim
 from lamp_trt.runtime.algorithm import latents as runtime_latents
 

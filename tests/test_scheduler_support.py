@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published import SDXL_SCHEDULER
 from toy_fixture import toy_options
 
 from lamp_trt.engine.bundle.strict_json import to_line
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.export.checkpoint_files import read_json
-from lamp_trt.export.recipe import BuildOptions, recipe_from_options
-from lamp_trt.export.scheduler_support import (
+from lamp_trt.export.checkpoints.files import read_json
+from lamp_trt.export.checkpoints.scheduler import (
     CLASSES,
     check_scheduler,
     known_fields,
     scheduler_settings,
 )
-from lamp_trt.export.toy_published import SCHEDULER_CONFIG as SD_SCHEDULER
+from lamp_trt.export.published import SDXL_SCHEDULER
+from lamp_trt.export.recipe import BuildOptions, recipe_from_options
+from lamp_trt.export.toy.published import SCHEDULER_CONFIG as SD_SCHEDULER
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

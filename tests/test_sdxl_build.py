@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from published import SDXL_SCHEDULER
 from sdxl_fixture import FIRST_FRAME_SIZE
 from toy_fixture import toy_options
 
@@ -19,6 +18,7 @@ from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, CheckpointError, InputError
 from lamp_trt.export import bundle_files
 from lamp_trt.export.build import build_bundle
+from lamp_trt.export.published import SDXL_SCHEDULER
 from lamp_trt.export.recipe import BuildOptions, Recipe, recipe_from_options
 from lamp_trt.runtime.load import load_first_frame_maker
 

@@ -14,11 +14,11 @@ from test_lamp_unet import TINY, random_unet
 from torch import Tensor
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.export.checkpoint_files import find_component, open_checkpoint
-from lamp_trt.export.checkpoints import check_tensors, iter_tensors, tensor_infos
+from lamp_trt.export.checkpoints.files import find_component, open_checkpoint
+from lamp_trt.export.checkpoints.sdxl import open_sdxl
+from lamp_trt.export.checkpoints.tensors import check_tensors, iter_tensors, tensor_infos
 from lamp_trt.export.convert import tensor_bytes
-from lamp_trt.export.lamp_unet import load_lamp_unet
-from lamp_trt.export.sdxl_checkpoint import open_sdxl
+from lamp_trt.export.lamp.unet import load_lamp_unet
 
 NAME = "conv_in.conv2d.weight"
 

@@ -9,7 +9,7 @@ import pytest
 
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.files.text import TextError, decode_text, text_lines
-from lamp_trt.export.checkpoint_files import read_json
+from lamp_trt.export.checkpoints.files import read_json
 from lamp_trt.runtime.jobs import Job, job_from_sidecar, jobs_from_prompts_file
 
 PROMPTS = ["ein Pferd läuft", "馬が走る", "# not a comment", "a\u2028b\x0cc\x85d\x0be", "a \x1c b"]

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.export.checkpoints import load_vae
-from lamp_trt.export.lamp_unet import LampUNet, load_lamp_unet, two_dimensional_name
-from lamp_trt.export.lean_unet import make_lean
-from lamp_trt.export.reference import denoise
-from lamp_trt.export.toy import write_toy
-from lamp_trt.export.toy_images import draw_images
-from lamp_trt.export.toy_lamp import CONFIG
-from lamp_trt.export.toy_tokenizer import learn_merges
-from lamp_trt.export.toy_training import reproducible
-from lamp_trt.export.toy_vae import encode
+from lamp_trt.export.checkpoints.tensors import load_vae
+from lamp_trt.export.lamp.lean_unet import make_lean
+from lamp_trt.export.lamp.reference import denoise
+from lamp_trt.export.lamp.unet import LampUNet, load_lamp_unet, two_dimensional_name
+from lamp_trt.export.toy.checkpoints import write_toy
+from lamp_trt.export.toy.images import draw_images
+from lamp_trt.export.toy.lamp import CONFIG
+from lamp_trt.export.toy.tokenizer import learn_merges
+from lamp_trt.export.toy.training import reproducible
+from lamp_trt.export.toy.vae import encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MOTIONS = ("horse_run", "rain")

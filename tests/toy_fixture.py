@@ -15,7 +15,7 @@ TOY_SIZE = {"height": 64, "width": 64, "num_frames": 4}
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with sd, motions/horse_run and motions/rain, untrained: everything loads and runs."""
-    from lamp_trt.export.toy import write_toy
+    from lamp_trt.export.toy.checkpoints import write_toy
 
     folder = tmp_path_factory.mktemp("toy")
     write_toy(folder, training=0, sdxl=False)

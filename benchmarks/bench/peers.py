@@ -133,7 +133,7 @@ class Peers:
 
 
 def _lean(module: "nn.Module") -> "nn.Module":
-    from lamp_trt.export.lean_unet import make_lean
+    from lamp_trt.export.lamp.lean_unet import make_lean
 
     lean: nn.Module = make_lean(module)  # type: ignore[arg-type]
     return lean

@@ -20,7 +20,7 @@ from lamp_trt.benchmarks.unet_cpu import write_checkpoint
 from lamp_trt.benchmarks.verify_options import Checkpoints
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.recipe import BuildOptions
-from lamp_trt.export.toy import write_toy
+from lamp_trt.export.toy.checkpoints import write_toy
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 STEPS = 4

@@ -51,7 +51,7 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> NDArray
     accumulated in float64 and rounded at each entry, as torch does on the CPU.
 
     Raises InputError for a beta schedule or prediction type that LAMP and SDXL do not use, and for betas out
-    of range. (A build refuses more: export/scheduler_support.py.)
+    of range. (A build refuses more: export/checkpoints/scheduler.py.)
     """
     config = {**SD_SCHEDULER, **(scheduler_config or {})}
     if config["prediction_type"] != "epsilon":

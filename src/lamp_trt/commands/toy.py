@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lamp_trt.export.toy import write_toy
+    from lamp_trt.export.toy.checkpoints import write_toy
 
     write_toy(args.folder, seed=args.seed)
     print(json.dumps({"path": str(args.folder)}) if args.json else args.folder)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.export.checkpoint_files import refuse_lfs_pointer
+from lamp_trt.export.checkpoints.files import refuse_lfs_pointer
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """What is read, and its safetensors spelling."""

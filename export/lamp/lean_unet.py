@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LAMP UNet with the same parameters and results as `lamp_unet.py`, laid out for deployment.
+"""The LAMP UNet with the same parameters and results as `export/lamp/unet.py`, laid out for deployment.
 
 What differs from the official formulation, layer by layer:
 - The causal convolution along frames is a (3, 1) Conv2d on the view (b, c, f, h*w) that pads in front only:
@@ -10,7 +10,8 @@ What differs from the official formulation, layer by layer:
 - Nearest neighbour enlarges the 4-D view (b, c*f, h, w).
 - One video may be given for several texts: it is computed once until the first text attention, whose queries,
   residual and skip tensors are then repeated for every text.
-The time embedding, GroupNorms and SiLUs are as they are in lamp_unet.py: native operations on the 5-D video.
+The time embedding, GroupNorms and SiLUs are as they are in export/lamp/unet.py: native operations on the 5-D
+video.
 """
 
 import copy
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lamp_trt.export.lamp_unet import (
+from lamp_trt.export.lamp.unet import (
     Attention,
     BasicTransformerBlock,
     InflatedConv3d,

@@ -22,11 +22,14 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write
-from lamp_trt.export import toy_lamp, toy_published, toy_sdxl, toy_vae
-from lamp_trt.export.lamp_unet import two_dimensional_name
-from lamp_trt.export.toy_text import TEXT_ENCODER_CONFIG, make_text_encoder
-from lamp_trt.export.toy_tokenizer import MODEL_MAX_LENGTH, write_tokenizer
-from lamp_trt.export.toy_training import Report, reproducible
+from lamp_trt.export.lamp.unet import two_dimensional_name
+from lamp_trt.export.toy import lamp as toy_lamp
+from lamp_trt.export.toy import published as toy_published
+from lamp_trt.export.toy import sdxl as toy_sdxl
+from lamp_trt.export.toy import vae as toy_vae
+from lamp_trt.export.toy.text import TEXT_ENCODER_CONFIG, make_text_encoder
+from lamp_trt.export.toy.tokenizer import MODEL_MAX_LENGTH, write_tokenizer
+from lamp_trt.export.toy.training import Report, reproducible
 
 VARIANTS = {None: (torch.float32, ""), "fp16": (torch.float16, ".fp16")}
 """The published variants: dtype and what the file names have before their last suffix."""

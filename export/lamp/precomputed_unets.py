@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_trt.engine.precompute import TIME_PROJECTIONS, ConditionLayout, hoisted_specs
-from lamp_trt.export.lamp_unet import LampUNet, ResnetBlock3D
-from lamp_trt.export.lean_unet import LeanAttention
-from lamp_trt.export.unet_layout import lamp_layout, sdxl_layout
+from lamp_trt.export.checkpoints.unet_layout import lamp_layout, sdxl_layout
+from lamp_trt.export.lamp.lean_unet import LeanAttention
+from lamp_trt.export.lamp.unet import LampUNet, ResnetBlock3D
 
 KeysValues = Mapping[str, tuple[Tensor, Tensor]]
 """A text attention's path → keys and values (b, heads, tokens, head width)."""

@@ -172,7 +172,7 @@ OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0"
 def config_of(component: str) -> dict[str, Any]:
     import dataclasses
 
-    from lamp_trt.export.lamp_unet import LampUNetConfig
+    from lamp_trt.export.lamp.unet import LampUNetConfig
 
     if component == "unet":
         config = LampUNetConfig(cross_attention_dim=768)
@@ -186,7 +186,7 @@ def published_shapes(component: str, *, old_names: bool = False) -> dict[str, tu
     CLIP-L's have the prefix that transformers 5 dropped. old_names: those of Stable Diffusion v1.4's files,
     which also hold position_ids.
     """
-    from lamp_trt.export.checkpoints import empty_weights
+    from lamp_trt.export.checkpoints.tensors import empty_weights
     from lamp_trt.export.networks import module_from_config
 
     with empty_weights():
@@ -221,7 +221,7 @@ def write_sparse(path: Path, shapes: Shapes, dtype: str = "F32") -> None:
 def write_sparse_shards(folder: Path, stem: str, shapes: Shapes, count: int, dtype: str = "F32") -> None:
     """The same in `count` files with an index, as save_pretrained shards large models."""
     names = sorted(shapes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(count):
         part = names[number::count]
         file = f"{stem}-{number + 1:05}-of-{count:05}.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamp_trt.export.toy_layout import (
+from lamp_trt.export.toy.layout import (
     CENTRE,
     CONSTANT,
     CONSTANT_MOMENTS,

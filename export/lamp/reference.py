@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.export.checkpoint_files import DEFAULT_SCALING_FACTOR
+from lamp_trt.export.checkpoints.files import DEFAULT_SCALING_FACTOR
 
 Preset = Literal["official", "paper"]
 Adain = Literal["none", "first_frame", "schedule"]

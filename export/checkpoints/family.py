@@ -2,7 +2,7 @@
 """VAEs of other model families, which would build and give wrong colours, are refused."""
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.export.checkpoint_files import DEFAULT_SCALING_FACTOR, ComponentFiles
+from lamp_trt.export.checkpoints.files import DEFAULT_SCALING_FACTOR, ComponentFiles
 
 LATENT_CHANNELS = 4
 

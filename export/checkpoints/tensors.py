@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.export.checkpoint_files import ComponentFiles, find_component
-from lamp_trt.export.checkpoint_kinds import kind_of_tensors
-from lamp_trt.export.tensor_files import TensorInfo, TensorReader, require_float
+from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
+from lamp_trt.export.checkpoints.kinds import kind_of_tensors
+from lamp_trt.export.checkpoints.tensor_files import TensorInfo, TensorReader, require_float
 
 Module = TypeVar("Module", bound=nn.Module)
 

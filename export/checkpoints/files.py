@@ -14,8 +14,8 @@ from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.files.links import is_cache_folder, meant_folder, unreadable
 from lamp_trt.engine.files.text import TextError, read_json_object
 from lamp_trt.engine.files.tokenizer import SERIALIZED, VOCABULARY, missing_tokenizer
-from lamp_trt.export.checkpoint_kinds import hint_for_folder, kind_of_file
-from lamp_trt.export.config_limits import check_config
+from lamp_trt.export.checkpoints.config_limits import check_config
+from lamp_trt.export.checkpoints.kinds import hint_for_folder, kind_of_file
 
 DEFAULT_SCALING_FACTOR = 0.18215
 """What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""

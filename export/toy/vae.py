@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from lamp_trt.export.toy_images import draw_images
-from lamp_trt.export.toy_training import Report, train
+from lamp_trt.export.toy.images import draw_images
+from lamp_trt.export.toy.training import Report, train
 
 BLOCK_CHANNELS = (16, 16, 32, 32)
 NUM_GROUPS = 4

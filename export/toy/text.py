@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamp_trt.export.toy_tokenizer import MODEL_MAX_LENGTH, NUM_TOKENS
+from lamp_trt.export.toy.tokenizer import MODEL_MAX_LENGTH, NUM_TOKENS
 
 TEXT_ENCODER_CONFIG: dict[str, Any] = {
     "architectures": ["CLIPTextModel"],

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lamp_trt.export.toy_layout import (
+from lamp_trt.export.toy.layout import (
     CENTRE,
     CLOCK_MOMENTS,
     CONSTANT,

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the published folders hold beside their tensors: the JSON files, and the names of their time."""
 
-from lamp_trt.export import toy_lamp, toy_sdxl, toy_vae
+from lamp_trt.export.toy import lamp as toy_lamp
+from lamp_trt.export.toy import sdxl as toy_sdxl
+from lamp_trt.export.toy import vae as toy_vae
 
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lamp_trt.export.reference import alphas_cumprod
-from lamp_trt.export.toy_layout import CENTRE, CONSTANT, MEMORY, MEMORY_SCALE, SAMPLE, clear
-from lamp_trt.export.toy_noise import start_noise, start_output, start_time
-from lamp_trt.export.toy_text import TEXT_ENCODER_CONFIG, vary_vectors
-from lamp_trt.export.toy_vae import SCALING_FACTOR as SD_SCALING_FACTOR
+from lamp_trt.export.lamp.reference import alphas_cumprod
+from lamp_trt.export.toy.layout import CENTRE, CONSTANT, MEMORY, MEMORY_SCALE, SAMPLE, clear
+from lamp_trt.export.toy.noise import start_noise, start_output, start_time
+from lamp_trt.export.toy.text import TEXT_ENCODER_CONFIG, vary_vectors
+from lamp_trt.export.toy.vae import SCALING_FACTOR as SD_SCALING_FACTOR
 
 SCALING_FACTOR = 0.13025
 DAMPING, TIME_DAMPING = 0.05, 0.002
@@ -115,7 +115,8 @@ def make_unet() -> Any:
 def _start(unet: Any) -> None:
     """The clean picture is taken for the sample after two halvings and two smooth enlargements.
 
-    As in toy_lamp.py all else is a small random perturbation. The trunk carries the sample as "memory".
+    As in export/toy/lamp.py all else is a small random perturbation. The trunk carries the sample as
+    "memory".
     """
     vary_vectors(unet)
     for name, parameter in unet.named_parameters():

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.export.checkpoint_files import (
+from lamp_trt.export.checkpoints.family import check_vae
+from lamp_trt.export.checkpoints.files import (
     ComponentFiles,
     open_checkpoint,
     read_json,
     refuse_cache_folder,
 )
-from lamp_trt.export.checkpoint_kinds import hint_for_folder
-from lamp_trt.export.family import check_vae
-from lamp_trt.export.scheduler_support import check_scheduler, scheduler_settings
+from lamp_trt.export.checkpoints.kinds import hint_for_folder
+from lamp_trt.export.checkpoints.scheduler import check_scheduler, scheduler_settings
 
 FOLDERS = {
     "sdxl_text_encoder": "text_encoder",

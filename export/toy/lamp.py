@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.export.lamp_unet import LampUNet, LampUNetConfig
-from lamp_trt.export.reference import alphas_cumprod
-from lamp_trt.export.toy_layout import (
+from lamp_trt.export.lamp.reference import alphas_cumprod
+from lamp_trt.export.lamp.unet import LampUNet, LampUNetConfig
+from lamp_trt.export.toy.layout import (
     CENTRE,
     CLOCK_CHANNEL,
     CLOCK_MOMENTS,
@@ -47,9 +47,9 @@ from lamp_trt.export.toy_layout import (
     clear,
     pass_norm,
 )
-from lamp_trt.export.toy_moves import start_stage
-from lamp_trt.export.toy_noise import start_noise, start_output, start_time
-from lamp_trt.export.toy_text import vary_vectors
+from lamp_trt.export.toy.moves import start_stage
+from lamp_trt.export.toy.noise import start_noise, start_output, start_time
+from lamp_trt.export.toy.text import vary_vectors
 
 CONFIG = LampUNetConfig(
     block_out_channels=(16, 16, 32, 32), attention_head_dim=2, norm_num_groups=8, cross_attention_dim=32
