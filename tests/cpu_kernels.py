@@ -29,7 +29,7 @@ KERNELS = Path(os.environ.get("LAMP_TRT_KERNELS", Path(__file__).parents[1] / "r
 """LAMP_TRT_KERNELS: another copy of the .cu files (mutate_kernels.py)."""
 
 ON_GPU = bool(os.environ.get("LAMP_TRT_TEST_GPU"))
-"""Run the same tests on a GPU (benchmarks/proof_kernels.py)."""
+"""Run the same tests on a GPU (benchmarks/proof/kernels/checks.py)."""
 
 GUARD = 256
 """Bytes on either side of an array that no kernel may touch, and the alignment of the array."""

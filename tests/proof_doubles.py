@@ -9,8 +9,8 @@ from host_device import STREAMS, HostDevice, HostDeviceEngine
 from host_device import Work as Enqueued
 from sdxl_fixture import UNET_CONFIG
 
-from lamp_trt.benchmarks.proof import Unavailable
-from lamp_trt.benchmarks.proof_work import LAMP, SDXL, Subject, Work
+from lamp_trt.benchmarks.proof.check import Unavailable
+from lamp_trt.benchmarks.proof.work import LAMP, SDXL, Subject, Work
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.precompute import HOISTED
 

@@ -20,7 +20,7 @@ from torch_cuda_double import CAPABILITY, CudaTorch, Stream
 from toy_fixture import toy_options
 
 import lamp_trt
-from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.aotinductor import engine as backend_aotinductor
 from lamp_trt.engine.backends.aotinductor import key as aotinductor_key

@@ -14,16 +14,17 @@ import pytest
 from host_device import HostDevice, host_engines
 from tolerances import COMPILED_REL_L2
 
-from lamp_trt.benchmarks.bench import peers, run
+from lamp_trt.benchmarks.bench import run
+from lamp_trt.benchmarks.bench.entries import peers
+from lamp_trt.benchmarks.bench.entries.networks import seconds_on
+from lamp_trt.benchmarks.bench.entries.peers import Peers
 from lamp_trt.benchmarks.bench.harness import Entry
-from lamp_trt.benchmarks.bench.network_entries import seconds_on
 from lamp_trt.benchmarks.bench.options import BenchOptions
-from lamp_trt.benchmarks.bench.peers import Peers
 from lamp_trt.benchmarks.bench.result import BenchResult, read_result
 from lamp_trt.benchmarks.bench.subject import Subject
-from lamp_trt.benchmarks.metrics import distance
 from lamp_trt.benchmarks.report.html import page
-from lamp_trt.benchmarks.verify_options import Checkpoints
+from lamp_trt.benchmarks.verify.metrics import distance
+from lamp_trt.benchmarks.verify.options import Checkpoints
 from lamp_trt.cli import main
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle

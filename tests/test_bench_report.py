@@ -13,22 +13,23 @@ import cv2
 import numpy as np
 import pytest
 
-from lamp_trt.benchmarks.bench.ceilings import COPY
 from lamp_trt.benchmarks.bench.compare import RULER, Change
 from lamp_trt.benchmarks.bench.contact_sheet import AMPLIFICATION, MOST_FRAMES, contact_sheet, sheet_png
+from lamp_trt.benchmarks.bench.entries.ceilings import COPY
+from lamp_trt.benchmarks.bench.entries.memory import Fit, fits
+from lamp_trt.benchmarks.bench.entries.ort_profile import seconds_by_operator
+from lamp_trt.benchmarks.bench.entries.sweeps import points
 from lamp_trt.benchmarks.bench.measurement import Measurement
-from lamp_trt.benchmarks.bench.memory import Fit, fits
 from lamp_trt.benchmarks.bench.options import BenchOptions, budget_seconds
-from lamp_trt.benchmarks.bench.ort_profile import seconds_by_operator
 from lamp_trt.benchmarks.bench.result import BenchResult, read_result, result_text
 from lamp_trt.benchmarks.bench.roofline import ceilings, roofs
-from lamp_trt.benchmarks.bench.sweeps import points
-from lamp_trt.benchmarks.report import numbers, readme_tables
-from lamp_trt.benchmarks.report.cpu_tables import unet_cpu_table
+from lamp_trt.benchmarks.report import numbers
 from lamp_trt.benchmarks.report.html import page
 from lamp_trt.benchmarks.report.markdown import markdown, table_lines
 from lamp_trt.benchmarks.report.svg import Scale
 from lamp_trt.benchmarks.report.tables import speed_up_table, tables
+from lamp_trt.benchmarks.studies import readme_tables
+from lamp_trt.benchmarks.studies.cpu_tables import unet_cpu_table
 from lamp_trt.engine.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -366,7 +367,7 @@ def test_axes_have_round_ticks() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_tables_in_the_documents_are_those_of_the_committed_results(document: Path) -> None:
     text = document.read_text()
-    assert readme_tables.filled(text) == text, "python -m lamp_trt.benchmarks.report.readme_tables " + str(
+    assert readme_tables.filled(text) == text, "python -m lamp_trt.benchmarks.studies.readme_tables " + str(
         document
     )
 

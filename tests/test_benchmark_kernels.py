@@ -11,8 +11,9 @@ import pytest
 import torch
 from tolerances import KERNEL_STEP_ATOL
 
-from lamp_trt.benchmarks import kernel_forms, kernels
-from lamp_trt.benchmarks.cuda_timing import Timing, file_name
+from lamp_trt.benchmarks.proof.kernels import forms as kernel_forms
+from lamp_trt.benchmarks.proof.kernels import times as kernels
+from lamp_trt.benchmarks.proof.timing import Timing, file_name
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule, step_coefficients
 from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
 from lamp_trt.runtime.algorithm.latents import denoise_step

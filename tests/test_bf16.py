@@ -19,13 +19,13 @@ from tolerances import BF16_ROUNDING, FP16_YARDSTICK
 from toy_fixture import toy_options
 
 import lamp_trt
+from lamp_trt.benchmarks.bench.entries.sweeps import run_sweep
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.subject import Subject
-from lamp_trt.benchmarks.bench.sweeps import run_sweep
-from lamp_trt.benchmarks.bundle_checks import weights_check
-from lamp_trt.benchmarks.limits import YARDSTICK_DB
-from lamp_trt.benchmarks.metrics import clip_distance, distance
-from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS, module_inputs
+from lamp_trt.benchmarks.verify.checks.bundle import weights_check
+from lamp_trt.benchmarks.verify.checks.limits import YARDSTICK_DB
+from lamp_trt.benchmarks.verify.metrics import clip_distance, distance
+from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS, module_inputs
 from lamp_trt.cli import main
 from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends import registry as backends

@@ -12,7 +12,7 @@ import pytest
 import torch
 from host_device import HostDevice
 
-from lamp_trt.benchmarks.bench import ceilings
+from lamp_trt.benchmarks.bench.entries import ceilings
 from lamp_trt.engine.torch_threads import torch_threads
 from lamp_trt.export import onnx as onnx_export
 from lamp_trt.runtime.cuda import device as cuda_device

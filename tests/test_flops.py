@@ -12,7 +12,7 @@ from full_size_graph import full_size_graph
 from lamp_flops import LampFlops
 from onnx import TensorProto, helper
 
-from lamp_trt.benchmarks.flops import PRODUCTS, graph_bytes, graph_flops, node_costs
+from lamp_trt.benchmarks.bench.flops import PRODUCTS, graph_bytes, graph_flops, node_costs
 from lamp_trt.engine.bundle.weights import TensorRef
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.networks import NETWORKS

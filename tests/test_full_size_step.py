@@ -9,8 +9,8 @@ import pytest
 import torch
 from tolerances import FP16_YARDSTICK
 
-from lamp_trt.benchmarks.metrics import distance
-from lamp_trt.benchmarks.random_checkpoints import write_lamp_unet
+from lamp_trt.benchmarks.proof.random_checkpoints import write_lamp_unet
+from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.export.build import build_bundle

@@ -16,12 +16,14 @@ import torch
 from proof_doubles import SUBJECTS, ClockedDevice, toy_work
 from tolerances import PROOF_REL_L2
 
-from lamp_trt.benchmarks import gpu_proof, proof_peers, proof_pipeline
-from lamp_trt.benchmarks.proof import Check, Unavailable
-from lamp_trt.benchmarks.proof_hoists import HoistsProof, Row
-from lamp_trt.benchmarks.proof_unet import UnetProof
-from lamp_trt.benchmarks.proof_work import LAMP, SDXL, Work
-from lamp_trt.benchmarks.random_checkpoints import write_component
+from lamp_trt.benchmarks.proof import peers as proof_peers
+from lamp_trt.benchmarks.proof import pipeline as proof_pipeline
+from lamp_trt.benchmarks.proof import run as gpu_proof
+from lamp_trt.benchmarks.proof.check import Check, Unavailable
+from lamp_trt.benchmarks.proof.hoists import HoistsProof, Row
+from lamp_trt.benchmarks.proof.random_checkpoints import write_component
+from lamp_trt.benchmarks.proof.unet import UnetProof
+from lamp_trt.benchmarks.proof.work import LAMP, SDXL, Work
 from lamp_trt.engine.backends.registry import DEVICE_ENGINES
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file

@@ -13,9 +13,9 @@ from test_verify import checkpoints, edit_tensors, faulty, verified
 from tolerances import DEVICE_LATENTS_ATOL, HOISTED_RTOL, SDXL_IMAGE_DIFFERING, SDXL_IMAGE_LEVELS
 
 import lamp_trt
-from lamp_trt.benchmarks.plain_engine import plain_engine, plain_inputs
-from lamp_trt.benchmarks.verify import verify_bundle
-from lamp_trt.benchmarks.verify_options import VerifyOptions
+from lamp_trt.benchmarks.verify.options import VerifyOptions
+from lamp_trt.benchmarks.verify.plain_engine import plain_engine, plain_inputs
+from lamp_trt.benchmarks.verify.run import verify_bundle
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError

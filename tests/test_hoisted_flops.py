@@ -12,7 +12,7 @@ from full_size_graph import full_size_sizes, locations
 from lamp_flops import TOKENS, LampFlops
 from test_flops import FULL_ATTENTION, FULL_WIDTHS, SMALL, SMALL_SIZES, by_layer
 
-from lamp_trt.benchmarks.flops import graph_flops
+from lamp_trt.benchmarks.bench.flops import graph_flops
 from lamp_trt.engine.bundle.weights import TensorRef
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export.networks import empty_module, empty_network

@@ -16,7 +16,7 @@ from sdxl_fixture import UNET_CONFIG as SDXL_FIELDS
 from tolerances import HOISTED_RTOL
 from torch import Tensor, nn
 
-from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError

@@ -21,7 +21,7 @@ from tolerances import (
 from torch import Tensor, nn
 from toy_fixture import TOY_SIZE, toy_options
 
-from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
 from lamp_trt.engine.bundle.reader import Bundle

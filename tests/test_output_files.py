@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lamp_trt.benchmarks import polygraphy_inputs
 from lamp_trt.benchmarks.report import files as report_files
+from lamp_trt.benchmarks.verify import polygraphy_inputs
 from lamp_trt.cli import main
 from lamp_trt.commands import inspect
 from lamp_trt.engine.errors import InputError, LampError, OutputError

@@ -25,7 +25,7 @@ from tolerances import (
 )
 
 import lamp_trt
-from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.backends.onnxruntime.session import new_session
 from lamp_trt.engine.bundle.reader import Bundle

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from lamp_trt.benchmarks.metrics import distance
-from lamp_trt.benchmarks.polygraphy_inputs import network_inputs
+from lamp_trt.benchmarks.verify.metrics import distance
+from lamp_trt.benchmarks.verify.polygraphy_inputs import network_inputs
 from lamp_trt.cli import main
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle

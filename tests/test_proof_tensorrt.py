@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lamp_trt.benchmarks import proof_tensorrt
-from lamp_trt.benchmarks.proof import Unavailable
-from lamp_trt.benchmarks.proof_tensorrt import TensorRtProof
-from lamp_trt.benchmarks.proof_work import Work
+from lamp_trt.benchmarks.proof import tensorrt as proof_tensorrt
+from lamp_trt.benchmarks.proof.check import Unavailable
+from lamp_trt.benchmarks.proof.tensorrt import TensorRtProof
+from lamp_trt.benchmarks.proof.work import Work
 from lamp_trt.engine.backends.tensorrt import trt
 from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
 from lamp_trt.engine.errors import EngineError

@@ -25,7 +25,7 @@ from tolerances import (
 from toy_fixture import toy_options
 
 import lamp_trt
-from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.cli import main
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.backends.registry import host_engine

@@ -55,7 +55,7 @@ def test_a_bundle_of_todays_layout_has_the_published_ids(resaved: Path, toy: Pat
 
 
 def test_verify_compares_with_todays_layout(resaved: Path, toy: Path, tmp_path: Path) -> None:
-    from lamp_trt.benchmarks.bundle_checks import tokenizer_check
+    from lamp_trt.benchmarks.verify.checks.bundle import tokenizer_check
 
     build_text_encoder(resaved, toy, tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
@@ -64,7 +64,7 @@ def test_verify_compares_with_todays_layout(resaved: Path, toy: Path, tmp_path: 
 
 
 def test_verify_says_what_transformers_does_not_read(resaved: Path, toy: Path, tmp_path: Path) -> None:
-    from lamp_trt.benchmarks.bundle_checks import tokenizer_check
+    from lamp_trt.benchmarks.verify.checks.bundle import tokenizer_check
 
     path = resaved / "tokenizer" / "tokenizer.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())

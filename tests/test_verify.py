@@ -14,13 +14,13 @@ import pytest
 import torch
 from toy_fixture import toy_options
 
-from lamp_trt.benchmarks import verify
-from lamp_trt.benchmarks.checks import Check, clip_check, follows, tensor_check
-from lamp_trt.benchmarks.limits import YARDSTICK, Limit
-from lamp_trt.benchmarks.metrics import ClipDistance, Distance, clip_distance, distance, psnr_db, ssim
-from lamp_trt.benchmarks.verify import verify_bundle
-from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
-from lamp_trt.benchmarks.verify_report import Report, VerificationError, report_text, require_passed
+from lamp_trt.benchmarks.verify import run as verify
+from lamp_trt.benchmarks.verify.checks.check import Check, clip_check, follows, tensor_check
+from lamp_trt.benchmarks.verify.checks.limits import YARDSTICK, Limit
+from lamp_trt.benchmarks.verify.metrics import ClipDistance, Distance, clip_distance, distance, psnr_db, ssim
+from lamp_trt.benchmarks.verify.options import Checkpoints, VerifyOptions
+from lamp_trt.benchmarks.verify.report import Report, VerificationError, report_text, require_passed
+from lamp_trt.benchmarks.verify.run import verify_bundle
 from lamp_trt.cli import main
 from lamp_trt.engine.bundle.digests import file_digest
 from lamp_trt.engine.bundle.manifest import FileEntry, Manifest, read_manifest

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from tolerances import WIDENED_GRAPH_REL_L2
 from toy_fixture import toy_options
 
-from lamp_trt.benchmarks.arithmetic import Arithmetic, to_tf32, yardstick
-from lamp_trt.benchmarks.metrics import distance
-from lamp_trt.benchmarks.network_inputs import bundle_ids, seeded_inputs
-from lamp_trt.benchmarks.onnx_reference import Fp32OnnxEngine
-from lamp_trt.benchmarks.plain_engine import plain_inputs
-from lamp_trt.benchmarks.reference_networks import REFERENCE_NETWORKS
-from lamp_trt.benchmarks.verify import verify_bundle
-from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
-from lamp_trt.benchmarks.verify_report import Report, report_text
+from lamp_trt.benchmarks.verify.metrics import distance
+from lamp_trt.benchmarks.verify.network_inputs import bundle_ids, seeded_inputs
+from lamp_trt.benchmarks.verify.options import Checkpoints, VerifyOptions
+from lamp_trt.benchmarks.verify.plain_engine import plain_inputs
+from lamp_trt.benchmarks.verify.reference.arithmetic import Arithmetic, to_tf32, yardstick
+from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS
+from lamp_trt.benchmarks.verify.reference.onnx import Fp32OnnxEngine
+from lamp_trt.benchmarks.verify.report import Report, report_text
+from lamp_trt.benchmarks.verify.run import verify_bundle
 from lamp_trt.cli import main
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle

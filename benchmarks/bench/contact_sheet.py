@@ -6,7 +6,7 @@ import base64
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.benchmarks.metrics import Frames
+from lamp_trt.benchmarks.verify.metrics import Frames
 
 MOST_FRAMES, THUMBNAIL_WIDTH = 8, 160
 AMPLIFICATION = 32

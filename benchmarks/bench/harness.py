@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.bench.measurement import ClockName, Group, Measurement, median_error
-from lamp_trt.benchmarks.metrics import distance
+from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.errors import LampError
 
 log = logging.getLogger("lamp_trt")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lamp_trt.benchmarks.verify_options import PROMPT, Checkpoints
+from lamp_trt.benchmarks.verify.options import PROMPT, Checkpoints
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.config import GenerationConfig, thread_count
 

@@ -8,8 +8,8 @@ another algorithm with fewer operations may pass below it, and then the share is
 
 from dataclasses import dataclass
 
-from lamp_trt.benchmarks.bench.ceilings import COPY
 from lamp_trt.benchmarks.bench.compare import RULER
+from lamp_trt.benchmarks.bench.entries.ceilings import COPY
 from lamp_trt.benchmarks.bench.measurement import Measurement
 from lamp_trt.benchmarks.bench.result import BenchResult
 

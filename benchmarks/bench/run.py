@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lamp_trt.benchmarks.bench.ceilings import ceiling_entries
 from lamp_trt.benchmarks.bench.compare import compare
+from lamp_trt.benchmarks.bench.entries.ceilings import ceiling_entries
+from lamp_trt.benchmarks.bench.entries.memory import network_memory
+from lamp_trt.benchmarks.bench.entries.networks import network_entries
+from lamp_trt.benchmarks.bench.entries.ort_profile import operator_seconds
+from lamp_trt.benchmarks.bench.entries.peers import Peers
+from lamp_trt.benchmarks.bench.entries.start import start_entries
+from lamp_trt.benchmarks.bench.entries.sweeps import run_sweep
+from lamp_trt.benchmarks.bench.entries.videos import between_entries, video_entries
 from lamp_trt.benchmarks.bench.harness import Clock, Entry, HostClock, run_entries
 from lamp_trt.benchmarks.bench.machine_facts import machine_facts, machine_state
-from lamp_trt.benchmarks.bench.memory import network_memory
-from lamp_trt.benchmarks.bench.network_entries import network_entries
 from lamp_trt.benchmarks.bench.options import BenchOptions
-from lamp_trt.benchmarks.bench.ort_profile import operator_seconds
-from lamp_trt.benchmarks.bench.peers import Peers
 from lamp_trt.benchmarks.bench.result import BenchResult, read_result
-from lamp_trt.benchmarks.bench.start_entries import start_entries
 from lamp_trt.benchmarks.bench.subject import Subject
-from lamp_trt.benchmarks.bench.sweeps import run_sweep
-from lamp_trt.benchmarks.bench.video_entries import between_entries, video_entries
 from lamp_trt.doctor.machine import memory_bytes
 from lamp_trt.engine.backends.registry import HOST_ENGINES
 from lamp_trt.engine.bundle.reader import Bundle
@@ -110,8 +110,8 @@ def _look_inside(result: BenchResult, subject: Subject, deadline: float, clock: 
 def _compare_with_pytorch(result: BenchResult, path: Path, options: BenchOptions) -> None:
     """What `lamp-trt verify` finds, and contact sheets of its clips."""
     from lamp_trt.benchmarks.bench.contact_sheet import sheet_png
-    from lamp_trt.benchmarks.verify import verify_bundle
-    from lamp_trt.benchmarks.verify_options import VerifyOptions
+    from lamp_trt.benchmarks.verify.options import VerifyOptions
+    from lamp_trt.benchmarks.verify.run import verify_bundle
 
     log.info("comparing with PyTorch")
     report = verify_bundle(

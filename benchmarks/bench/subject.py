@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from lamp_trt.benchmarks.bench.options import BenchOptions
-from lamp_trt.benchmarks.network_inputs import Arrays, bundle_ids, seeded_inputs
+from lamp_trt.benchmarks.verify.network_inputs import Arrays, bundle_ids, seeded_inputs
 from lamp_trt.engine.backends.registry import (
     DEVICE_ENGINES,
     ENGINE_SUFFIX,
@@ -91,7 +91,7 @@ class Subject:
         """By network, counted from the graphs."""
         import onnx
 
-        from lamp_trt.benchmarks.flops import graph_bytes, graph_flops
+        from lamp_trt.benchmarks.bench.flops import graph_bytes, graph_flops
 
         counted = {}
         for name in self.networks:

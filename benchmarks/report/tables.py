@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lamp_trt.benchmarks.bench.compare import Change
+from lamp_trt.benchmarks.bench.entries.memory import CARDS_GB, fits
 from lamp_trt.benchmarks.bench.measurement import Measurement
-from lamp_trt.benchmarks.bench.memory import CARDS_GB, fits
 from lamp_trt.benchmarks.bench.result import BenchResult
 from lamp_trt.benchmarks.bench.roofline import ceilings, roofs
 from lamp_trt.benchmarks.report.numbers import amount, digits, percent, seconds, small

@@ -16,9 +16,9 @@ class OnnxRuntimeEngine:
     """One network of a bundle in an ONNX Runtime session on the CPU.
 
     A session's weights cannot be exchanged, so the motion's tensors are inputs of it, fed from the mapped
-    file: a switch takes milliseconds, and steps are no slower (benchmarks/motion_switch.py). Only a motion
-    whose shared tensors differ takes a new session; if that fails, the next `set_motion` tries again. Raises
-    EngineError for a bundle in bf16, or if the graph does not load.
+    file: a switch takes milliseconds, and steps are no slower (benchmarks/studies/motion_switch.py). Only a
+    motion whose shared tensors differ takes a new session; if that fails, the next `set_motion` tries again.
+    Raises EngineError for a bundle in bf16, or if the graph does not load.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ DESCRIPTION = "Measure a bundle on this machine and write a report: JSON, Markdo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lamp_trt.benchmarks.bench.options import BUDGET
-    from lamp_trt.benchmarks.verify_options import PROMPT
+    from lamp_trt.benchmarks.verify.options import PROMPT
 
     add_placement(parser)
     parser.add_argument("--budget", default=BUDGET, help="time for measuring: 60s, 5m, 1h", metavar="TIME")
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     from lamp_trt.benchmarks.bench.run import run_bench
     from lamp_trt.benchmarks.report.files import check_folder, write_reports
     from lamp_trt.benchmarks.report.markdown import markdown
-    from lamp_trt.benchmarks.verify_options import Checkpoints
+    from lamp_trt.benchmarks.verify.options import Checkpoints
 
     options = BenchOptions(
         Checkpoints(args.sd, named_folders(args.motion), args.sdxl),

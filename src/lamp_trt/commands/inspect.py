@@ -57,8 +57,8 @@ def _show_layers(args: argparse.Namespace) -> None:
 
 
 def _save_inputs(args: argparse.Namespace) -> None:
-    from lamp_trt.benchmarks.polygraphy_inputs import network_inputs, save_inputs
-    from lamp_trt.benchmarks.verify_options import PROMPT
+    from lamp_trt.benchmarks.verify.options import PROMPT
+    from lamp_trt.benchmarks.verify.polygraphy_inputs import network_inputs, save_inputs
     from lamp_trt.engine.bundle.reader import Bundle
 
     if not (args.inputs and args.out):

@@ -17,7 +17,7 @@ DESCRIPTION = "Compare a bundle, as its backend runs it, with PyTorch on the sam
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from lamp_trt.benchmarks.verify_options import PROMPT, STEPS
+    from lamp_trt.benchmarks.verify.options import PROMPT, STEPS
 
     parser.add_argument("bundle", type=file_path, help="the bundle's folder")
     add_checkpoints(parser, "a motion of the bundle and its LAMP checkpoint; repeat it for more")
@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lamp_trt.benchmarks.verify import verify_bundle
-    from lamp_trt.benchmarks.verify_options import Checkpoints, VerifyOptions
-    from lamp_trt.benchmarks.verify_report import report_text, require_passed
+    from lamp_trt.benchmarks.verify.options import Checkpoints, VerifyOptions
+    from lamp_trt.benchmarks.verify.report import report_text, require_passed
+    from lamp_trt.benchmarks.verify.run import verify_bundle
     from lamp_trt.engine.files.output import write_text
 
     if args.out:

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each network of a bundle, as its backend runs it, on equal inputs: against its PyTorch module where the
+checkpoint is given, else against its own graph in fp32 on ONNX Runtime.
+
+Another backend than ONNX Runtime on the CPU is compared beside that one, so that a fault of the graph can be
+told from one of the engine.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lamp_trt.benchmarks.verify.checks.check import Check, follows, tensor_check
+from lamp_trt.benchmarks.verify.checks.limits import (
+    FP32_NETWORK,
+    FP32_NETWORKS,
+    ONNX_RUNTIME_YARDSTICK,
+    YARDSTICK,
+)
+from lamp_trt.benchmarks.verify.metrics import distance
+from lamp_trt.benchmarks.verify.network_inputs import bundle_ids, seeded_inputs
+from lamp_trt.benchmarks.verify.options import VerifyOptions
+from lamp_trt.benchmarks.verify.plain_engine import HostPlainEngine, PlainEngine, plain_engine, plain_inputs
+from lamp_trt.benchmarks.verify.reference.arithmetic import EXACT, Arithmetic, yardstick
+from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS, prompt_ids, reference_outputs
+from lamp_trt.benchmarks.verify.reference.onnx import Fp32OnnxEngine
+from lamp_trt.engine.backends.registry import in_bfloat16
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.runtime.load import Placement
+
+log = logging.getLogger("lamp_trt")
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def onnx_runtime(num_threads: int | None) -> Placement:
+    """The CPU and the backend that every other one is compared beside."""
+    return Placement(None, "onnxruntime", num_threads, None)
+
+
+def why_not_judged(bundle: Bundle, network: str, place: Placement, options: VerifyOptions) -> str | None:
+    """What is missing to tell whether a network is right; None if nothing is."""
+    option = REFERENCE_NETWORKS[network].checkpoint
+    if options.checkpoints.given(option):
+        return None
+    if is_onnx_runtime(place) or in_bfloat16(bundle):  # which ONNX Runtime cannot be the reference of
+        return f"give {option}"
+    if place.ordinal is not None and bundle.network(network).precision == "fp32":
+        return f"it computes in TF32, which PyTorch is the measure of: give {option}"
+    return None
+
+
+def is_onnx_runtime(place: Placement) -> bool:
+    return place.ordinal is None and place.backend == "onnxruntime"
+
+
+class NetworkProof:
+    """The checks of one network at `place`, the UNet with every motion that is asked about."""
+
+    def __init__(self, bundle: Bundle, network: str, place: Placement, options: VerifyOptions) -> None:
+        self._bundle, self._network, self._place, self._options = bundle, network, place, options
+        self._reference = REFERENCE_NETWORKS[network]
+        self._from_pytorch = options.checkpoints.given(self._reference.checkpoint)
+        self._onnx_runtime = onnx_runtime(options.num_threads)
+        self._engines: dict[Placement, PlainEngine] = {}
+
+    @property
+    def motions(self) -> list[str]:
+        """ "" stands for a network without motions."""
+        if self._from_pytorch:
+            return self._options.checkpoints.motions_of(self._reference.checkpoint)
+        return list(self._bundle.manifest.motions) if self._network == "lamp_unet" else [""]
+
+    def checks(self, before: list[Check]) -> Iterator[Check]:
+        """before: what was found out so far, to name causes."""
+        places = [self._place]
+        if self._from_pytorch and not is_onnx_runtime(self._place) and not in_bfloat16(self._bundle):
+            places.insert(0, self._onnx_runtime)
+        first: tuple[str, Arrays, Arrays] | None = None
+        for motion in self.motions:
+            log.info("comparing %s %s", self._network, motion)
+            inputs = self._inputs(motion)
+            exact, own = self._expected(motion, inputs)
+            found = [c for c in before if (c.group, c.name, c.motion) == ("weights", self._network, motion)]
+            for place in places:
+                try:
+                    outputs = self._run(place, motion, inputs)
+                except EngineError as error:
+                    found.append(Check("networks", self._title(place), motion, problem=str(error)))
+                else:
+                    found += self._judged(place, motion, outputs, exact, own, follows(found))
+                    if place is self._place and first is None:
+                        first = motion, inputs, outputs
+            yield from (check for check in found if check.group == "networks")
+        if first and len(self.motions) > 1:
+            yield self._shows_again(self._engines[self._place], *first)
+        for engine in self._engines.values():
+            engine.close()
+
+    def _inputs(self, motion: str) -> Arrays:
+        options, bundle = self._options, self._bundle
+        prompts = (options.negative_prompt or "", options.prompt)
+        ids = partial(bundle_ids, bundle, self._network, prompts)
+        if self._from_pytorch and self._reference.tokenizer:
+            folder = options.checkpoints.folder(self._reference.checkpoint) / self._reference.tokenizer
+            ids = partial(prompt_ids, folder, list(prompts))
+        tensors = plain_inputs(bundle, self._network)
+        return seeded_inputs(tensors, bundle.manifest.sizes, options.seed, ids)
+
+    def _expected(self, motion: str, inputs: Arrays) -> tuple[Arrays, Arrays | None]:
+        """Outputs in fp32, and the yardstick's where there is one."""
+        bundle, network = self._bundle, self._network
+        roughly = yardstick(bundle.network(network).precision, self._place.ordinal is not None)
+        if self._from_pytorch:
+            exact = self._pytorch(EXACT, motion, inputs)
+            return exact, self._pytorch(roughly, motion, inputs) if roughly else None
+        exact = self._fp32_graph(motion).run(inputs)
+        if roughly is None:
+            return exact, None
+        return exact, self._run(self._onnx_runtime, motion, inputs)
+
+    def _pytorch(self, arithmetic: Arithmetic, motion: str, inputs: Arrays) -> Arrays:
+        folder = self._options.checkpoints.folder(self._reference.checkpoint, motion)
+        return reference_outputs(self._network, folder, arithmetic, inputs)
+
+    def _fp32_graph(self, motion: str) -> PlainEngine:
+        def load(network: str, shown: str | None) -> Fp32OnnxEngine:
+            threads = self._options.num_threads
+            return Fp32OnnxEngine(self._bundle, network, motion=shown, num_threads=threads)
+
+        return HostPlainEngine(self._bundle, self._network, load, motion or None)
+
+    def _run(self, place: Placement, motion: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        if place not in self._engines:
+            self._engines[place] = plain_engine(self._bundle, self._network, place, motion or None)
+        elif motion:
+            self._engines[place].set_motion(motion)
+        return self._engines[place].run(inputs)
+
+    def _judged(
+        self,
+        place: Placement,
+        motion: str,
+        outputs: Arrays,
+        exact: Arrays,
+        own: Arrays | None,
+        cause: str,
+    ) -> list[Check]:
+        return [
+            tensor_check(
+                "networks",
+                self._title(place, name),
+                motion,
+                distance(outputs[name], expected),
+                distance(own[name], expected) if own else None,
+                FP32_NETWORKS.get(self._network, FP32_NETWORK),
+                cause or self._suspect(place),
+                YARDSTICK if self._from_pytorch else ONNX_RUNTIME_YARDSTICK,
+            )
+            for name, expected in exact.items()
+        ]
+
+    def _suspect(self, place: Placement) -> str:
+        graph = self._bundle.network(self._network).graph
+        if is_onnx_runtime(place):
+            return f"{graph} or ONNX Runtime computes something else: build it again, try another version"
+        return f"ONNX Runtime computes {graph} rightly, {place} something else: build its engine again"
+
+    def _title(self, place: Placement, tensor: str = "") -> str:
+        words = [self._network, tensor]
+        if not is_onnx_runtime(self._place):
+            against = "" if self._from_pytorch else " against its graph in fp32"
+            words.append(f"({place}{against})")
+        return " ".join(filter(None, words))
+
+    def _shows_again(self, engine: PlainEngine, motion: str, inputs: Arrays, outputs: Arrays) -> Check:
+        """The first motion after all others: bit for bit what it was."""
+        title = f"{self._title(self._place)} shown again"
+        try:
+            engine.set_motion(motion)
+            again = engine.run(inputs)
+        except EngineError as error:
+            return Check("networks", title, motion, problem=str(error))
+        differing = sum(int(np.count_nonzero(again[name] != values)) for name, values in outputs.items())
+        problem = ""
+        if differing:
+            problem = "the motions shown in between left traces: do not switch motions on this backend"
+        return Check("networks", title, motion, {"differing values": differing}, problem=problem)

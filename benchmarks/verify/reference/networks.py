@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PyTorch side of every network: the libraries' own modules, and LAMP's in the official formulation.
+
+Stable Diffusion's parts are loaded by transformers and diffusers themselves, not by the code that builds
+bundles, so that a mistake of that code shows. A network joins `verify` with an entry of REFERENCE_NETWORKS.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lamp_trt.benchmarks.verify.reference.arithmetic import Arithmetic
+from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.export.checkpoints.files import (
+    DEFAULT_SCALING_FACTOR,
+    find_component,
+    read_json,
+)
+from lamp_trt.export.checkpoints.scheduler import scheduler_settings
+from lamp_trt.export.lamp.unet import load_lamp_unet
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def scheduler_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's scheduler_config.json as published."""
+    return scheduler_settings(read_json(folder / "scheduler" / "scheduler_config.json"))
+
+
+def force_zeros_for_empty_prompt(folder: Path) -> bool:
+    """Whether SDXL takes zeros for a prompt that is not given; where a checkpoint does not say, it does."""
+    index = read_json(folder / "model_index.json")
+    return bool(index.get("force_zeros_for_empty_prompt", True))
+
+
+def scaling_factor(folder: Path) -> float:
+    """What a checkpoint's VAE latents are multiplied by; the files of Stable Diffusion v1.4 do not say."""
+    config = find_component(folder, "vae", parent_only=True).config
+    return float(config.get("scaling_factor") or DEFAULT_SCALING_FACTOR)
+
+
+def prompt_ids(tokenizer_folder: Path, prompts: list[str]) -> NDArray[np.int64]:
+    """Token ids (n, 77) of transformers' CLIPTokenizer, cut and padded as in diffusers' pipelines."""
+    from transformers import CLIPTokenizer
+
+    tokenize = published(CLIPTokenizer, tokenizer_folder)
+    encoded = tokenize(
+        prompts,
+        padding="max_length",
+        max_length=tokenize.model_max_length,
+        truncation=True,
+        return_tensors="np",
+    )
+    return np.asarray(encoded.input_ids, np.int64)
+
+
+@dataclass(frozen=True)
+class ReferenceNetwork:
+    """How to make and call the module that a network of the bundle must equal.
+
+    checkpoint   the option that gives its folder
+    component    the sub-folder of its weights
+    tokenizer    the sub-folder of what makes its input_ids, "" if it has none
+    """
+
+    checkpoint: str
+    component: str
+    load: Callable[[Path, torch.dtype], nn.Module]
+    run: Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, ...]]
+    tokenizer: str = ""
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """transformers' CLIPTextModel of a Stable Diffusion or SDXL folder."""
+    from transformers import CLIPTextModel
+
+    return _pretrained(CLIPTextModel, folder, "text_encoder", dtype=dtype)
+
+
+def load_text_encoder_2(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """transformers' CLIPTextModelWithProjection of an SDXL folder."""
+    from transformers import CLIPTextModelWithProjection
+
+    return _pretrained(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype=dtype)
+
+
+def load_vae(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """diffusers' AutoencoderKL of a Stable Diffusion folder."""
+    from diffusers import AutoencoderKL
+
+    return _pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype)
+
+
+def load_sdxl_vae(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The same of an SDXL folder: in fp32, as bundles and diffusers run it whatever the precision is."""
+    return load_vae(folder, torch.float32)
+
+
+def load_sdxl_unet(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """diffusers' UNet2DConditionModel of an SDXL folder."""
+    from diffusers import UNet2DConditionModel
+
+    return _pretrained(UNet2DConditionModel, folder, "unet", torch_dtype=dtype)
+
+
+def _pretrained(cls: Any, folder: Path, component: str, **dtype: torch.dtype) -> nn.Module:
+    """`cls` as its library loads it from folder/component, offline."""
+    quiet_libraries()
+    files = find_component(folder, component, parent_only=True)
+    variant = "fp16" if ".fp16." in files.weight_files[0].name else None
+    module: nn.Module = published(cls, files.folder, variant=variant, **dtype)
+    return module.requires_grad_(False).eval()
+
+
+def published(cls: Any, folder: Path, **options: Any) -> Any:
+    """`cls.from_pretrained(folder)`, offline. Raises CheckpointError for a folder that a build reads and the
+    library does not (a byte order mark, safetensors named .bin)."""
+    try:
+        return cls.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # transformers and diffusers raise as many kinds as there are mistakes
+        raise CheckpointError(
+            f"{folder} is not read by {cls.__name__}.from_pretrained of {cls.__module__.partition('.')[0]}, "
+            f"which the bundle is compared with: {error!s:.300}"
+        ) from error
+
+
+def quiet_libraries() -> None:
+    """No progress bars and no advice from transformers: what we compare is our own report's matter."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def module_inputs(module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
+    """`arrays` on the module's device, all floats but _ALWAYS_FLOAT32 in the module's own dtype."""
+    own = next(module.parameters())
+    tensors = {name: torch.from_numpy(array).to(own.device) for name, array in arrays.items()}
+    return {
+        name: tensor.to(own.dtype) if tensor.is_floating_point() and name not in _ALWAYS_FLOAT32 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _run_text_encoder(module: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (module(input_ids=x["input_ids"]).last_hidden_state,)
+
+
+def _run_sdxl_text_encoder(module: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (module(input_ids=x["input_ids"], output_hidden_states=True).hidden_states[-2],)
+
+
+def _run_sdxl_text_encoder_2(module: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    output = module(input_ids=x["input_ids"], output_hidden_states=True)
+    return output.hidden_states[-2], output.text_embeds
+
+
+def _run_vae_encoder(vae: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    moments: Tensor = vae.quant_conv(vae.encoder(x["image"]))  # type: ignore[operator]
+    return moments.chunk(2, dim=1)  # diffusers' own posterior would clamp the log-variance
+
+
+def _run_vae_decoder(vae: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (vae.decode(x["latents"]).sample,)  # type: ignore[operator]
+
+
+def _run_lamp_unet(unet: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return (unet(x["sample"], x["timestep"][0], x["encoder_hidden_states"]),)
+
+
+def _run_sdxl_unet(unet: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    conditions = {"text_embeds": x["text_embeds"], "time_ids": x["time_ids"]}
+    text = x["encoder_hidden_states"]
+    return (unet(x["sample"], x["timestep"][0], text, added_cond_kwargs=conditions).sample,)
+
+
+REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
+    "text_encoder": ReferenceNetwork(
+        "--sd", "text_encoder", load_text_encoder, _run_text_encoder, "tokenizer"
+    ),
+    "vae_encoder": ReferenceNetwork("--sd", "vae", load_vae, _run_vae_encoder),
+    "vae_decoder": ReferenceNetwork("--sd", "vae", load_vae, _run_vae_decoder),
+    "lamp_unet": ReferenceNetwork("--motion", "unet", load_lamp_unet, _run_lamp_unet),
+    "sdxl_text_encoder": ReferenceNetwork(
+        "--sdxl", "text_encoder", load_text_encoder, _run_sdxl_text_encoder, "tokenizer"
+    ),
+    "sdxl_text_encoder_2": ReferenceNetwork(
+        "--sdxl",
+        "text_encoder_2",
+        load_text_encoder_2,
+        _run_sdxl_text_encoder_2,
+        "tokenizer_2",
+    ),
+    "sdxl_unet": ReferenceNetwork("--sdxl", "unet", load_sdxl_unet, _run_sdxl_unet),
+    "sdxl_vae_decoder": ReferenceNetwork("--sdxl", "vae", load_sdxl_vae, _run_vae_decoder),
+}
+
+
+def reference_outputs(
+    network: str, folder: Path, arithmetic: Arithmetic, inputs: Arrays, device: str = "cpu"
+) -> dict[str, NDArray[np.float32]]:
+    """The module's outputs by name, float32, computed on `device` from its weights and `inputs` by
+    `arithmetic`."""
+    entry = REFERENCE_NETWORKS[network]
+    module = entry.load(folder, arithmetic.dtype).to(device)
+    with torch.inference_mode(), arithmetic.active():
+        outputs = entry.run(module, module_inputs(module, inputs))
+    tensors = zip(NETWORKS[network].outputs, outputs, strict=True)
+    return {tensor.name: output.float().cpu().numpy() for tensor, output in tensors}
+
+
+_ALWAYS_FLOAT32 = ("timestep", "time_ids")

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`lamp-trt verify`: whether a bundle computes what PyTorch computes from the checkpoints it was made from.
+
+Rung by rung, so that the first failure names the culprit: constants, tokenizers and weights exactly; then on
+equal inputs each network, each step, and the clip.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lamp_trt.benchmarks.verify.checks.bundle import exact_checks
+from lamp_trt.benchmarks.verify.checks.first_frame import verify_first_frame
+from lamp_trt.benchmarks.verify.checks.networks import NetworkProof, why_not_judged
+from lamp_trt.benchmarks.verify.checks.videos import verify_videos
+from lamp_trt.benchmarks.verify.options import VerifyOptions
+from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS
+from lamp_trt.benchmarks.verify.report import Report
+from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.torch_threads import torch_threads
+from lamp_trt.export.checkpoints.files import find_component
+from lamp_trt.runtime.load import Placement
+
+_LIBRARIES = ("lamp_trt", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
+
+
+def verify_bundle(path: Path, options: VerifyOptions) -> Report:
+    """Compare the bundle at `path` with its checkpoints. What is not given is not compared, and is listed.
+
+    On another backend than ONNX Runtime's on the CPU, networks whose checkpoint is missing are compared with
+    their own graphs in fp32. Raises InputError if nothing can be compared, BundleError, CheckpointError and
+    EngineError as usual. Limits that are passed do not raise: they are in the report's checks.
+    """
+    bundle = Bundle.open(path)
+    checkpoints = options.checkpoints
+    for motion in checkpoints.motions:
+        bundle.motion(motion)
+    place = Placement.of(bundle, **options.loading)
+    held = [name for name in NETWORKS if name in bundle.manifest.networks]
+    networks = [name for name in held if checkpoints.given(REFERENCE_NETWORKS[name].checkpoint)]
+    judged = [name for name in held if why_not_judged(bundle, name, place, options) is None]
+    if not judged:
+        needed = {REFERENCE_NETWORKS[name].checkpoint for name in held}
+        raise InputError(f"nothing to compare the bundle with: give {' or '.join(sorted(needed))}.")
+    for name in networks:  # that nothing is missing is known before anything runs
+        entry = REFERENCE_NETWORKS[name]
+        for motion in checkpoints.motions_of(entry.checkpoint):
+            find_component(checkpoints.folder(entry.checkpoint, motion), entry.component)
+    report = Report(_subject(bundle, place), _settings(options))
+    report.not_verified = _not_verified(bundle, networks, place, options)
+    with torch_threads(options.num_threads):
+        with _timed(report, "constants, tokenizer, weights"):
+            report.checks += exact_checks(bundle, networks, options)
+        with _timed(report, "networks"):
+            for name in judged:
+                report.checks += NetworkProof(bundle, name, place, options).checks(report.checks)
+        _run_loops(report, bundle, networks, options)
+    report.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return report
+
+
+def _run_loops(report: Report, bundle: Bundle, networks: list[str], options: VerifyOptions) -> None:
+    if options.num_inference_steps and all(name in networks for name in VIDEO_NETWORKS):
+        with _timed(report, "video"):
+            verify_videos(report, bundle, options)
+    if options.num_inference_steps and all(name in networks for name in FIRST_FRAME_NETWORKS):
+        with _timed(report, "first frame"):
+            verify_first_frame(report, bundle, options)
+
+
+def _not_verified(bundle: Bundle, networks: list[str], place: Placement, options: VerifyOptions) -> list[str]:
+    """networks: those whose checkpoint is given."""
+    manifest, checkpoints = bundle.manifest, options.checkpoints
+    reasons = {
+        name: why_not_judged(bundle, name, place, options)
+        for name in manifest.networks
+        if name in REFERENCE_NETWORKS
+    }
+    missing = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
+    if "lamp_unet" in networks:
+        missing += [
+            f"motion {name} (give --motion {name}=DIR)"
+            for name in manifest.motions
+            if name not in checkpoints.motions
+        ]
+    unseen = [name for name, reason in reasons.items() if not reason and name not in networks]
+    if unseen:
+        missing.append(f"the graphs of {', '.join(unseen)} against PyTorch (give their checkpoints)")
+    if not options.num_inference_steps:
+        missing.append("the loop and the clip (--steps 0)")
+    elif not set(VIDEO_NETWORKS) <= set(networks):
+        missing.append("the loop and the clip (they need " + ", ".join(VIDEO_NETWORKS) + ")")
+    return missing
+
+
+def _subject(bundle: Bundle, place: Placement) -> dict[str, Any]:
+    """What is verified, and with which programs; neither paths nor names of hosts and users."""
+    manifest = bundle.manifest
+    compilers = [trt.tensorrt().__name__] if place.backend == "tensorrt" else []
+    return {
+        "bundle": bundle.digest,
+        "sizes": manifest.sizes,
+        "device": "cpu" if place.ordinal is None else f"cuda:{place.ordinal}",
+        "backend": place.backend,
+        "precisions": sorted({network.precision for network in manifest.networks.values()}),
+        "versions": {name: import_module(name).__version__ for name in (*_LIBRARIES, *compilers)},
+    }
+
+
+def _settings(options: VerifyOptions) -> dict[str, Any]:
+    return {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
+        "first_frame": "synthetic" if options.first_frame is None else options.first_frame.name,
+        "seed": options.seed,
+        "num_inference_steps": options.num_inference_steps,
+        "motions": list(options.checkpoints.motions),
+    }
+
+
+@contextmanager
+def _timed(report: Report, stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    report.seconds[stage] = time.monotonic() - start
