@@ -19,7 +19,13 @@ import pytest
 
 import lamp_trt  # noqa: F401 - before any test imports onnxruntime, which would report home else
 
-pytest_plugins = ["toy_fixture", "sdxl_fixture", "hoisted_fixture", "torture_fixture", "skip_summary"]
+pytest_plugins = [
+    "tests.fixtures.toy",
+    "tests.fixtures.sdxl",
+    "tests.fixtures.hoisted",
+    "tests.fixtures.torture",
+    "skip_summary",
+]
 
 Arrays = Mapping[str, np.ndarray]
 GOLDEN_ROOT = os.environ.get("LAMP_TRT_GOLDEN")
@@ -172,7 +178,7 @@ def one_thread() -> Generator[None]:
 @pytest.fixture
 def memory() -> Generator[Any]:
     """cpu_kernels.Memory: arrays for the kernels on the CPU. Fails if one wrote beside an array."""
-    from cpu_kernels import Memory
+    from tests.doubles.cpu_kernels import Memory
 
     memory = Memory()
     yield memory

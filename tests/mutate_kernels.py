@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seeds one bug at a time into a copy of the kernels, and reports those that the tests do not catch.
 
-    python tests/mutate_kernels.py [--jobs 2] [WORD]      # WORD: only bugs whose description holds it
+    python -m tests.mutate_kernels [--jobs 2] [WORD]      # WORD: only bugs whose description holds it
 
 A bug counts as caught if a Python test fails, or else a sanitizer complains. Eight minutes on two cores.
 """
@@ -17,12 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpu_kernels import EMULATOR, cuda_include
 from system_tools import cxx_compiler
+
+from tests.doubles.cpu_kernels import EMULATOR, cuda_include
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "runtime" / "kernels"
-TESTS = ["test_kernels_loop.py", "test_kernels_noise.py", "test_kernels_frames.py"]
+TESTS = [ROOT / "tests" / "runtime" / "kernels" / f"test_{name}.py" for name in ("loop", "noise", "frames")]
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,7 @@ def caught_by(bug: Bug) -> str | None:
         environment = {**os.environ, "LAMP_TRT_KERNELS": str(copy), "TMPDIR": folder}
         environment.pop("LAMP_TRT_GOLDEN", None)
         options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "--no-header"]
-        tests = [str(ROOT / "tests" / name) for name in TESTS]
+        tests = map(str, TESTS)
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests],
             cwd=ROOT,

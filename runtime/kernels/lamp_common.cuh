@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* lamp_common.cuh: what the kernels share: packed access, block sums, the state of a denoising loop.
-   Compiles under nvcc, NVRTC and, through tests/emu/cuda_emu.h, g++: keep to what that emulator provides.   */
+   Compiles under nvcc, NVRTC and, through tests/doubles/emu/cuda_emu.h, g++: keep to what that emulator provides.   */
 #pragma once
 #include <cuda_fp16.h>
 

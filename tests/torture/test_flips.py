@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from torture_fixture import Budget, Tally
 
 from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.compiled import CompiledKey
 from lamp_trt.engine.bundle.paths import MANIFEST
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError
+from tests.fixtures.torture import Budget, Tally
 
 pytestmark = pytest.mark.torture
 REBUILD = "lamp-trt build --backend tensorrt"

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bundle_cases import tree
-from test_bundle_crashes import Crash, Disk
-from torture_fixture import Budget, Tally
-from toy_fixture import TOY_SIZE
 
 import lamp_trt
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.export.motions import add_motion, remove_motion
+from tests.engine.bundle.test_crashes import Crash, Disk
+from tests.fixtures.bundle_cases import tree
+from tests.fixtures.torture import Budget, Tally
+from tests.fixtures.toy import TOY_SIZE
 
 pytestmark = pytest.mark.torture
 CLI = [sys.executable, "-m", "lamp_trt"]

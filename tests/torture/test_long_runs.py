@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torture_fixture import Budget, Tally
 
 import lamp_trt
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.runtime.pipeline import LampPipeline
+from tests.fixtures.torture import Budget, Tally
 
 pytestmark = pytest.mark.torture
 WARM_UP = 100

@@ -41,7 +41,7 @@ from lamp_trt.runtime.kernels.latent_loop import begin_loop, latent_step
 from lamp_trt.runtime.kernels.launch import NO_STEP
 
 ROOT = Path(__file__).resolve().parents[3]
-TESTS = [ROOT / "tests" / f"test_kernels_{name}.py" for name in ("loop", "noise", "frames")]
+TESTS = [ROOT / "tests" / "runtime" / "kernels" / f"test_{name}.py" for name in ("loop", "noise", "frames")]
 STEPS, GUIDANCE = 50, 12.5
 
 LOOP_SHARE = 1e-5
