@@ -3,6 +3,7 @@
 
 import ast
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,29 @@ def test_imports_point_one_way(package: str) -> None:
             parts = name.split(".")
             if parts[0] == "lamp_trt" and len(parts) > 1 and parts[1] in ALLOWED:
                 assert parts[1] in ALLOWED[package], f"{path.relative_to(ROOT)} imports {name}"
+
+
+CLONE_ONLY = ("tests", "lamp_trt.benchmarks.proof", "lamp_trt.benchmarks.studies")
+"""What the wheel does not hold."""
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["engine", "export", "runtime", "src", *(f"benchmarks/{name}" for name in ("bench", "report", "verify"))],
+)
+def test_what_the_wheel_holds_imports_nothing_that_it_lacks(folder: str) -> None:
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imports_of(path):
+            assert not any(f"{name}.".startswith(f"{lacking}.") for lacking in CLONE_ONLY), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("top", [*ALLOWED, "src", "tests"])
+def test_no_folder_holds_more_than_16_modules(top: str) -> None:
+    counts = {folder: sum(name.endswith(".py") for name in names) for folder, _, names in os.walk(ROOT / top)}
+    assert counts
+    assert {folder: count for folder, count in counts.items() if count > 16} == {}
 
 
 @pytest.mark.parametrize("package", TORCH_FREE)
