@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""engine/files"""
+"""Files of users and of ours: texts, links, results that are whole or absent, caches."""
