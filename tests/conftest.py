@@ -24,7 +24,7 @@ pytest_plugins = [
     "tests.fixtures.sdxl",
     "tests.fixtures.hoisted",
     "tests.fixtures.torture",
-    "skip_summary",
+    "tests.skip_summary",
 ]
 
 Arrays = Mapping[str, np.ndarray]

@@ -17,9 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from system_tools import cxx_compiler
-
 from tests.doubles.cpu_kernels import EMULATOR, cuda_include
+from tests.system_tools import cxx_compiler
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "runtime" / "kernels"

@@ -2,7 +2,8 @@
 """pytest plugin: how much of the suite was skipped and why, and the command that installs what is missing."""
 
 import pytest
-from system_tools import REMEDY, lacks_system_package
+
+from tests.system_tools import REMEDY, lacks_system_package
 
 LACKING = pytest.StashKey[int]()
 """Number of tests skipped for want of a system package."""

@@ -17,9 +17,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import system_trace
 
 from lamp_trt.engine.files import user_cache
+from tests.cli import system_trace
 from tests.cli.system_trace import Trace
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from system_tools import require_cxx_compiler
 
 from lamp_trt.runtime.algorithm.latents import STEP_ROW
 from lamp_trt.runtime.kernels import SIGNATURES
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays
 from lamp_trt.runtime.kernels.launch import PROGRESS
+from tests.system_tools import require_cxx_compiler
 
 EMULATOR = Path(__file__).parent / "emu"
 KERNELS = Path(os.environ.get("LAMP_TRT_KERNELS", Path(__file__).parents[2] / "runtime" / "kernels"))

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from system_tools import find, require_cxx_compiler
+
+from tests.system_tools import find, require_cxx_compiler
 
 LACKS_A_COMPILER = """
-from system_tools import require_cxx_compiler
+from tests.system_tools import require_cxx_compiler
 def test_compiles(): require_cxx_compiler("the kernels on the CPU")
 def test_compiles_too(): require_cxx_compiler("AOTInductor packages")
 def test_adds(): assert 1 + 1 == 2
@@ -30,12 +31,12 @@ def last_lines(tests: str, folder: Path) -> list[str]:
         "pytest",
         "-q",
         "-p",
-        "skip_summary",
+        "tests.skip_summary",
         "-p",
         "no:cacheprovider",
         "test_it.py",
     ]
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "CXX": "no-such-compiler"}
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "CXX": "no-such-compiler"}
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()

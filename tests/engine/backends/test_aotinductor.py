@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import torch
-from system_tools import require_cxx_compiler
 
 import lamp_trt
 from lamp_trt.benchmarks.verify.metrics import distance
@@ -35,6 +34,7 @@ from tests.doubles.torch_cuda import CAPABILITY, CudaTorch, Stream
 from tests.fixtures import aotinductor_block as block
 from tests.fixtures.reference_clip import reference_clip, smooth_picture
 from tests.fixtures.toy import toy_options
+from tests.system_tools import require_cxx_compiler
 from tests.tolerances import CLIP_LEVELS, GOLDEN_GIF_EQUAL_SHARE, PACKAGE_REL_L2, PIPELINE_REL_L2
 
 STREAM = 0x5EED

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from system_tools import find
 
 from tests.doubles.cpu_kernels import kernel_tools
+from tests.system_tools import find
 
 ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "build" / "cpu"
