@@ -119,7 +119,8 @@ def test_a_file_system_without_hard_links_is_enough(tmp_path: Path, monkeypatch:
 def test_a_real_limit_keeps_the_old_pair(limit: int, tmp_path: Path) -> None:
     """Of the size of files, as a full disk: native encoders meet it too."""
     program = (
-        "import resource, sys, test_output_files as t\n"
+        "import resource, sys\n"
+        "import tests.engine.files.test_output as t\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
         "for name in ('a.mp4', 'a.gif', 'a.webp', 'a', 'a.png'):\n"
         "    saved = t.IMAGE if name == 'a.png' else t.VIDEO\n"
@@ -132,7 +133,7 @@ def test_a_real_limit_keeps_the_old_pair(limit: int, tmp_path: Path) -> None:
         [sys.executable, "-B", "-c", program, str(tmp_path), str(limit)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("cannot be written: File too large") == 5
