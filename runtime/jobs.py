@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines
-from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig, file_path, one_of
+from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig, file_path, one_of, plain_text
 from lamp_trt.runtime.media.image import Fit, image_from_base64
 from lamp_trt.runtime.media.image_colour import background_rgb
 from lamp_trt.runtime.media.tokenizer import prompt_text
-from lamp_trt.runtime.media.video import Video, check_destination
+from lamp_trt.runtime.media.video import Video, check_destination, check_format, frame_rate
 from lamp_trt.runtime.pipeline import LampPipeline
 
 FIRST_FRAME_OPTIONS = (
@@ -75,13 +76,17 @@ def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
     UTF-8 may begin with a byte order mark. Raises InputError naming the line.
     """
     jobs = []
-    for number, line in enumerate(text_lines(_text(path)), 1):
+    text = _text(path)
+    is_json = path.suffix.lower() == ".jsonl"
+    if not is_json:
+        _refuse_json(text, path)
+    for number, line in enumerate(text_lines(text), 1):
         if not line.strip():
             continue
-        if path.suffix.lower() != ".jsonl":
-            jobs.append(replace(defaults, prompt=line.strip()))
-            continue
         where = f"{path}, line {number}"
+        if not is_json:
+            jobs.append(_job({"prompt": line.strip()}, defaults, where, path.parent))
+            continue
         fields = _object(line, where)
         if not isinstance(fields.get("prompt"), str):
             raise InputError(f"{where}: expected an object with a string `prompt`.")
@@ -111,6 +116,8 @@ def job_from_sidecar(path: Path) -> Job:
         raise InputError(f"{path}: first_frame_png is no string.")
     image = image_from_base64(fields.pop("first_frame_png"))
     origin = {name: settings[name] for name in FIRST_FRAME_OPTIONS if name in settings}
+    with _named(str(path)):
+        check_options(origin)
     job = _job(fields, Job(""), str(path), path.parent)
     return replace(job, first_frame=image, origin=origin, bundle=settings.get("bundle"))
 
@@ -162,15 +169,17 @@ def run_jobs(
             pipeline.require_first_frame_networks()
         motion = job.motion or pipeline.bundle.manifest.default_motion
         pipeline.bundle.motion(motion)
-        if len(jobs) > 1 and job.out.parent.parent.is_dir():
-            _make_folder(job.out.parent)
         if job.bundle not in (None, pipeline.bundle.digest):
             log.warning("this bundle is not the one of the video to repeat: the result may differ")
-        check_destination(job.out, *pipeline.size, job.fps)
-        background_rgb(job.options.get("background", "white"))
+        check_format(job.out, *pipeline.size, job.fps)
         if isinstance(job.first_frame, Path) and not os.path.isfile(job.first_frame):
             raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
         by_motion.setdefault(str(motion), []).append(job)
+    for job in (job for group in by_motion.values() for job in group):
+        assert job.out is not None
+        if len(jobs) > 1 and job.out.parent.parent.is_dir():
+            _make_folder(job.out.parent)
+        check_destination(job.out, *pipeline.size, job.fps)
     for motion, group in by_motion.items():
         for job in group:
             assert job.out is not None
@@ -197,9 +206,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise InputError(f"there is no option {unknown[0]!r:.100}; known: {', '.join(OPTIONS)}.")
     GenerationConfig(**{name: options[name] for name in _SETTINGS & options.keys()})
     one_of("fit", options.get("fit", "stretch"), Fit)
+    background_rgb(options.get("background", "white"))
     for name in PROMPTS:
         if options.get(name) is not None:
-            prompt_text(options[name])
+            prompt_text(plain_text(name, options[name]))
 
 
 _SETTINGS = {field.name for field in fields_of(GenerationConfig)}
@@ -213,6 +223,11 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
     for name in ("motion", "first_frame", "out"):
         if not isinstance(fields.get(name, ""), str | None):
             raise InputError(f"{where}: {name} is {fields[name]!r:.100}; expected a string.")
+    options = {key: fields[key] for key in OPTIONS if key in fields}
+    with _named(where):
+        prompt_text(fields["prompt"])
+        check_options(options)
+        frame_rate(fields.get("fps", FPS))
     first_frame, out = fields.get("first_frame"), fields.get("out")
     return replace(
         defaults,
@@ -221,8 +236,17 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
         first_frame=folder / first_frame if first_frame else defaults.first_frame,
         out=Path(out) if out else defaults.out,
         fps=fields.get("fps", defaults.fps),
-        options={**defaults.options, **{key: fields[key] for key in OPTIONS if key in fields}},
+        options={**defaults.options, **options},
     )
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """InputErrors of the block begin with the file and line that the value comes from."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _text(path: Path) -> str:
@@ -230,6 +254,20 @@ def _text(path: Path) -> str:
         return read_text(path, MAX_JOB_FILE_BYTES)
     except TextError as error:
         raise InputError(f"{path} {error}") from error
+
+
+def _refuse_json(text: str, path: Path) -> None:
+    """InputError for a file of prompts that is JSON, whose lines would become prompts."""
+    for part in (text, next((line for line in text_lines(text) if line.strip()), "")):
+        try:
+            value = parse_json(part)
+        except TextError:
+            continue
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value)):
+            raise InputError(
+                f"{path} is JSON, expected a prompt a line. For JSON lines, an object with a `prompt` on each "
+                "line, name the file .jsonl."
+            )
 
 
 def _object(text: str, where: str) -> dict[str, Any]:

@@ -51,8 +51,15 @@ MAX_THREADS = 1024
 
 
 def _scalar(value: Any) -> object:
-    """Python's own object for a scalar or an array without axes of NumPy, torch and others; else `value`."""
-    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    """Python's own object for a scalar or an array without axes of NumPy, torch and others; else `value`, also
+    for one without a value (on torch's meta device)."""
+    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+        return value
+    try:
+        scalar: object = value.item()
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return value
+    return scalar
 
 
 def json_text(settings: Mapping[str, Any]) -> str:
@@ -65,7 +72,7 @@ def json_text(settings: Mapping[str, Any]) -> str:
         return scalar
 
     try:
-        return json.dumps(settings, indent=2, ensure_ascii=False, default=plain)
+        return json.dumps(settings, indent=2, ensure_ascii=False, default=plain, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"the settings cannot be saved as JSON: {error}. Change that value.") from error
 
@@ -92,7 +99,7 @@ def whole_number(name: str, value: object, low: int, high: int | None = None) ->
     scalar = _scalar(value)
     try:
         number = None if isinstance(scalar, bool) else operator.index(scalar)  # type: ignore[arg-type]
-    except TypeError:
+    except (NotImplementedError, RuntimeError, TypeError):  # no integer; a tensor without a value
         number = None
     has_axes = getattr(scalar, "shape", ()) != ()
     if number is None or has_axes or number < low or (high is not None and number > high):
@@ -107,7 +114,8 @@ def finite_number(name: str, value: object) -> float:
     if isinstance(scalar, SupportsFloat) and not _is_no_number(scalar):
         try:
             number = float(scalar)
-        except (OverflowError, ValueError):  # 10**400, a signalling NaN
+        except (OverflowError, RuntimeError, TypeError, ValueError):
+            # 10**400, a tensor without a value, a signalling NaN
             number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{name} is {_shown(value)}; expected a finite number.")

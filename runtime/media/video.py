@@ -112,10 +112,8 @@ def frame_rate(fps: float) -> Fraction:
     return Fraction(rate).limit_denominator(1001)
 
 
-def check_destination(path: PathLike, height: int, width: int, fps: float = FPS) -> Path:
-    """The path, if a video of this size and rate can be saved there; InputError otherwise, OutputError where
-    the file system is read-only. Asked before a video is made, it spares a wait for one that can't be
-    kept."""
+def check_format(path: PathLike, height: int, width: int, fps: float = FPS) -> Path:
+    """The path, if its name is one that a video of this size and rate can have; InputError otherwise."""
     rate = frame_rate(fps)
     destination = file_path("the output", path)
     _check_name(destination)
@@ -137,6 +135,15 @@ def check_destination(path: PathLike, height: int, width: int, fps: float = FPS)
             f"fps is {fps!r}, but browsers slow a {suffix} of more than {fastest} fps down several times; "
             f"save it as {others}, or choose at most {fastest} fps."
         )
+    return destination
+
+
+def check_destination(path: PathLike, height: int, width: int, fps: float = FPS) -> Path:
+    """The path, if a video of this size and rate can be saved there; InputError otherwise, as `check_format`
+    too, OutputError where the file system is read-only. Asked before a video is made, it spares a wait for
+    one that can't be kept."""
+    destination = check_format(path, height, width, fps)
+    suffix = destination.suffix.lower()
     if not os.path.isdir(destination.parent):
         raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
     if os.statvfs(destination.parent).f_flag & os.ST_RDONLY:

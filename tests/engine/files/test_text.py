@@ -97,3 +97,47 @@ def test_a_key_that_occurs_twice_is_refused(key: str, tmp_path: Path) -> None:
 def test_a_config_with_a_mark_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(codecs.BOM_UTF8 + b'{\r\n"a": 1}\r\n')
     assert read_json(tmp_path / "config.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", '{"prompt": "a"}\n{"prompt": "b"}\n'),
+        ("p.ndjson", '\ufeff\r\n{"prompt": "a", "seed": 1}\r\n'),
+        ("p.json", '[{"prompt": "a"}, {"prompt": "b"}]'),
+        ("p.json", '[\n  {\n    "prompt": "a"\n  }\n]\n'),
+        ("p.json", '{"prompts": ["a"]}'),
+        ("p", '{"prompt": "a"}\nb\n'),
+    ],
+)
+def test_json_given_as_lines_of_text_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"is JSON, expected a prompt a line.*\.jsonl"):
+        prompts_in(tmp_path / name)
+
+
+@pytest.mark.parametrize("prompt", ["[a horse] runs", "{red|blue} car", "1", '"quoted"', "[1, 2]", "[", "{}x"])
+def test_prompts_with_brackets_are_no_json(prompt: str, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text(f"{prompt}\na car\n")
+    assert prompts_in(tmp_path / "p.txt") == [prompt, "a car"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('"seed": 1e400', "seed is inf; expected an integer"),
+        ('"seed": 1.5', r"seed is 1\.5"),
+        ('"guidance_scale": NaN', "guidance_scale is nan"),
+        ('"background": null', "background is None"),
+        ('"background": "nocolour"', "background is 'nocolour'"),
+        ('"fps": null', "fps is None"),
+        ('"fps": 1000', "fps is 1000"),
+        ('"fit": {"a": 1}', "fit is"),
+        ('"negative_prompt": "\\ud800"', "is not all text"),
+        ('"first_frame_num_inference_steps": 0', "first_frame_num_inference_steps is 0"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_line(fields: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b", ' + fields + "}\n")
+    with pytest.raises(InputError, match=rf"p\.jsonl, line 3: .*{message}"):
+        prompts_in(tmp_path / "p.jsonl")

@@ -171,6 +171,13 @@ def test_pairs_of_surrogates_and_control_characters_are_tokenized(sd_folder: Pat
     assert tokenizer("\x00\x1b").input_ids.shape == (1, 77)
 
 
+@pytest.mark.parametrize("marks", ["\ufeff", "\ufeff\ufeff"])
+def test_a_byte_order_mark_before_a_prompt_changes_nothing(sd_folder: Path, marks: str) -> None:
+    """As `"$(cat prompt.txt)"`, and programs that put a file's lines into JSON, bring it along."""
+    tokenizer = load_tokenizer(sd_folder)
+    np.testing.assert_array_equal(tokenizer(f"{marks}a horse").input_ids, tokenizer("a horse").input_ids)
+
+
 @pytest.mark.parametrize("prompt", ["a\ud800b", "\udc0e\ud83d", "caf\udcc3\udca9", "\udcff"], ids=ascii)
 def test_a_prompt_with_half_of_a_surrogate_pair_is_refused(sd_folder: Path, prompt: str) -> None:
     with pytest.raises(InputError, match=r"is not all text.*PYTHONUTF8=1"):
