@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that people give as a checkpoint and that are something else, with what to do.
 
-Recognised by names of files and of tensors, as the tools that write them name them. Loads no torch.
+Recognised by names of tensors, as the tools that write them name them. Loads torch only for a pickle.
 """
 
 import re
@@ -23,13 +23,14 @@ _NO_MOTION = "A motion is a whole UNet of LAMP: give the folder that LAMP's trai
 
 _KINDS: tuple[tuple[str, str, str], ...] = (
     (
-        r"\.(hada_(w1|w2|t1|t2)(_[ab])?|lokr_(w1|w2|t2)(_[ab])?|oft_blocks|oft_diag|boft_\w+|ia3_\w+)$",
+        r"\.(hada_(w1|w2|t1|t2)(_[ab])?|lokr_(w1|w2|t2)(_[ab])?|oft_blocks|oft_diag|boft_\w+|ia3_\w+)$"
+        r"|^(lycoris|oft)_\w+\.|\.oft_R(\.|$)",
         "a LyCORIS adapter (LoHa, LoKr, OFT or IA3), which holds differences from a base model",
         _MERGE,
     ),
     (
         r"(\.|_)lora(_[AB]|_down|_up|_embedding_[AB]|_magnitude_vector)(\.|$)|^lora_(unet|te\d?|prior)_"
-        r"|\.lora\.(up|down)\.|_lora\.(up|down)\.|\.lora_linear_layer\.|^base_model\.model\.|\.dora_scale$",
+        r"|\.lora\.(up|down)\.|_lora\d*\.(up|down)\.|^(unet|text_encoder):\d+:(up|down)$|\.vera_lambda_|\.lora_linear_layer\.|^base_model\.model\.|\.dora_scale$",
         "a LoRA, which holds differences from a base model",
         _MERGE,
     ),
@@ -39,8 +40,8 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
         _NO_MOTION,
     ),
     (
-        r"^(control_model\.|controlnet_|input_hint_block\.)",
-        "a ControlNet, which steers a model and makes no image of its own",
+        r"^(control_model\.|controlnet_|input_hint_block\.|lllite_|adapter\.(body|conv_in)\.)",
+        "a ControlNet or T2I-Adapter, which steers a model and makes no image of its own",
         "",
     ),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter, which steers a model by an image", ""),
@@ -60,6 +61,7 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
 
 _LORA_FILES = ("pytorch_lora_weights", "adapter_model", "adapter_config.json")
 _A_LORA, _A_WHOLE_MODEL = "lora_unet_", "model.diffusion_model."
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _MAX_NAMES = 20_000
 
 
@@ -81,11 +83,16 @@ def kind_of_file(path: Path, component: str = "") -> str:
             return kind_of_tensors(read_weight_file(path).tensors, component)
         except (CheckpointError, OSError):
             return ""
-    if path.name.startswith(_LORA_FILES):
-        return kind_of_tensors([_A_LORA], component)
-    if path.suffix == ".ckpt":
-        return kind_of_tensors([_A_WHOLE_MODEL], component)
-    return ""
+    names: list[str] = []
+    if path.suffix in _PICKLES:
+        from lamp_trt.export.tensor_files import pickled_names
+
+        names = pickled_names(path)
+    if not names and path.name.startswith(_LORA_FILES):
+        names = [_A_LORA]
+    if not names and path.suffix == ".ckpt":
+        names = [_A_WHOLE_MODEL]
+    return kind_of_tensors(names, component)
 
 
 def hint_for_folder(folder: Path, component: str = "") -> str:

@@ -70,6 +70,10 @@ def require_float(file: Path, name: str, info: TensorInfo) -> None:
         )
 
 
+_PRINTABLE = frozenset(bytes(range(32, 127)) + b"\t\r\n")
+"""Neither weight format begins with nine of these."""
+
+
 def _is_safetensors(file: Path) -> bool:
     """By content: a .bin may hold safetensors. A file that is neither is left to the reader of its name."""
     with file.open("rb") as f:
@@ -83,6 +87,11 @@ def _is_safetensors(file: Path) -> bool:
         )
     if start.lstrip().lower().startswith((b"<!doc", b"<html")):
         raise CheckpointError(f"{file} is a web page, not weights: the download failed. Download it again.")
+    if len(start) == 9 and all(byte in _PRINTABLE for byte in start):
+        raise CheckpointError(
+            f"{file} is text, not weights (it begins with {start.decode()!r}), an error message perhaps: "
+            "download it again."
+        )
     if start.startswith(b"GGUF"):
         raise CheckpointError(f"{file} is a GGUF file, which is not read. Give safetensors or .bin files.")
     return file.suffix == ".safetensors"
@@ -108,12 +117,9 @@ def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
         # Files written before torch 1.6 are no zip archives, which only costs the memory map.
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except _UNPICKLING_ERRORS as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        why = (
-            f"it wants to run {found[1]}" if found else str(error).strip().partition("\n")[0] or "it is empty"
-        )
         raise CheckpointError(
-            f"{file} is refused, only pickles of plain tensors are read: {why}. Use a safetensors file."
+            f"{file} is refused, only pickles of plain tensors are read: {_why_refused(file, error)}. "
+            "Use a safetensors file."
         ) from error
     tensors = _state_dict(file, state)
     for name, tensor in tensors.items():
@@ -128,6 +134,38 @@ def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
         for name, tensor in tensors.items()
     }
     return tensors, infos
+
+
+def _why_refused(file: Path, error: Exception) -> str:
+    """The cause in our words: torch's advise to switch its restrictions off."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    if found:
+        return f"it wants to run {found[1]}"
+    if isinstance(error, ValueError) and "compressed" in str(error):
+        return str(error)
+    with file.open("rb") as f:
+        start = f.read(4)
+    if not start:
+        return "it is empty"
+    return "it is damaged or cut off" if start.startswith((b"PK", b"\x80")) else "it is of another format"
+
+
+def pickled_names(file: Path) -> list[str]:
+    """Names of the tensors in a pickle, also of those below one key such as state_dict; [] if it is none that
+    torch's restricted unpickler reads."""
+    try:
+        _refuse_compressed(file)
+        state = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except _UNPICKLING_ERRORS:
+        return []
+    parts = [state, *state.values()] if isinstance(state, Mapping) else []
+    return [
+        name
+        for part in parts
+        if isinstance(part, Mapping)
+        for name, value in part.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    ]
 
 
 def _state_dict(file: Path, state: object) -> dict[str, Tensor]:

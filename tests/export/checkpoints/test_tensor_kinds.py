@@ -186,11 +186,36 @@ def test_a_pickle_named_safetensors_is_told_its_name(
         (b"<!DOCTYPE html><html>Sign in</html>", "is a web page, not weights"),
         (b"\n<html><body>404</body></html>", "is a web page, not weights"),
         (b"GGUF\x03\0\0\0" + bytes(32), "is a GGUF file"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is text, not weights"),
+        (b'{"error":"Repository not found"}', "is text, not weights"),
+        (b"Access to model x is restricted.", "is text, not weights .it begins with 'Access to'"),
+        (b"Entry not found", "is text, not weights"),
     ],
 )
 def test_downloads_that_failed_are_recognised(suffix: str, content: bytes, message: str, unet: Path) -> None:
     (unet / f"{STEM}{suffix}").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
+        load_lamp_unet(unet)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "it is empty"),
+        (bytes(4096), "it is of another format"),
+        (b"\x1f\x8b\x08" + bytes(64), "it is of another format"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(64), "it is of another format"),
+        (b"Rar!\x1a\x07\0", "it is of another format"),
+        (b"\x83\xa4kern", "it is of another format"),
+        (b"PK\x03\x04" + bytes(64), "it is damaged or cut off"),
+        (b"\x80\x02}q\x00", "it is damaged or cut off"),
+    ],
+    ids=repr,
+)
+def test_no_pickle_is_refused_without_torchs_advice(content: bytes, cause: str, unet: Path) -> None:
+    """torch's own message recommends to load it without restrictions."""
+    (unet / f"{STEM}.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"are read: {cause}\. Use a safetensors file\.$"):
         load_lamp_unet(unet)
 
 
@@ -207,11 +232,17 @@ ADAPTERS = {
         "base_model.model.down_blocks.0.attentions.0.attn1.to_q.lora_B.weight",
         "base_model.model.conv_in.lora_A.default.weight",
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight",
+        "unet:0:up",
+        "double_blocks.0.processor.qkv_lora1.down.weight",
+        "conv_in.vera_lambda_b",
     ],
     "a LyCORIS adapter": [
         "lora_unet_down_blocks_0_attentions_0_proj_in.hada_w1_a",
         "lora_unet_mid_block_attentions_0_proj_in.lokr_w1",
         "lycoris_down_blocks_0_proj_in.lokr_w2_a",
+        "lycoris_down_blocks_0_proj_in.diff",
+        "oft_unet_down_blocks_0_proj_in.oft_R.weight",
+        "base_model.model.conv_in.oft_R.default.weight",
     ],
     "an AnimateDiff motion module": [
         "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",
@@ -223,7 +254,11 @@ ADAPTERS = {
         "cond_stage_model.transformer.text_model.embeddings.position_ids",
         "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias",
     ],
-    "a ControlNet": ["controlnet_cond_embedding.conv_in.weight"],
+    "a ControlNet": [
+        "controlnet_cond_embedding.conv_in.weight",
+        "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight",
+        "adapter.body.0.in_conv.weight",
+    ],
     "an IP-Adapter": ["image_proj.proj.weight"],
     "a training state": ["module.conv_in.conv2d.weight", "_orig_mod.conv_in.conv2d.weight"],
 }
@@ -269,17 +304,24 @@ def find_sdxl(folder: Path) -> object:
         ),
         ("pytorch_lora_weights.bin", NAMES[0][1], r"Its pytorch_lora_weights\.bin is a LoRA"),
         ("adapter_model.safetensors", NAMES[6][1], r"Its adapter_model\.safetensors is a LoRA"),
-        ("my-style.safetensors", NAMES[3][1], r"my-style\.safetensors is a LoRA"),
-        ("my-loha.safetensors", NAMES[9][1], r"my-loha\.safetensors is a LyCORIS"),
-        ("mm_sd_v15.safetensors", NAMES[12][1], "is an AnimateDiff motion module"),
-        ("v1-5-pruned.safetensors", NAMES[14][1], "is a whole model in one file"),
-        ("v1-5-pruned.ckpt", NAMES[14][1], "is a whole model in one file"),
+        *(
+            (f"{stem}{suffix}", ADAPTERS[kind][0], rf"{stem}{suffix} is {kind}")
+            for stem, kind in (
+                ("my-style", "a LoRA"),
+                ("my-loha", "a LyCORIS adapter"),
+                ("mm_sd_v15", "an AnimateDiff motion module"),
+                ("v1-5-pruned", "a whole model in one file"),
+            )
+            for suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+        ),
     ],
 )
 def test_what_is_given_as_a_folder_or_a_file_is_recognised(
     find: Callable[[Path], object], name: str, tensor: str, message: str, tmp_path: Path
 ) -> None:
     tensors: Any = {tensor: torch.zeros(2)}
+    if name.endswith(".ckpt"):
+        tensors = {"state_dict": tensors, "epoch": 3}
     (save_file if name.endswith(".safetensors") else torch.save)(tensors, tmp_path / name)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=message):
         find(tmp_path)
@@ -318,7 +360,7 @@ def test_one_level_too_high_or_too_low_names_the_right_folder(tmp_path: Path) ->
 def test_the_remedy_is_to_merge_or_convert_but_for_a_motion(tmp_path: Path) -> None:
     for name, tensor, remedy in (
         ("style.safetensors", NAMES[0][1], "pipeline.fuse_lora"),
-        ("model.safetensors", NAMES[14][1], "from_single_file"),
+        ("model.safetensors", ADAPTERS["a whole model in one file"][0], "from_single_file"),
     ):
         save_file({tensor: torch.zeros(2)}, tmp_path / name)
         with pytest.raises(CheckpointError, match=remedy):
