@@ -8,11 +8,12 @@ import ctypes
 import io
 import logging
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,15 +61,27 @@ _TRANSPOSITIONS = {
 }
 """Orientation (EXIF tag 274) to the transposition that undoes it."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
 """Tags of TIFF."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+_MAGIC = {
+    _PNG: "a PNG",
+    b"\xff\xd8\xff": "a JPEG",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+}
+"""Begin of files of the formats that are read."""
 
 _END_MARKER = b"\xff\xd9"
 """EOI of JPEG, EOC of JPEG 2000. Coded data cannot contain it."""
 
 log = logging.getLogger("lamp_trt")
 
-_warning_filters = threading.Lock()
+_process_settings = threading.Lock()
 
 
 def read_image(path: str | os.PathLike[str], background: str = "white") -> NDArray[np.uint8]:
@@ -108,9 +121,11 @@ def decode_image(
         raise InputError(f"{name} cannot be read: it does not fit into the memory.") from error
     except Exception as error:  # whatever type a decoder meets in a damaged file
         raise _refusal(data, name, error) from error
+    if image.info.get("icc_profile", b"") is None:
+        log.warning("%s: its colour profile is damaged, it is read as sRGB", name)
     if upright.mode == "F" or (upright.mode == "I" and image.format != "PPM"):
         raise InputError(
-            f"{name} cannot be read: its samples are 32-bit numbers without a defined white. "
+            f"{name} cannot be read: its samples are signed, 32-bit or float, without a defined white. "
             "Save it with 8 or 16 bits a sample."
         )
     opaque, alpha = split_alpha(upright, image.info.get("transparency"), *_depth(image, data))
@@ -123,13 +138,22 @@ def decode_image(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings from Pillow meanwhile: its errors are reported by us, its hints on metadata are noise.
+    """No warnings from Pillow meanwhile: its errors are reported by us, its hints on metadata are noise. And
+    no truncated images, which some training scripts make Pillow accept for their whole process.
 
-    Python's warning filters belong to the process, so only one thread at a time may change them.
+    Python's warning filters and Pillow's switch belong to the process, so only one thread at a time may
+    change them.
     """
-    with _warning_filters, warnings.catch_warnings():
+    from PIL import ImageFile
+
+    with _process_settings, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+        accepted = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = accepted
 
 
 def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageFile":
@@ -140,7 +164,7 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
     del AvifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
     _silence_libtiff()
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=formats)
         too_large = image.width * image.height > MAX_PIXELS
     except Image.DecompressionBombError:
         too_large = True
@@ -157,8 +181,36 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
         raise ValueError("bytes of two colours, which Pillow takes for bits")
     if image.format == "PNG":
         image.verify()  # the checksums, which loading ignores
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(_without_texts(data)), formats=formats)
+    if image.format == "TIFF":
+        _check_tiff(image.tag_v2)  # type: ignore[attr-defined]
     return image
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its compressed texts and comments, of which Pillow refuses more than 1 MB; other files as
+    they are. XMP stays, for the orientation in it."""
+    if not data.startswith(_PNG):
+        return data
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind not in (b"tEXt", b"zTXt", b"iTXt") or data.startswith(b"XML:com.adobe.xmp\0\0", at + 8):
+            kept.append(data[at:end])
+        at = end
+        if kind == b"IEND":
+            break
+    return b"".join((*kept, data[at:]))
+
+
+def _check_tiff(tags: Any) -> None:
+    """Raise ValueError for a TIFF that Pillow would read wrongly."""
+    if 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
+        raise ValueError("signed samples, which have no defined white")
+    separate, uncompressed = tags.get(_PLANAR, 1) == 2, tags.get(_COMPRESSION, 1) == 1
+    if separate and uncompressed and max(tags.get(_BITS_PER_SAMPLE, (1,))) > 8:
+        raise ValueError("16-bit samples in separate planes without compression")
 
 
 def _silence_libtiff() -> None:
@@ -177,10 +229,15 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
     """InputError for an image that Pillow cannot decode."""
     from PIL import UnidentifiedImageError
 
-    of_iso = data[4:8] == b"ftyp" and b"avif" not in data[8:64]
-    brand = _OTHER_BRANDS.get(data[8:12]) if of_iso else None
-    if brand:
-        return InputError(f"{name} cannot be read: it is {brand}. Save it as JPEG or PNG.")
+    if data[4:8] == b"ftyp" and not {b"avif", b"avis"} & {data[i : i + 4] for i in range(8, 64, 4)}:
+        kind = _OTHER_BRANDS.get(data[8:12], "HEIC, a video or a camera's raw file")
+        return InputError(f"{name} cannot be read: it is {kind}. Save it as JPEG or PNG.")
+    known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+    if isinstance(error, UnidentifiedImageError) and known:
+        return InputError(
+            f"{name} cannot be read: it is {known} whose header is damaged, or of a rare variant "
+            "(docs/first_frames.md). Fetch it again, or save it as 8-bit PNG or JPEG."
+        )
     if isinstance(error, UnidentifiedImageError):
         return InputError(
             f"{name} cannot be read: its header is damaged, or it is of another format than {READABLE}."
@@ -192,17 +249,36 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
 
 
 def _upright(image: "ImageFile.ImageFile", name: str) -> "PIL.Image":
-    """The loaded image as its orientation says: EXIF's, in AVIF `irot` and `imir`. Pillow has already turned
-    a TIFF."""
+    """The loaded image as its orientation says: EXIF's, or XMP's where EXIF has none; in AVIF `irot` and
+    `imir` only. Pillow has already turned a TIFF."""
     from PIL import ExifTags, Image
 
+    if image.format == "AVIF":
+        image.info.pop("xmp", None)  # its boxes count, also where they say upright
+    exif = image.info.get("exif")
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:  # noqa: BLE001  (its types are as various as damaged EXIF blocks)
-        log.warning("%s has damaged EXIF data, its orientation is not known: %s", name, error)
-        return image
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # noqa: BLE001  (its types are as various as damaged EXIF blocks)
+        orientation, exif = None, exif or b"damaged"
+    if orientation is None and _is_damaged(exif):
+        log.warning("%s has damaged EXIF data, its orientation is not known", name)
     method = _TRANSPOSITIONS.get(orientation) if isinstance(orientation, int) else None
     return image.transpose(Image.Transpose[method]) if method else image
+
+
+def _is_damaged(exif: bytes | None) -> bool:
+    """Whether a block of EXIF breaks off, or is none."""
+    from PIL import Image
+
+    if not exif:
+        return False
+    with warnings.catch_warnings(record=True) as hints:
+        warnings.simplefilter("always")
+        try:
+            Image.Exif().load(exif)
+        except Exception:  # noqa: BLE001  (its types are as various as damaged EXIF blocks)
+            return True
+    return bool(hints)
 
 
 def _depth(image: "ImageFile.ImageFile", data: bytes) -> tuple[int, bool]:
