@@ -85,7 +85,7 @@ def kind_of_file(path: Path, component: str = "") -> str:
             return ""
     names: list[str] = []
     if path.suffix in _PICKLES:
-        from lamp_trt.export.tensor_files import pickled_names
+        from lamp_trt.export.checkpoints.tensor_files import pickled_names
 
         names = pickled_names(path)
     if not names and path.name.startswith(_LORA_FILES):

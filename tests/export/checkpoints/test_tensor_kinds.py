@@ -342,18 +342,18 @@ def test_one_level_too_high_or_too_low_names_the_right_folder(tmp_path: Path) ->
     (root / "vae").mkdir(parents=True)
     (root / "model_index.json").write_text("{}")
     (root / "vae" / "config.json").write_text(json.dumps(VAE_CONFIG))
-    with pytest.raises(CheckpointError, match=rf"Did you mean {root}\?"):
+    with pytest.raises(CheckpointError, match=rf"Did you mean {root}\?|is the folder above: give {root}\."):
         open_checkpoint(root.parent)
     with pytest.raises(CheckpointError, match=rf"a part of the checkpoint {root}: give that"):
         open_checkpoint(root / "vae")
-    with pytest.raises(CheckpointError, match=rf"Did you mean {root}\?"):
+    with pytest.raises(CheckpointError, match=rf"Did you mean {root}\?|is the folder above: give {root}\."):
         find_sdxl(root.parent)
     with pytest.raises(CheckpointError, match=rf"a part of the checkpoint {root}: give that"):
         find_sdxl(root / "vae")
     lamp = tmp_path / "output" / "rain" / "unet"
     lamp.mkdir(parents=True)
     (lamp / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=rf"Did you mean {lamp.parent}\?"):
+    with pytest.raises(CheckpointError, match=rf"Did you mean {lamp.parent}\?|is the folder above: give {lamp.parent}\."):
         find_component(tmp_path / "output", "unet")
 
 

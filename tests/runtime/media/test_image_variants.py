@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.image import load_first_frame
-from lamp_trt.runtime.image_files import decode_image
+from lamp_trt.runtime.media.image import load_first_frame
+from lamp_trt.runtime.media.image_files import decode_image
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 IMAGE = Image.fromarray(PICTURE)
