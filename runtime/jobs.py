@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write
-from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines
+from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines, without_marks
 from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig, file_path, one_of, plain_text
 from lamp_trt.runtime.media.image import Fit, image_from_base64
 from lamp_trt.runtime.media.image_colour import background_rgb
@@ -87,7 +87,10 @@ def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
         if not is_json:
             jobs.append(_job({"prompt": line.strip()}, defaults, where, path.parent))
             continue
-        fields = _object(line, where)
+        fields = {
+            name: without_marks(value) if name in ("prompt", *PROMPTS) and isinstance(value, str) else value
+            for name, value in _object(line, where).items()
+        }
         if not isinstance(fields.get("prompt"), str):
             raise InputError(f"{where}: expected an object with a string `prompt`.")
         jobs.append(_job(fields, defaults, where, path.parent))
@@ -258,15 +261,17 @@ def _text(path: Path) -> str:
 
 def _refuse_json(text: str, path: Path) -> None:
     """InputError for a file of prompts that is JSON, whose lines would become prompts."""
-    for part in (text, next((line for line in text_lines(text) if line.strip()), "")):
+    first = next((line for line in text_lines(text) if line.strip()), "")
+    for candidate in (text, first):
         try:
-            value = parse_json(part)
+            value = parse_json(candidate)
         except TextError:
             continue
-        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value)):
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, dict) for part in parts):
             raise InputError(
-                f"{path} is JSON, expected a prompt a line. For JSON lines, an object with a `prompt` on each "
-                "line, name the file .jsonl."
+                f"{path} is JSON, expected a prompt a line. For JSON lines, an object with a `prompt` on "
+                "each line, name the file .jsonl."
             )
 
 

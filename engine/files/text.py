@@ -45,7 +45,7 @@ def decode_text(data: bytes) -> str:
             f"is no text: {_place(data, nul)} is a NUL byte (a damaged file, or UTF-16?). {_REMEDY}"
         )
     try:
-        return data.decode("utf-8").lstrip(_BOM)
+        return without_marks(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise TextError(
             f"is no UTF-8 text: {_place(data, error.start)} is {data[error.start]:#04x} (was it saved in "
@@ -69,11 +69,17 @@ def _place(data: bytes, offset: int) -> str:
     return f"byte {offset - line_start + 1} of line {line}"
 
 
+def without_marks(text: str) -> str:
+    """`text` without byte order marks at its beginning, which a shell's "$(cat FILE)" and programs that make
+    JSON of a file's lines leave there."""
+    return text.lstrip(_BOM)
+
+
 def text_lines(text: str) -> list[str]:
     """The lines of `text`, ended by LF, CRLF or CR and by nothing else that str.splitlines splits at (form
     feeds, U+2028 and such belong to a prompt). A byte order mark at the beginning of a line goes: files with
     one have been joined there."""
-    return [line.lstrip(_BOM) for line in re.split(r"\r\n|\n|\r", text)]
+    return [without_marks(line) for line in re.split(r"\r\n|\n|\r", text)]
 
 
 def parse_json(text: str) -> Any:

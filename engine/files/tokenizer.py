@@ -26,6 +26,8 @@ _SPECIAL_TOKENS = {
     "unk_token": "<|endoftext|>",
     "pad_token": "<|endoftext|>",
 }
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
+"""Lists of more special tokens, now and before transformers 5; the first that is there counts."""
 _OPTIONS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 _EXPECTED = "expected CLIP's byte-level BPE"
 
@@ -163,7 +165,8 @@ def _special_tokens(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, s
     config = _json(folder / CONFIG)
     listed = config.get("added_tokens_decoder")
     if listed is None:
-        config |= _json(folder / NAMED_TOKENS)
+        further = {name: config[name] for name in _EXTRA if config.get(name)}
+        config |= _json(folder / NAMED_TOKENS) | further
     named = {name: _added_token(config.get(name) or default) for name, default in _SPECIAL_TOKENS.items()}
     if listed is None:
         texts = {text for text, _ in named.values()}
@@ -174,8 +177,21 @@ def _special_tokens(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, s
         listed |= {fields["id"]: fields for fields in whole.get("added_tokens", [])}
     by_id = [_added_token(fields) for _, fields in sorted(listed.items(), key=lambda item: int(item[0]))]
     known = {text for text, _ in by_id}
-    added = by_id + [token for token in named.values() if token[0] not in known]
+    added = by_id + [token for token in (*named.values(), *_further(config)) if token[0] not in known]
+    for side in ("padding_side", "truncation_side"):
+        if config.get(side, "right") != "right":
+            raise CheckpointError(f"{folder / CONFIG} has {side} {config[side]!r:.50}, CLIP's is 'right'.")
     return {name: text for name, (text, _) in named.items()}, tuple(added)
+
+
+def _further(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, bool]]]:
+    """Special tokens of other names, in transformers' order; words that textual inversions added."""
+    extra = next((config[name] for name in _EXTRA if config.get(name)), [])
+    if not isinstance(extra, dict | list):
+        raise TypeError(extra)
+    values = [config.get(name) for name in ("sep_token", "cls_token", "mask_token")]
+    values += extra.values() if isinstance(extra, dict) else extra
+    return list(dict(_added_token(value) for value in values if value is not None).items())
 
 
 def _added_token(value: Any) -> tuple[str, Mapping[str, bool]]:

@@ -51,8 +51,8 @@ MAX_THREADS = 1024
 
 
 def _scalar(value: Any) -> object:
-    """Python's own object for a scalar or an array without axes of NumPy, torch and others; else `value`, also
-    for one without a value (on torch's meta device)."""
+    """Python's own object for a scalar or an array without axes of NumPy, torch and others; else `value`,
+    also for one without a value (on torch's meta device)."""
     if getattr(value, "shape", None) != () or not hasattr(value, "item"):
         return value
     try:

@@ -37,8 +37,8 @@ def load_first_frame(
     background_rgb(background)
     if not isinstance(source, str | os.PathLike | np.ndarray):
         raise InputError(
-            f"the image is a {type(source).__name__}; expected a file's name or uint8 RGB of shape (h, w, 3), "
-            "as np.asarray(image.convert('RGB')) gives for Pillow's images."
+            f"the image is a {type(source).__name__}; expected a file's name or uint8 RGB of shape "
+            "(h, w, 3), as np.asarray(image.convert('RGB')) gives for Pillow's images."
         )
     image = _check_array(source) if isinstance(source, np.ndarray) else read_image(source, background)
     return resize_to(image, height, width, fit)

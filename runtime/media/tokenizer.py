@@ -64,8 +64,7 @@ class CLIPTokenizer:
 
 
 def prompt_text(prompt: str) -> str:
-    """The prompt as text; a pair of surrogates becomes its character, and byte order marks at its beginning,
-    which files and their pieces bring along, are left out.
+    """The prompt as text; a pair of surrogates becomes its character.
 
     Raises InputError if it is no string, is longer than MAX_PROMPT_CHARS, or holds half of a pair, as which
     Python passes on bytes that it could not decode.
@@ -78,7 +77,7 @@ def prompt_text(prompt: str) -> str:
             f"{MAX_TOKENS} tokens are read, a few hundred characters: shorten it."
         )
     try:
-        return prompt.encode("utf-16", "surrogatepass").decode("utf-16").lstrip("\ufeff")
+        return prompt.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError as error:
         raise InputError(
             f"the prompt {prompt!a:.200} is not all text: it was not UTF-8, or the locale is not. Set "

@@ -13,6 +13,7 @@ import lamp_trt
 from lamp_trt.commands.shared import add_placement, add_verify_files, file_path, log_timings, placement
 from lamp_trt.engine.backends.registry import Residence
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.files.text import without_marks
 from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig
 
 DESCRIPTION = "Make videos from prompts, and from first frames if given."
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def shaping(flag: str, help: str, **options: Any) -> None:
         parser.add_argument(flag, help=help, default=argparse.SUPPRESS, **options)
 
-    parser.add_argument("prompt", nargs="*", help="one video for each", metavar="PROMPT")
+    parser.add_argument("prompt", nargs="*", type=without_marks, help="one video for each", metavar="PROMPT")
     add_placement(parser)
     add_verify_files(parser)
     parser.add_argument(
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_colour,
         metavar="COLOUR",
     )
-    shaping("--first-frame-prompt", "for SDXL; default: the prompt", metavar="PROMPT")
+    shaping("--first-frame-prompt", "for SDXL; default: the prompt", type=without_marks, metavar="PROMPT")
     shaping(
         "--first-frame-steps",
         f"of SDXL's loop; default: {config.first_frame_num_inference_steps}",
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-first-frame", action="store_true", help="also as NAME.first_frame.png beside the video"
     )
-    shaping("--negative-prompt", "of the first frame and the video", metavar="PROMPT")
+    shaping("--negative-prompt", "of the first frame and the video", type=without_marks, metavar="PROMPT")
     shaping("--seed", f"default: {config.seed}", type=int)
     shaping(
         "--steps",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from lamp_trt.commands.shared import add_placement, add_verify_files, file_path, log_timings, placement
+from lamp_trt.engine.files.text import without_marks
 from lamp_trt.runtime.algorithm.config import GenerationConfig
 
 DESCRIPTION = "Make only the first frame of a video, to try prompts quickly."
@@ -13,14 +14,17 @@ DESCRIPTION = "Make only the first frame of a video, to try prompts quickly."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config = GenerationConfig()
-    parser.add_argument("prompt", help="of the image", metavar="PROMPT")
+    parser.add_argument("prompt", type=without_marks, help="of the image", metavar="PROMPT")
     add_placement(parser)
     add_verify_files(parser)
     parser.add_argument(
         "--out", type=file_path, help="a .png file; default: named after the prompt", metavar="IMAGE"
     )
     parser.add_argument(
-        "--negative-prompt", help="default: what the checkpoint says of none", metavar="PROMPT"
+        "--negative-prompt",
+        type=without_marks,
+        help="default: what the checkpoint says of none",
+        metavar="PROMPT",
     )
     parser.add_argument("--seed", type=int, default=config.seed, help="0 to 2^64-1")
     parser.add_argument(

@@ -18,12 +18,13 @@ DESCRIPTION = "Compare a bundle, as its backend runs it, with PyTorch on the sam
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from lamp_trt.benchmarks.verify.options import PROMPT, STEPS
+    from lamp_trt.engine.files.text import without_marks
 
     parser.add_argument("bundle", type=file_path, help="the bundle's folder")
     add_checkpoints(parser, "a motion of the bundle and its LAMP checkpoint; repeat it for more")
     add_engines(parser)
-    parser.add_argument("--prompt", default=PROMPT, help="of the image and the clip")
-    parser.add_argument("--negative-prompt", help="default: none", metavar="PROMPT")
+    parser.add_argument("--prompt", type=without_marks, default=PROMPT, help="of the image and the clip")
+    parser.add_argument("--negative-prompt", type=without_marks, help="default: none", metavar="PROMPT")
     parser.add_argument("--first-frame", type=file_path, help="default: a synthetic picture", metavar="IMAGE")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lamp_trt import cli
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.files.text import TextError, decode_text, text_lines
 from lamp_trt.export.checkpoints.files import read_json
@@ -36,6 +37,24 @@ def test_marks_of_joined_files_and_mixed_line_ends_are_taken(tmp_path: Path) -> 
     assert prompts_in(tmp_path / "a.txt") == ["one", "two", "three", "four"]
     (tmp_path / "a.jsonl").write_bytes('\ufeff{"prompt": "one"}\r\n\ufeff{"prompt": "two"}'.encode())
     assert prompts_in(tmp_path / "a.jsonl") == ["one", "two"]
+
+
+def test_a_mark_before_a_prompt_in_json_goes(tmp_path: Path) -> None:
+    line = {"prompt": "\ufeffa horse", "negative_prompt": "\ufeffblur"}
+    for number, ascii_only in enumerate((True, False)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps(line, ensure_ascii=ascii_only), encoding="utf-8")
+        (job,) = jobs_from_prompts_file(path, Job(""))
+        assert (job.prompt, job.options) == ("a horse", {"negative_prompt": "blur"})
+
+
+@pytest.mark.parametrize("command", ["generate", "image"])
+def test_a_mark_before_a_prompt_on_the_command_line_goes(command: str) -> None:
+    """As `"$(cat prompt.txt)"` passes it on."""
+    given = [command, "\ufeffa horse", "--bundle", "b", "--negative-prompt", "\ufeffblur"]
+    arguments = cli._parser().parse_args(given)
+    assert arguments.prompt in ("a horse", ["a horse"])
+    assert arguments.negative_prompt == "blur"
 
 
 def test_a_mark_inside_a_line_stays() -> None:
@@ -116,7 +135,9 @@ def test_json_given_as_lines_of_text_is_refused(name: str, text: str, tmp_path: 
         prompts_in(tmp_path / name)
 
 
-@pytest.mark.parametrize("prompt", ["[a horse] runs", "{red|blue} car", "1", '"quoted"', "[1, 2]", "[", "{}x"])
+@pytest.mark.parametrize(
+    "prompt", ["[a horse] runs", "{red|blue} car", "1", '"quoted"', "[1, 2]", "[", "{}x"]
+)
 def test_prompts_with_brackets_are_no_json(prompt: str, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text(f"{prompt}\na car\n")
     assert prompts_in(tmp_path / "p.txt") == [prompt, "a car"]

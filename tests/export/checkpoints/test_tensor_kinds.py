@@ -353,7 +353,9 @@ def test_one_level_too_high_or_too_low_names_the_right_folder(tmp_path: Path) ->
     lamp = tmp_path / "output" / "rain" / "unet"
     lamp.mkdir(parents=True)
     (lamp / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=rf"Did you mean {lamp.parent}\?|is the folder above: give {lamp.parent}\."):
+    with pytest.raises(
+        CheckpointError, match=rf"Did you mean {lamp.parent}\?|is the folder above: give {lamp.parent}\."
+    ):
         find_component(tmp_path / "output", "unet")
 
 

@@ -171,13 +171,6 @@ def test_pairs_of_surrogates_and_control_characters_are_tokenized(sd_folder: Pat
     assert tokenizer("\x00\x1b").input_ids.shape == (1, 77)
 
 
-@pytest.mark.parametrize("marks", ["\ufeff", "\ufeff\ufeff"])
-def test_a_byte_order_mark_before_a_prompt_changes_nothing(sd_folder: Path, marks: str) -> None:
-    """As `"$(cat prompt.txt)"`, and programs that put a file's lines into JSON, bring it along."""
-    tokenizer = load_tokenizer(sd_folder)
-    np.testing.assert_array_equal(tokenizer(f"{marks}a horse").input_ids, tokenizer("a horse").input_ids)
-
-
 @pytest.mark.parametrize("prompt", ["a\ud800b", "\udc0e\ud83d", "caf\udcc3\udca9", "\udcff"], ids=ascii)
 def test_a_prompt_with_half_of_a_surrogate_pair_is_refused(sd_folder: Path, prompt: str) -> None:
     with pytest.raises(InputError, match=r"is not all text.*PYTHONUTF8=1"):
@@ -396,3 +389,45 @@ def test_added_tokens_json_of_old_textual_inversions_is_read(vocabulary: Vocab, 
     texts = ["a <rain> on horses", "a <RAIN>"]
     assert [load_tokenizer(folder)(t).input_ids[0].tolist() for t in texts] == their_ids(folder, texts)
     assert "added_tokens.json" in tokenizer_files(folder)
+
+
+FURTHER: dict[str, tuple[str, dict[str, object]]] = {
+    "list of today": ("new", {"extra_special_tokens": ["<rain>", "<sun>", "!"]}),
+    "mapping of today": ("new", {"extra_special_tokens": {"weather": "<rain>"}}),
+    "list of old": ("new", {"additional_special_tokens": ["<sun>", "<rain>"]}),
+    "both lists": ("new", {"extra_special_tokens": ["<rain>"], "additional_special_tokens": ["<sun>"]}),
+    "by name": ("new", {"mask_token": "<rain>", "cls_token": "<sun>", "sep_token": "<|endoftext|>"}),
+    "list in the map": ("map", {"additional_special_tokens": ["<rain>"], "mask_token": None}),
+    "mask in the map": ("map", {"mask_token": {"content": "<rain>", "lstrip": True}}),
+}
+
+
+@pytest.mark.parametrize("case", FURTHER)
+def test_further_special_tokens_have_transformers_ids(case: str, vocabulary: Vocab, tmp_path: Path) -> None:
+    where, fields = FURTHER[case]
+    if where == "new":
+        folder = new_layout(tmp_path / "tokenizer", vocabulary)
+        edit(folder / "tokenizer_config.json", lambda d: d.update(fields))
+    else:
+        folder = write_folder(tmp_path / "tokenizer", vocabulary, "!")
+        (folder / "special_tokens_map.json").write_text(json.dumps(fields))
+    texts = ["a <rain> on<sun> horses!", "<RAIN> <sun><rain>", "!! horse!"]
+    assert [load_tokenizer(folder)(t).input_ids[0].tolist() for t in texts] == their_ids(folder, texts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"extra_special_tokens": "<rain>"}, "special tokens in .* are not as published"),
+        ({"additional_special_tokens": [5]}, "special tokens in .* are not as published"),
+        ({"padding_side": "left"}, "padding_side 'left', CLIP's is 'right'"),
+        ({"truncation_side": "left"}, "truncation_side 'left', CLIP's is 'right'"),
+    ],
+)
+def test_a_configuration_that_would_give_other_ids_is_refused(
+    fields: dict[str, object], message: str, vocabulary: Vocab, tmp_path: Path
+) -> None:
+    folder = new_layout(tmp_path / "tokenizer", vocabulary)
+    edit(folder / "tokenizer_config.json", lambda d: d.update(fields))
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(folder)
