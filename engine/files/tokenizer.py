@@ -186,7 +186,7 @@ def _special_tokens(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, s
 
 def _further(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, bool]]]:
     """Special tokens of other names, in transformers' order; words that textual inversions added."""
-    extra = next((config[name] for name in _EXTRA if config.get(name)), [])
+    extra: Any = next((config[name] for name in _EXTRA if config.get(name)), [])
     if not isinstance(extra, dict | list):
         raise TypeError(extra)
     values = [config.get(name) for name in ("sep_token", "cls_token", "mask_token")]
