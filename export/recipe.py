@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import lamp_trt
+from lamp_trt._version import __version__
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.paths import validate_motion_name
@@ -177,7 +177,7 @@ class Recipe:
         inputs, outputs = self.io(network)
         component = self.specs[network].component
         return digest_of(
-            [EXPORTER_VERSION, lamp_trt.__version__, *_exporter_versions()],
+            [EXPORTER_VERSION, __version__, *_exporter_versions()],
             network,
             self.hoisted_from(network),
             [[t.name, t.shape, t.dtype] for t in (*inputs, *outputs)],

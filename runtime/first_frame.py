@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import lamp_trt
+from lamp_trt._version import __version__
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.files.output import written
@@ -194,7 +194,7 @@ class FirstFrameMaker:
                 "guidance_scale": job.guidance_scale,
                 "injected": ["noise"] * (job.noise is not None),
                 "bundle": self.bundle.digest,
-                "lamp_trt": lamp_trt.__version__,
+                "lamp_trt": __version__,
             },
         )
 
