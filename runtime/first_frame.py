@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from lamp_trt._version import __version__
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, SDXL
 from lamp_trt.engine.files.output import written
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
 from lamp_trt.runtime.algorithm.config import GenerationConfig, file_path, json_text, plain_text
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 from lamp_trt.runtime.algorithm.noise import check_noise
@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 log = logging.getLogger("lamp_trt")
 
-_TOKENIZERS = ("sdxl_tokenizer", "tokenizer_2")
+_TOKENIZERS = [component.tokenizer.name for component in SDXL.components if component.tokenizer]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -146,6 +146,12 @@ class BundleWriter:
                 return True
         return False
 
+    def entry(self, relative: str) -> FileEntry:
+        """Of a file that this writer made or confirmed, or that the bundle in place has."""
+        entry = self.files.get(relative) or self._old(relative)
+        assert entry is not None, relative
+        return entry
+
     def _is_intact(self, path: Path, entry: FileEntry) -> bool:
         if not path.is_file() or path.stat().st_size != entry.size:
             return False
