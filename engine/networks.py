@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into and comes out of each network: names, axes, dtypes.
+"""The records that describe a model: its networks with their inputs and outputs, its checkpoint components.
 
-The one place for these facts: export gives its graphs these names, the bundle records the resolved
-shapes, backends build profiles from them and the runtime allocates by them.
+engine/families.py holds the records themselves. Export gives its graphs the names of inputs and outputs, the
+bundle records the resolved shapes, backends build profiles from them and the runtime allocates by them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 FLOAT = "float"
 """What PRECISIONS says for the network's precision; any other dtype is a NumPy name."""
@@ -65,88 +65,117 @@ class NetworkSpec:
         return tuple(map(tensor, self.inputs)), tuple(map(tensor, self.outputs))
 
 
-_IMAGE = (3, "height", "width")
-_LATENT = (4, "latent_height", "latent_width")
-_VIDEO_LATENTS = ("batch", 4, "num_frames", "latent_height", "latent_width")
-_FIRST_FRAME_LATENT = (4, "first_frame_latent_height", "first_frame_latent_width")
-_INPUT_IDS = TensorSpec("input_ids", ("batch", "tokens"), "int64")
-_TIMESTEP = TensorSpec("timestep", (1,), "float32")
+@dataclass(frozen=True)
+class Origin:
+    """A kind of checkpoint that `lamp-trt build` takes.
 
-NETWORKS: dict[str, NetworkSpec] = {
-    spec.name: spec
-    for spec in (
-        NetworkSpec(
-            "text_encoder",
-            "text_encoder",
-            (_INPUT_IDS,),
-            (TensorSpec("last_hidden_state", ("batch", "tokens", "text_width")),),
-        ),
-        NetworkSpec(
-            "vae_encoder",
-            "vae",
-            (TensorSpec("image", (1, *_IMAGE)),),
-            (TensorSpec("latent_mean", (1, *_LATENT)), TensorSpec("latent_logvar", (1, *_LATENT))),
-        ),
-        NetworkSpec(
-            "vae_decoder",
-            "vae",
-            (TensorSpec("latents", ("decode_batch", *_LATENT)),),
-            (TensorSpec("image", ("decode_batch", *_IMAGE)),),
-        ),
-        NetworkSpec(
-            "lamp_unet",
-            "unet",
-            (
-                TensorSpec("sample", _VIDEO_LATENTS),
-                _TIMESTEP,
-                TensorSpec("encoder_hidden_states", ("batch", "tokens", "text_width")),
-            ),
-            (TensorSpec("noise_pred", _VIDEO_LATENTS),),
-        ),
-        NetworkSpec(
-            "sdxl_text_encoder",
-            "sdxl_text_encoder",
-            (_INPUT_IDS,),
-            (TensorSpec("penultimate_hidden_state", ("batch", "tokens", "sdxl_text_width")),),
-        ),
-        NetworkSpec(
-            "sdxl_text_encoder_2",
-            "sdxl_text_encoder_2",
-            (_INPUT_IDS,),
-            (
-                TensorSpec("penultimate_hidden_state", ("batch", "tokens", "sdxl_text_2_width")),
-                TensorSpec("text_embeds", ("batch", "sdxl_pooled_width")),
-            ),
-        ),
-        NetworkSpec(
-            "sdxl_unet",
-            "sdxl_unet",
-            (
-                TensorSpec("sample", ("batch", *_FIRST_FRAME_LATENT)),
-                _TIMESTEP,
-                TensorSpec("encoder_hidden_states", ("batch", "tokens", "sdxl_context_width")),
-                TensorSpec("text_embeds", ("batch", "sdxl_pooled_width")),
-                TensorSpec("time_ids", ("batch", 6), "float32"),
-            ),
-            (TensorSpec("noise_pred", ("batch", *_FIRST_FRAME_LATENT)),),
-        ),
-        NetworkSpec(
-            "sdxl_vae_decoder",
-            "sdxl_vae",
-            (TensorSpec("latents", (1, *_FIRST_FRAME_LATENT)),),
-            (TensorSpec("image", (1, 3, "first_frame_height", "first_frame_width")),),
-        ),
-    )
-}
+    option, value  of the command line, like "--sd" and "DIR"
+    holds          the model that is in it
+    field          of export/recipe.py's BuildOptions
+    """
 
-FIRST_FRAME_NETWORKS = tuple(name for name in NETWORKS if name.startswith("sdxl_"))
-"""What makes a first frame from text."""
+    option: str
+    value: str
+    holds: str
+    field: str
 
-VIDEO_NETWORKS = tuple(name for name in NETWORKS if name not in FIRST_FRAME_NETWORKS)
-"""What makes a video from a first frame."""
+    @property
+    def usage(self) -> str:
+        return f"{self.option} {self.value} ({self.holds})"
 
-COMPONENT_PRECISION: Mapping[str, Precision] = {"sdxl_vae": "fp32"}
-"""Components with one precision in every bundle: SDXL's VAE exceeds the range of fp16."""
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer's folder in a bundle, `name`, and in the checkpoint."""
+
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a checkpoint with weights of its own, in a bundle the file weights/<name>.safetensors.
+
+    title           its name in messages
+    origin, folder  the checkpoint that it is read from, and its folder there
+    parameters      values in the published checkpoint
+    library         whose file names it has
+    optional        whether a checkpoint may lack it: then its networks are not built
+    precision       the precision that it has in every bundle; None: the bundle's
+    used            whether a network uses a tensor, by its name
+    motion_tensors  whether a tensor, by its name, is in the motions' files; None: it has no motions
+    motion_parameters  values of a motion of the published size
+    same_as         the component whose tensors the published checkpoints have here too: equal weights are
+                    stored once, in that component's file
+    axes            axes of networks whose sizes its config.json says: axis → field, value where it is missing
+    tokenizer       what makes a text encoder's token ids
+    scaling_factor  what a VAE's latents are multiplied by
+    """
+
+    name: str
+    title: str
+    origin: Origin
+    folder: str
+    parameters: int
+    library: Literal["diffusers", "transformers"] = "diffusers"
+    optional: bool = False
+    precision: Precision | None = None
+    used: Callable[[str], bool] = lambda name: True
+    motion_tensors: Callable[[str], bool] | None = None
+    motion_parameters: int = 0
+    same_as: str = ""
+    axes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+    scaling_factor: float | None = None
+
+    def precision_in(self, precision: Precision) -> Precision:
+        """Its precision in a bundle of `precision`."""
+        return self.precision or precision
+
+    def is_stored(self, tensor: str) -> bool:
+        """Whether a tensor, by its name, goes into the weight file."""
+        return self.used(tensor) and not (self.motion_tensors and self.motion_tensors(tensor))
+
+
+class Precomputed(NamedTuple):
+    """The networks that compute inputs of a UNet beforehand, each by itself, see engine/precompute.py.
+
+    text   encoder_hidden_states → keys and values of every attention, each (batch, heads, tokens, head width)
+    time   timestep, and what else the time embedding takes → TIME_PROJECTIONS (1 or batch, width)
+    """
+
+    text: str
+    time: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model whose networks work together.
+
+    unet         the network that the denoising loop runs; "" for none
+    vae          the component that scales latents; "" for none
+    precomputed  the networks that can compute inputs of the UNet
+    hoists       of precompute.HOISTS, what can be taken out of the UNet's step
+    """
+
+    name: str
+    networks: tuple[NetworkSpec, ...]
+    components: tuple[Component, ...]
+    unet: str = ""
+    vae: str = ""
+    precomputed: Precomputed | None = None
+    hoists: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its networks, those of `precomputed` aside."""
+        return tuple(spec.name for spec in self.networks)
+
+    @property
+    def unet_component(self) -> str:
+        """The component of the UNet and of the networks of `precomputed`."""
+        return next(spec.component for spec in self.networks if spec.name == self.unet)
+
 
 MOTION_MODULES = ("conv1d", "conv_gate", "attn1.to_q", "attn_temp")
 """A UNet module whose dotted name ends so is trained by LAMP; the rest is Stable Diffusion's (and equal

@@ -7,10 +7,10 @@ the UNet has instead of the plain ones, so whoever runs both binds them by equal
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from lamp_trt.engine.bundle.manifest import Manifest
-from lamp_trt.engine.networks import NETWORKS, NetworkSpec, TensorSpec
+from lamp_trt.engine.families import FAMILIES, NETWORKS
+from lamp_trt.engine.networks import NetworkSpec, Precomputed, TensorSpec
 
 HOISTS = {
     "text": "keys and values of the text, once a prompt",
@@ -40,21 +40,16 @@ class ConditionLayout:
         return {f"{path}.{side}": of for path, of in self.attentions.items() for side in ("key", "value")}
 
 
-class HoistedNetworks(NamedTuple):
-    """The networks beside one UNet.
-
-    text   encoder_hidden_states → keys and values of every attention, each (batch, heads, tokens, head width)
-    time   timestep, and what else the time embedding takes → TIME_PROJECTIONS (1 or batch, width)
-    """
-
-    text: str
-    time: str
-
-
-HOISTED = {
-    "lamp_unet": HoistedNetworks("lamp_text_keys_values", "lamp_time_projections"),
-    "sdxl_unet": HoistedNetworks("sdxl_text_keys_values", "sdxl_time_projections"),
+HOISTED: dict[str, Precomputed] = {
+    family.unet: family.precomputed for family in FAMILIES.values() if family.precomputed
 }
+"""Each UNet and the networks that can compute its inputs."""
+
+
+def hoisted_from(network: str, hoist: Collection[str]) -> tuple[str, ...]:
+    """What of `hoist` its family can take out of a network, in the order of HOISTS; only UNets have any."""
+    hoists = next((family.hoists for family in FAMILIES.values() if family.unet == network), ())
+    return tuple(name for name in HOISTS if name in hoist and name in hoists)
 
 
 def unet_of(network: str) -> str:

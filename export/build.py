@@ -6,39 +6,29 @@ loaded only when something has to be made.
 """
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
-from lamp_trt.engine.bundle.atomic_files import NewFile
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.manifest import Manifest, MotionEntry, NetworkEntry
-from lamp_trt.engine.bundle.paths import MANIFEST, graph_path, motion_path, weights_path
+from lamp_trt.engine.bundle.paths import MANIFEST, graph_path, weights_path
 from lamp_trt.engine.bundle.unchanged import write_if_needed
-from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.engine.files.tokenizer import tokenizer_files
-from lamp_trt.engine.networks import NETWORKS, Precision, is_motion_tensor
+from lamp_trt.engine.families import COMPONENTS, LAMP, NETWORKS
 from lamp_trt.engine.precompute import HOISTED, unet_of
-from lamp_trt.export.bundle_files import (
-    GRAPH_KEY,
+from lamp_trt.export.motions import make_motion, motion_file, refuse_whole_motions
+from lamp_trt.export.planned import (
     BuildReport,
     FileMaker,
+    PlannedFile,
+    graph_file,
+    tokenizer_copies,
+    weights_file,
 )
-from lamp_trt.export.lent_weights import BORROWER, LENDER, borrow_later, borrows, check_lender_stays
-from lamp_trt.export.motions import UNET, entry_of, make_motion, refuse_whole_motions
-from lamp_trt.export.recipe import (
-    BuildOptions,
-    Recipe,
-    Source,
-    lent_graph_key,
-    motion_graph_key,
-    motion_key,
-    recipe_from_options,
-)
+from lamp_trt.export.recipe import BuildOptions, Recipe, recipe_from_options
+from lamp_trt.export.shared_weights import check_shared_stay, is_shared, share_kept
 
 
 def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = None) -> BuildReport:
@@ -62,26 +52,27 @@ def _complete(writer: BundleWriter, recipe: Recipe, report: BuildReport, cache: 
     report.files.clear()
     kept = _kept(writer.manifest, recipe, writer.path)
     maker = FileMaker(writer, report)
-    _require_space(writer, recipe)
-    for component in recipe.components:
-        if component != BORROWER:
-            _make_weights(maker, recipe, component)
-    borrowed = BORROWER in recipe.components and borrows(maker, recipe, kept)
-    if BORROWER in recipe.components and not borrowed:
-        _make_weights(maker, recipe, BORROWER)
-    entries = {name: _entry(recipe, name, borrowed) for name in recipe.networks}
+    weights = {name: weights_file(recipe, name) for name in recipe.components}
+    motion_files = {
+        name: motion_file(name, source, recipe.precision, weights[LAMP.unet_component].key)
+        for name, source in recipe.motions.items()
+    }
+    _require_space(writer, weights, motion_files)
+    stored_in = _make_weights(maker, recipe, weights, kept)
+    entries = {name: _entry(recipe, name, stored_in) for name in recipe.networks}
     made_motions = {
-        name: make_motion(maker, name, source, recipe.precision) for name, source in recipe.motions.items()
+        name: make_motion(maker, name, motion_files[name], source) for name, source in recipe.motions.items()
     }
     motions = {**(kept.motions if kept else {}), **made_motions}
     refuse_whole_motions(made_motions, recipe.networks)
     default_motion = next(iter(made_motions), kept.default_motion if kept else None)
     for network, entry in entries.items():
-        _make_graph(maker, recipe, network, entry.component, default_motion)
-    entries |= borrow_later(maker, recipe, kept)
+        maker.make(graph_file(recipe, network, entry.component, default_motion, writer.entry))
+    entries |= share_kept(maker, recipe, kept)
     for name, folder in recipe.tokenizers.items():
-        _copy_tokenizer(maker, name, folder, cache)
-    return writer.commit(_manifest(maker, recipe, kept, entries, motions, default_motion))
+        for planned in tokenizer_copies(name, folder, cache):
+            maker.make(planned)
+    return writer.commit(_manifest(writer, recipe, kept, entries, motions, default_motion))
 
 
 def _check_checkpoints(recipe: Recipe) -> None:
@@ -92,96 +83,38 @@ def _check_checkpoints(recipe: Recipe) -> None:
         check_component(source.files)
 
 
-def _is_stored(component: str, tensor: str) -> bool:
-    """Whether a tensor goes into its component's weight file: of the LAMP UNet, what all motions share; of
-    SDXL's VAE, the decoder."""
-    if component == "sdxl_vae":
-        return tensor.startswith(("decoder.", "post_quant_conv."))
-    return component != "unet" or not is_motion_tensor(tensor)
-
-
-def _require_space(writer: BundleWriter, recipe: Recipe) -> None:
+def _require_space(
+    writer: BundleWriter, weights: Mapping[str, PlannedFile], motions: Mapping[str, PlannedFile]
+) -> None:
     """Raise BundleError if the weights and motions that are to be made do not fit on the disk.
 
-    SDXL's CLIP-L is not counted, for it is usually borrowed; nor is a motion's copy of shared tensors.
+    Components with a `same_as` are not counted, for they usually share its file; nor is a motion's copy of
+    shared tensors.
     """
-    missing: list[tuple[Source, Precision, Callable[[str], bool]]] = [
-        (source, recipe.precision_of(name), partial(_is_stored, name))
-        for name, source in recipe.components.items()
-        if name != BORROWER and not writer.have(weights_path(name), recipe.weights_key(name))
-    ]
-    for name, source in recipe.motions.items():
-        key = motion_key(source, recipe.precision, recipe.weights_key("unet"))
-        if not writer.have(motion_path(name), key):
-            missing.append((source, recipe.precision, is_motion_tensor))
+    own = [planned for name, planned in weights.items() if not COMPONENTS[name].same_as]
+    missing = [file for file in (*own, *motions.values()) if not writer.have(file.path, file.key)]
     if missing:
-        from lamp_trt.export.convert import stored_bytes
-
-        writer.require_free(sum(stored_bytes(s.files, precision, wanted) for s, precision, wanted in missing))
+        writer.require_free(sum(file.size_bytes() for file in missing))
 
 
-def _make_weights(maker: FileMaker, recipe: Recipe, component: str) -> None:
-    """weights/<component>.safetensors."""
-    source = recipe.components[component]
-
-    def write(file: NewFile) -> None:
-        from lamp_trt.export.convert import write_component
-        from lamp_trt.export.networks import check_component
-
-        check_component(source.files)
-        write_component(
-            file,
-            source.files,
-            recipe.precision_of(component),
-            wanted=lambda tensor: _is_stored(component, tensor),
-        )
-
-    maker.make(weights_path(component), recipe.weights_key(component), write)
+def _make_weights(
+    maker: FileMaker, recipe: Recipe, weights: Mapping[str, PlannedFile], kept: Manifest | None
+) -> dict[str, str]:
+    """Make the weight files, and return in which component's file the weights of each component are."""
+    stored_in = {}
+    for name in sorted(weights, key=lambda name: bool(COMPONENTS[name].same_as)):
+        if is_shared(maker, recipe, name, kept):
+            stored_in[name] = COMPONENTS[name].same_as
+        else:
+            maker.make(weights[name])
+            stored_in[name] = name
+    return stored_in
 
 
-def _entry(recipe: Recipe, network: str, borrowed: bool) -> NetworkEntry:
+def _entry(recipe: Recipe, network: str, stored_in: Mapping[str, str]) -> NetworkEntry:
     component = recipe.specs[network].component
-    stored_in = LENDER if borrowed and component == BORROWER else component
-    return NetworkEntry(graph_path(network), stored_in, recipe.precision_of(component), *recipe.io(network))
-
-
-def _make_graph(
-    maker: FileMaker, recipe: Recipe, network: str, stored_in: str, default_motion: str | None
-) -> None:
-    """<network>.onnx, pointing at the weights of component `stored_in`, and of the default motion."""
-    component = recipe.specs[network].component
-    graph_key = key = recipe.graph_key(network)
-    weight_files = [weights_path(stored_in)]
-    if stored_in != component:
-        key = lent_graph_key(graph_key, entry_of(maker.writer, weight_files[0]).sha256)
-    if network == UNET:
-        assert default_motion is not None
-        weight_files.append(motion_path(default_motion))
-        key = motion_graph_key(graph_key, entry_of(maker.writer, weight_files[-1]).key)
-
-    def write(file: NewFile) -> None:
-        from lamp_trt.export.networks import exported_network
-        from lamp_trt.export.onnx import Location, export_graph
-
-        locations = {
-            name: Location(path, ref)
-            for path in weight_files
-            for name, ref in read_weight_file(maker.writer.path_of(path)).tensors.items()
-        }
-        module = exported_network(recipe, network)
-        file.write(export_graph(module, *recipe.io(network), locations, metadata={GRAPH_KEY: graph_key}))
-
-    maker.make(graph_path(network), key, write)
-
-
-def _copy_tokenizer(maker: FileMaker, name: str, folder: Path, cache: DigestCache) -> None:
-    for file_name, source in tokenizer_files(folder).items():
-
-        def write(file: NewFile, source: Path = source) -> None:
-            with source.open("rb") as original:
-                shutil.copyfileobj(original, file)
-
-        maker.make(f"{name}/{file_name}", cache.digest(source), write)
+    precision = recipe.precision_of(component)
+    return NetworkEntry(graph_path(network), stored_in[component], precision, *recipe.io(network))
 
 
 def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | None:
@@ -192,7 +125,7 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
     """
     if manifest is None:
         return None
-    for name in manifest.networks.keys() - {*recipe.networks, *_dropped(recipe)}:
+    for name in sorted(manifest.networks.keys() - {*recipe.networks, *_dropped(recipe)}):
         entry = manifest.networks[name]
         spec = NETWORKS[unet_of(name)]
         component = spec.component
@@ -214,10 +147,11 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
                 f"bundle's size (--height, --width, --frames) or the checkpoint of {name} too, "
                 "or choose another --out."
             )
-    check_lender_stays(recipe, manifest)
+    check_shared_stay(recipe, manifest)
     other_motions = sorted(manifest.motions.keys() - recipe.motions.keys())
-    base = manifest.files.get(weights_path("unet"))
-    replaces_base = base and "unet" in recipe.components and base.key != recipe.weights_key("unet")
+    unet = LAMP.unet_component
+    base = manifest.files.get(weights_path(unet))
+    replaces_base = base and unet in recipe.components and base.key != recipe.weights_key(unet)
     if other_motions and replaces_base:
         raise BundleError(
             f"{out} also holds the motions {', '.join(other_motions)}, over shared weights that this build "
@@ -234,7 +168,7 @@ def _dropped(recipe: Recipe) -> set[str]:
 
 
 def _manifest(
-    maker: FileMaker,
+    writer: BundleWriter,
     recipe: Recipe,
     kept: Manifest | None,
     entries: Mapping[str, NetworkEntry],
@@ -244,11 +178,12 @@ def _manifest(
     networks = {**(kept.networks if kept else {}), **entries}
     remade = tuple(f"{name}/" for name in recipe.tokenizers)  # in another layout files may have gone
     old = {path: file for path, file in (kept.files if kept else {}).items() if not path.startswith(remade)}
-    files = {**old, **maker.writer.files}
+    files = {**old, **writer.files}
     for name in _dropped(recipe) & networks.keys():
         del networks[name], files[graph_path(name)]
-    if all(entry.component != BORROWER for entry in networks.values()):
-        files.pop(weights_path(BORROWER), None)
+    used = {entry.component for entry in networks.values()}
+    for name in COMPONENTS.keys() - used:
+        files.pop(weights_path(name), None)
     return Manifest(
         networks=networks,
         sizes={**(kept.sizes if kept else {}), **recipe.sizes},

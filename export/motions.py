@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lamp_trt.engine.bundle.atomic_files import NewFile
 from lamp_trt.engine.bundle.digests import DigestCache
-from lamp_trt.engine.bundle.manifest import FileEntry, Manifest, MotionEntry
+from lamp_trt.engine.bundle.manifest import Manifest, MotionEntry
 from lamp_trt.engine.bundle.paths import (
     MANIFEST,
     PENDING,
@@ -26,34 +26,27 @@ from lamp_trt.engine.bundle.unchanged import write_if_needed
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.files.links import meant_folder
 from lamp_trt.engine.networks import Precision, is_motion_tensor
 from lamp_trt.engine.precompute import HOISTED
-from lamp_trt.export.bundle_files import (
-    GRAPH_KEY,
-    BuildReport,
-    FileMaker,
-    log,
-)
+from lamp_trt.export.planned import BuildReport, FileMaker, PathOf, PlannedFile, log, relocated_graph
 from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, motion_source
 
-UNET = "lamp_unet"
+_BASE = weights_path(LAMP.unet_component)
 _KIND, _ROUNDED = "lamp_trt_kind", "lamp_trt_rounded"
 """Metadata of a motion's file. The second only where precision alone makes it whole: the lower one."""
 
 
-def make_motion(maker: FileMaker, name: str, source: Source, precision: Precision) -> MotionEntry:
-    """Make or confirm the file of motion `name`; the bundle's shared UNet weights must be there."""
-    path = motion_path(validate_motion_name(name))
-    base = weights_path("unet")
-    key = motion_key(source, precision, entry_of(maker.writer, base).key)
+def motion_file(name: str, source: Source, precision: Precision, base_key: str) -> PlannedFile:
+    """motions/<name>.safetensors. base_key: of the shared UNet weights, which must be there before it."""
 
-    def write(file: NewFile) -> None:
+    def write(file: NewFile, path_of: PathOf) -> None:
         from lamp_trt.export.convert import rounding_between, shares_base, write_component
         from lamp_trt.export.networks import check_component
 
         check_component(source.files)
-        shared = read_weight_file(maker.writer.path_of(base))
+        shared = read_weight_file(path_of(_BASE))
         full = not shares_base(source.files, shared, precision)
         rounded = rounding_between(source.files, shared, precision) if full else None
         write_component(
@@ -64,8 +57,20 @@ def make_motion(maker: FileMaker, name: str, source: Source, precision: Precisio
             metadata={_KIND: "full" if full else "motion", **({_ROUNDED: rounded} if rounded else {})},
         )
 
-    maker.make(path, key, write)
-    metadata = read_weight_file(maker.writer.path_of(path)).metadata
+    def size_bytes() -> int:
+        """Without its copy of shared tensors."""
+        from lamp_trt.export.convert import stored_bytes
+
+        return stored_bytes(source.files, precision, is_motion_tensor)
+
+    key = motion_key(source, precision, base_key)
+    return PlannedFile(motion_path(validate_motion_name(name)), key, write, size_bytes)
+
+
+def make_motion(maker: FileMaker, name: str, planned: PlannedFile, source: Source) -> MotionEntry:
+    """Make or confirm the file of motion `name`. Warns of one that shares nothing."""
+    maker.make(planned)
+    metadata = read_weight_file(maker.writer.path_of(planned.path)).metadata
     full = metadata[_KIND] == "full"
     if full and name not in maker.report.full_motions:
         log.warning(
@@ -75,7 +80,7 @@ def make_motion(maker: FileMaker, name: str, source: Source, precision: Precisio
             _because_of_rounding(metadata),
         )
         maker.report.full_motions.append(name)
-    return MotionEntry(path, "full" if full else "motion", source.digest)
+    return MotionEntry(planned.path, "full" if full else "motion", source.digest)
 
 
 def _because_of_rounding(metadata: Mapping[str, str]) -> str:
@@ -91,7 +96,7 @@ def _because_of_rounding(metadata: Mapping[str, str]) -> str:
 
 def refuse_whole_motions(motions: Mapping[str, MotionEntry], networks: Collection[str]) -> None:
     """Raise BundleError for a motion with shared tensors of its own beside networks that show the base's."""
-    beside = [name for name in HOISTED[UNET] if name in networks]
+    beside = [name for name in HOISTED[LAMP.unet] if name in networks]
     whole = [name for name, motion in motions.items() if motion.kind == "full"]
     if beside and whole:
         raise BundleError(
@@ -121,12 +126,11 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
                 f"{bundle} holds another checkpoint as motion {name!r}. "
                 f"Choose another name, or first run: lamp-trt motion remove {bundle} {name}"
             )
-        precision = manifest.networks[UNET].precision
+        precision = manifest.networks[LAMP.unet].precision
+        planned = motion_file(name, source, precision, writer.entry(_BASE).key)
         if known is None:
-            from lamp_trt.export.convert import stored_bytes
-
-            writer.require_free(stored_bytes(source.files, precision, is_motion_tensor))
-        motion = make_motion(FileMaker(writer, report), name, source, precision)
+            writer.require_free(planned.size_bytes())
+        motion = make_motion(FileMaker(writer, report), name, planned, source)
         refuse_whole_motions({name: motion}, manifest.networks)
         return writer.commit(
             dataclasses.replace(
@@ -144,7 +148,7 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
 def remove_motion(bundle: Path, name: str, default: str | None = None) -> str:
     """Take motion `name` out of a bundle and return the bundle's new digest.
 
-    default: the motion that lamp_unet.onnx shows from now on; it must be named if `name` is the default.
+    default: the motion that the UNet's graph shows from now on; it must be named if `name` is the default.
     Raises InputError for an unknown name, or if the default would be lost.
     """
     _require_bundle(bundle)
@@ -158,8 +162,9 @@ def remove_motion(bundle: Path, name: str, default: str | None = None) -> str:
             default = manifest.default_motion
         if default == name:
             others = ", ".join(sorted(manifest.motions.keys() - {name})) or "none: add one first"
+            graph = graph_path(LAMP.unet)
             raise InputError(
-                f"{name!r} is the default motion of {bundle}, the one that lamp_unet.onnx points at. "
+                f"{name!r} is the default motion of {bundle}, the one that {graph} points at. "
                 f"Name another with --default ({others})."
             )
         assert default is not None
@@ -175,28 +180,16 @@ def remove_motion(bundle: Path, name: str, default: str | None = None) -> str:
 
 
 def point_graph_at_motion(writer: BundleWriter, motion: str) -> None:
-    """Rewrite lamp_unet.onnx so that its motion tensors are those of `motion`."""
-    import onnx
+    """Rewrite the UNet's graph so that its motion tensors are those of `motion`.
 
-    from lamp_trt.engine.graph.locate import point_at_motion
-
-    model = onnx.load(writer.path_of(graph_path(UNET)), load_external_data=False)
-    base, own = (
-        (path, read_weight_file(writer.path_of(path))) for path in (weights_path("unet"), motion_path(motion))
+    The shared weights come first because the graph may point at a motion that brought its own.
+    """
+    own = motion_path(motion)
+    planned = relocated_graph(
+        LAMP.unet, [_BASE, own], lambda key: motion_graph_key(key, writer.entry(own).key), writer.path_of
     )
-    point_at_motion(model, base, own)
-    base_key = next(p.value for p in model.metadata_props if p.key == GRAPH_KEY)
-    key = motion_graph_key(base_key, entry_of(writer, motion_path(motion)).key)
-    with writer.create(graph_path(UNET), key) as file:
-        file.write(model.SerializeToString(deterministic=True))
-
-
-def entry_of(writer: BundleWriter, path: str) -> FileEntry:
-    """The entry of a file that this writer made or confirmed, or that the bundle in place has."""
-    if path in writer.files:
-        return writer.files[path]
-    assert writer.manifest is not None
-    return writer.manifest.files[path]
+    with writer.create(planned.path, planned.key) as file:
+        planned.write(file, writer.path_of)
 
 
 def _require_bundle(path: Path) -> None:
@@ -207,7 +200,7 @@ def _require_bundle(path: Path) -> None:
 
 
 def _manifest_with_unet(writer: BundleWriter) -> Manifest:
-    if writer.manifest is None or UNET not in writer.manifest.networks:
+    if writer.manifest is None or LAMP.unet not in writer.manifest.networks:
         raise BundleError(
             f"{writer.path} holds no LAMP UNet that a motion could belong to. "
             f"Build it first: lamp-trt build --motion NAME=DIR --out {writer.path}"

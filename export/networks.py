@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One wrapper for each exported network: the tensors of engine/networks.py in, the same out.
+"""One wrapper for each exported network: the tensors of engine/families.py in, the same out.
 
 A wrapper holds its model as `model`; apart from that prefix its parameter names are the checkpoint's, which
 is what lets a graph point into the weight files by name.
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.engine.networks import FLOAT, PRECISIONS, NetworkSpec
 from lamp_trt.export.checkpoints.files import ComponentFiles
 from lamp_trt.export.checkpoints.tensors import (
@@ -182,8 +183,8 @@ def _end_of_text(input_ids: Tensor, eos_token_id: int) -> Tensor:
     return (ids == eos_token_id).to(torch.int32).argmax(dim=-1)
 
 
-def use_causal_attention(text_model: nn.Module) -> None:
-    """Let a transformers CLIP text model compute causal attention without a baked 77x77 mask.
+def use_causal_attention(model: nn.Module, text_model: nn.Module | None = None) -> nn.Module:
+    """`model`, whose CLIP text model (itself, for None) computes causal attention without a baked 77x77 mask.
 
     Registered under a name of our own, so that other models in the process are untouched.
     """
@@ -198,44 +199,52 @@ def use_causal_attention(text_model: nn.Module) -> None:
 
     AttentionInterface.register("lamp_trt_causal", causal_attention)
     AttentionMaskInterface.register("lamp_trt_causal", lambda *args, **kwargs: None)
-    text_model.config._attn_implementation = "lamp_trt_causal"  # type: ignore[union-attr]
+    config = (model if text_model is None else text_model).config
+    config._attn_implementation = "lamp_trt_causal"  # type: ignore[union-attr]
+    return model
 
 
-WRAPPERS: Mapping[str, type[nn.Module]] = {
-    "text_encoder": TextEncoderNetwork,
+WRAPPERS: dict[str, Callable[[Any], nn.Module]] = {
+    "text_encoder": lambda model: TextEncoderNetwork(use_causal_attention(model)),
     "vae_encoder": VaeEncoderNetwork,
     "vae_decoder": VaeDecoderNetwork,
-    "lamp_unet": LampUnetNetwork,
-    "sdxl_text_encoder": SdxlTextEncoderNetwork,
-    "sdxl_text_encoder_2": SdxlTextEncoder2Network,
-    "sdxl_unet": SdxlUnetNetwork,
-    "sdxl_vae_decoder": VaeDecoderNetwork,
+    LAMP.unet: lambda unet: LampUnetNetwork(make_lean(unet)),
     "lamp_text_keys_values": TextKeysValuesNetwork,
     "lamp_time_projections": LampTimeProjectionsNetwork,
+    "sdxl_text_encoder": lambda model: SdxlTextEncoderNetwork(use_causal_attention(model)),
+    "sdxl_text_encoder_2": lambda model: SdxlTextEncoder2Network(
+        use_causal_attention(model, model.text_model)
+    ),
+    SDXL.unet: SdxlUnetNetwork,
+    "sdxl_vae_decoder": VaeDecoderNetwork,
     "sdxl_text_keys_values": TextKeysValuesNetwork,
     "sdxl_time_projections": SdxlTimeProjectionsNetwork,
 }
+"""The wrapper of each network's module. A network is registered here and its component in MODULES."""
 
-HOISTED_WRAPPERS: Mapping[str, Callable[[Any, Collection[str]], nn.Module]] = {
-    "lamp_unet": HoistedLampUnetNetwork,
-    "sdxl_unet": HoistedSdxlUnetNetwork,
+HOISTED_WRAPPERS: dict[str, Callable[[Any, Collection[str]], nn.Module]] = {
+    LAMP.unet: lambda unet, hoist: HoistedLampUnetNetwork(make_lean(unet), hoist),
+    SDXL.unet: HoistedSdxlUnetNetwork,
 }
+"""The wrapper of each UNet's module whose graph leaves something out."""
+
+MODULES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "text_encoder": lambda config: clip_from_config("text_encoder", config, "CLIPTextModel"),
+    "vae": lambda config: diffusers_module_from_config("vae", config, "AutoencoderKL"),
+    "unet": lambda config: LampUNet(LampUNetConfig.from_dict(config)),
+    "sdxl_text_encoder": lambda config: clip_from_config("text_encoder", config, "CLIPTextModel"),
+    "sdxl_text_encoder_2": lambda config: clip_from_config(
+        "text_encoder_2", config, "CLIPTextModelWithProjection"
+    ),
+    "sdxl_unet": lambda config: diffusers_module_from_config("unet", config, "UNet2DConditionModel"),
+    "sdxl_vae": lambda config: diffusers_module_from_config("vae", config, "AutoencoderKL"),
+}
+"""What makes each component's module from its config."""
 
 
 def module_from_config(component: str, config: Mapping[str, Any]) -> nn.Module:
     """The module whose state dict a component's weights are."""
-    match component:
-        case "text_encoder" | "sdxl_text_encoder":
-            return clip_from_config("text_encoder", config, "CLIPTextModel")
-        case "vae" | "sdxl_vae":
-            return diffusers_module_from_config("vae", config, "AutoencoderKL")
-        case "unet":
-            return LampUNet(LampUNetConfig.from_dict(config))
-        case "sdxl_text_encoder_2":
-            return clip_from_config("text_encoder_2", config, "CLIPTextModelWithProjection")
-        case "sdxl_unet":
-            return diffusers_module_from_config("unet", config, "UNet2DConditionModel")
-    raise ValueError(component)
+    return MODULES[component](config)
 
 
 def wrap(network: str, module: nn.Module, hoist: Collection[str] = ()) -> nn.Module:
@@ -244,13 +253,6 @@ def wrap(network: str, module: nn.Module, hoist: Collection[str] = ()) -> nn.Mod
     hoist: what a UNet's graph leaves out, see engine/precompute.py. The module is changed for the purpose,
     and good for nothing else afterwards.
     """
-    if network == "sdxl_text_encoder_2":
-        use_causal_attention(module.text_model)  # type: ignore[arg-type]
-    elif network.endswith("text_encoder"):
-        use_causal_attention(module)
-    elif network == "lamp_unet":
-        assert isinstance(module, LampUNet)
-        module = make_lean(module)
     if hoist:
         return HOISTED_WRAPPERS[network](module, hoist)
     return WRAPPERS[network](module)

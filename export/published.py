@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.bundle.weights import DTYPE_SIZES, weight_file_header
+from lamp_trt.engine.families import COMPONENTS, LAMP
+from lamp_trt.export.checkpoints.files import weight_stems
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -153,17 +155,6 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 """By the bundle's names. The LAMP UNet's is LampUNetConfig's default at the text's width."""
 
-PARAMETERS = {
-    "text_encoder": 123_060_480,
-    "vae": 83_653_863,
-    "unet": 1_101_091_358,
-    "sdxl_text_encoder": 123_060_480,
-    "sdxl_text_encoder_2": 694_659_840,
-    "sdxl_unet": 2_567_463_684,
-    "sdxl_vae": 83_653_863,
-}
-"""As counted in the published files (the LAMP UNet's: docs/algorithm.md)."""
-
 TENSORS = {"text_encoder": 196, "vae": 248, "unet": 1062, "sdxl_text_encoder_2": 517, "sdxl_unet": 1680}
 
 OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -174,7 +165,7 @@ def config_of(component: str) -> dict[str, Any]:
 
     from lamp_trt.export.lamp.unet import LampUNetConfig
 
-    if component == "unet":
+    if component == LAMP.unet_component:
         config = LampUNetConfig(cross_attention_dim=768)
         return {**dataclasses.asdict(config), "_class_name": "UNet3DConditionModel"}
     return dict(CONFIGS[component])
@@ -244,7 +235,7 @@ def write_component(folder: Path, component: str, *, variant: str = "", old_name
     """One component's folder: config.json and sparse weights, fp16 for the variant ".fp16"."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config_of(component)))
-    stem = "model" if "text_encoder" in component else "diffusion_pytorch_model"
+    stem, _ = weight_stems(COMPONENTS[component].folder)
     shapes = published_shapes(component, old_names=old_names)
     write_sparse(folder / f"{stem}{variant}.safetensors", shapes, "F16" if variant else "F32")
 

@@ -16,32 +16,31 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import lamp_trt
+from lamp_trt._version import __version__
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.paths import validate_motion_name
 from lamp_trt.engine.errors import CheckpointError, InputError
-from lamp_trt.engine.files.tokenizer import read_tokenizer_files, tokenizer_files
-from lamp_trt.engine.networks import (
-    COMPONENT_PRECISION,
+from lamp_trt.engine.families import (
+    COMPONENTS,
+    LAMP,
     NETWORKS,
-    PRECISIONS,
-    IOTensor,
-    NetworkSpec,
-    Precision,
+    SD_CHECKPOINT,
+    SDXL_CHECKPOINT,
+    component_of,
+    origins,
 )
-from lamp_trt.engine.precompute import HOISTED, HOISTS, hoisted_specs
-from lamp_trt.export.checkpoints.family import check_vae
+from lamp_trt.engine.files.tokenizer import read_tokenizer_files, tokenizer_files
+from lamp_trt.engine.networks import PRECISIONS, IOTensor, NetworkSpec, Origin, Precision
+from lamp_trt.engine.precompute import HOISTS, hoisted_from, hoisted_specs
 from lamp_trt.export.checkpoints.files import (
     DEFAULT_SCALING_FACTOR,
     ComponentFiles,
     find_component,
-    open_checkpoint,
     read_json,
 )
 from lamp_trt.export.checkpoints.scheduler import check_same_noise, check_scheduler, scheduler_settings
-from lamp_trt.export.checkpoints.sdxl import FOLDERS as SDXL_FOLDERS
-from lamp_trt.export.checkpoints.sdxl import open_sdxl, refuse_other_family
+from lamp_trt.export.checkpoints.sdxl import open_sd, open_sdxl
 from lamp_trt.export.checkpoints.unet_layout import condition_layout
 from lamp_trt.export.sizes import Configs, first_frame_sizes, video_sizes
 
@@ -56,28 +55,6 @@ _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transforme
 
 CLIP_VOCABULARY = 49408
 """Of a text encoder whose config does not say: transformers' default."""
-
-ENCODERS = {
-    "tokenizer": "text_encoder",
-    "sdxl_tokenizer": "sdxl_text_encoder",
-    "tokenizer_2": "sdxl_text_encoder_2",
-}
-"""The text encoder that takes each tokenizer's ids, by the bundle's names."""
-
-ORIGINS = {
-    "text_encoder": "--sd",
-    "vae": "--sd",
-    "unet": "--motion",
-    **dict.fromkeys(SDXL_FOLDERS, "--sdxl"),
-}
-"""Which checkpoint each component is read from; the UNet's shared weights come from the first motion's."""
-
-_USAGE = {
-    "--sd": "--sd DIR (Stable Diffusion v1.4)",
-    "--motion": "--motion NAME=DIR (LAMP)",
-    "--sdxl": "--sdxl DIR (Stable Diffusion XL)",
-}
-
 
 MAX_SIDE, MAX_FRAMES = 8192, 1024
 """More fits into no machine's memory: attention alone would take terabytes."""
@@ -118,7 +95,8 @@ class BuildOptions:
                     f"{name} is {pixels}; it must be a positive number of pixels, at most {MAX_SIDE}."
                 )
             if name.startswith("first_frame") and pixels is not None and self.sdxl is None:
-                raise InputError(f"{name} is {pixels}, but no SDXL network is built: add {_USAGE['--sdxl']}.")
+                add = SDXL_CHECKPOINT.usage
+                raise InputError(f"{name} is {pixels}, but no SDXL network is built: add {add}.")
         unknown = [name for name in self.only if name not in NETWORKS]
         if unknown:
             raise InputError(f"there is no network {unknown[0]!r}; --only takes {', '.join(NETWORKS)}.")
@@ -161,7 +139,7 @@ class Recipe:
         return hoisted_from(network, self.hoist)
 
     def precision_of(self, component: str) -> Precision:
-        return COMPONENT_PRECISION.get(component, self.precision)
+        return COMPONENTS[component].precision_in(self.precision)
 
     def io(self, network: str) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:
         spec = self.specs[network]
@@ -172,12 +150,15 @@ class Recipe:
         return digest_of(CONVERTER_VERSION, component, self.precision_of(component), source.digest)
 
     def graph_key(self, network: str) -> str:
-        """Of a graph that points at its own component's weights alone. The LAMP UNet's becomes a
-        `motion_graph_key`, the SDXL text encoder's a `lent_graph_key` where it does not."""
+        """Of a graph that points at its own component's weight file alone.
+
+        The key of one that points at a motion too is a `motion_graph_key`, at another component's file a
+        `shared_graph_key`.
+        """
         inputs, outputs = self.io(network)
         component = self.specs[network].component
         return digest_of(
-            [EXPORTER_VERSION, lamp_trt.__version__, *_exporter_versions()],
+            [EXPORTER_VERSION, __version__, *_exporter_versions()],
             network,
             self.hoisted_from(network),
             [[t.name, t.shape, t.dtype] for t in (*inputs, *outputs)],
@@ -200,8 +181,8 @@ def motion_graph_key(base_key: str, motion_key: str) -> str:
     return digest_of(base_key, motion_key)
 
 
-def lent_graph_key(base_key: str, lent_sha256: str) -> str:
-    return digest_of(base_key, "lent", lent_sha256)
+def shared_graph_key(base_key: str, weights_sha256: str) -> str:
+    return digest_of(base_key, "lent", weights_sha256)
 
 
 def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None) -> Recipe:
@@ -217,45 +198,32 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
     tokenizers: dict[str, Path] = {}
     scheduler: Mapping[str, Any] = {}
     first_frame: FirstFrameEntry | None = None
-    from_sd = tuple(component for component in components if ORIGINS[component] == "--sd")
+    from_sd = _of_origin(SD_CHECKPOINT, components)
     if from_sd:
         assert options.sd is not None
-        index = refuse_other_family(options.sd)
-        checkpoint = open_checkpoint(options.sd, from_sd, ("tokenizer",) * ("text_encoder" in from_sd))
-        check_scheduler(options.sd, checkpoint.scheduler_config, index)
-        if "vae" in from_sd:
-            check_vae(checkpoint.components["vae"], "Stable Diffusion v1", DEFAULT_SCALING_FACTOR)
-        sources = {name: source_of(checkpoint.components[name], cache) for name in from_sd}
-        tokenizers.update(checkpoint.tokenizers)
-        scheduler = scheduler_settings(checkpoint.scheduler_config)
-    if "unet" in components:
+        sd = open_sd(options.sd, from_sd)
+        sources |= {name: source_of(files, cache) for name, files in sd.components.items()}
+        tokenizers.update(sd.tokenizers)
+        scheduler = scheduler_settings(sd.scheduler_config)
+    if LAMP.unet_component in components:
         assert options.motions
         motions = {name: motion_source(folder, cache, scheduler) for name, folder in options.motions.items()}
-        sources["unet"] = next(iter(motions.values()))
-    from_sdxl = tuple(component for component in components if ORIGINS[component] == "--sdxl")
+        sources[LAMP.unet_component] = next(iter(motions.values()))
+    from_sdxl = _of_origin(SDXL_CHECKPOINT, components)
     if from_sdxl:
         assert options.sdxl is not None
         sdxl = open_sdxl(options.sdxl, from_sdxl)
         sources |= {name: source_of(files, cache) for name, files in sdxl.components.items()}
         tokenizers.update(sdxl.tokenizers)
         first_frame = FirstFrameEntry(dict(sdxl.scheduler_config), sdxl.force_zeros_for_empty_prompt)
-    scaling: dict[str, float] = {
-        name: float(sources[name].files.config.get("scaling_factor") or DEFAULT_SCALING_FACTOR)
-        for name in ("vae", "sdxl_vae")
-        if name in sources
-    }
-    for name, folder in tokenizers.items():
-        _check_tokenizer(folder, sources[ENCODERS[name]].files)
     configs = {name: source.files.config for name, source in sources.items()}
-    sizes = video_sizes(configs, options.height, options.width, options.num_frames)
-    if from_sdxl:
-        sizes |= first_frame_sizes(configs, sizes, options.first_frame_height, options.first_frame_width)
-        if sizes["first_frame_height"] * sizes["width"] != sizes["first_frame_width"] * sizes["height"]:
-            log.warning(
-                "the first frame, %dx%d, has another aspect ratio than the video, %dx%d: it will be "
-                "stretched, or cropped or padded with --fit",
-                *(sizes[f"{of}{side}"] for of in ("first_frame_", "") for side in ("width", "height")),
-            )
+    vaes = [name for name in sources if COMPONENTS[name].scaling_factor]
+    scaling = {name: float(configs[name].get("scaling_factor") or DEFAULT_SCALING_FACTOR) for name in vaes}
+    for name, source in sources.items():
+        tokenizer = COMPONENTS[name].tokenizer
+        if tokenizer:
+            _check_tokenizer(tokenizers[tokenizer.name], source.files)
+    sizes = _sizes(options, configs)
     return Recipe(
         options.precision,
         specs_of(networks, options.hoist, configs),
@@ -268,6 +236,24 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
         sizes,
         first_frame,
     )
+
+
+def _of_origin(origin: Origin, components: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in components if COMPONENTS[name].origin == origin)
+
+
+def _sizes(options: BuildOptions, configs: Configs) -> dict[str, int]:
+    """The size of every axis. Warns of a first frame that has to be stretched."""
+    sizes = video_sizes(configs, options.height, options.width, options.num_frames)
+    if _of_origin(SDXL_CHECKPOINT, tuple(configs)):
+        sizes |= first_frame_sizes(configs, sizes, options.first_frame_height, options.first_frame_width)
+        if sizes["first_frame_height"] * sizes["width"] != sizes["first_frame_width"] * sizes["height"]:
+            log.warning(
+                "the first frame, %dx%d, has another aspect ratio than the video, %dx%d: it will be "
+                "stretched, or cropped or padded with --fit",
+                *(sizes[f"{of}{side}"] for of in ("first_frame_", "") for side in ("width", "height")),
+            )
+    return sizes
 
 
 def specs_of(networks: tuple[str, ...], hoist: tuple[str, ...], configs: Configs) -> dict[str, NetworkSpec]:
@@ -283,23 +269,14 @@ def specs_of(networks: tuple[str, ...], hoist: tuple[str, ...], configs: Configs
     return specs
 
 
-def hoisted_from(network: str, hoist: tuple[str, ...]) -> tuple[str, ...]:
-    """What of `hoist` concerns a network, in the order of HOISTS: SDXL's halves share no prefix."""
-    concerned = network in HOISTED
-    return tuple(
-        name
-        for name in HOISTS
-        if name in hoist and concerned and (name != "prefix" or network == "lamp_unet")
-    )
-
-
 def motion_source(folder: Path, cache: DigestCache, sd_scheduler: Mapping[str, Any]) -> Source:
     """The UNet of the LAMP checkpoint in `folder`, whose scheduler, if it has one, must be of ours and fit
     that of --sd ({} without it)."""
-    files = find_component(folder, "unet")
+    name = COMPONENTS[LAMP.unet_component].folder
+    files = find_component(folder, name)
     root = files.folder.parent
     path = root / "scheduler" / "scheduler_config.json"
-    if files.folder.name == "unet" and path.is_file():
+    if files.folder.name == name and path.is_file():
         config = read_json(path)
         check_scheduler(root, config)
         if sd_scheduler:
@@ -325,19 +302,24 @@ def _check_tokenizer(folder: Path, encoder: ComponentFiles) -> None:
 
 def _networks(options: BuildOptions) -> tuple[str, ...]:
     """What is to be built: `--only`, or all that the given checkpoints allow."""
-    given = {
-        "--sd": options.sd is not None,
-        "--motion": bool(options.motions),
-        "--sdxl": options.sdxl is not None,
-    }
-    possible = [name for name, spec in NETWORKS.items() if given[ORIGINS[spec.component]]]
+    given = [origin for origin in origins() if getattr(options, origin.field)]
+    possible = [name for name in NETWORKS if component_of(name).origin in given]
     for name in options.only:
         if name not in possible:
-            origin = ORIGINS[NETWORKS[name].component]
-            raise InputError(f"{name} needs a checkpoint that was not given: add {_USAGE[origin]}.")
+            add = component_of(name).origin.usage
+            raise InputError(f"{name} needs a checkpoint that was not given: add {add}.")
     if not possible:
-        raise InputError(f"nothing to build: give {' or '.join(_USAGE.values())}, or several of them.")
-    return tuple(name for name in possible if not options.only or name in options.only)
+        usage = " or ".join(origin.usage for origin in origins())
+        raise InputError(f"nothing to build: give {usage}, or several of them.")
+    return tuple(name for name in possible if name in (options.only or possible) and _is_there(options, name))
+
+
+def _is_there(options: BuildOptions, network: str) -> bool:
+    """False for a network that its checkpoint may lack, and lacks, unless it is asked for."""
+    component = component_of(network)
+    if not component.optional or network in options.only:
+        return True
+    return Path(getattr(options, component.origin.field), component.folder).expanduser().is_dir()
 
 
 def _exporter_versions() -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError, InputError
+from lamp_trt.engine.families import FAMILIES, LAMP, SDXL
+from lamp_trt.engine.networks import Family
 
 GUIDANCE_BATCH = 2
 DECODE_BATCH = 1
@@ -35,17 +37,18 @@ def video_sizes(configs: Configs, height: int, width: int, num_frames: int) -> d
         "tokens": 77,
     }
     for name in ("height", "width"):
-        sizes[f"latent_{name}"] = _latent_size(name, sizes[name], configs.get("vae", {}))
-    widths = {}
-    if "unet" in configs:
-        widths["the LAMP UNet's cross_attention_dim"] = configs["unet"].get("cross_attention_dim", 1280)
-    if "text_encoder" in configs:
-        widths["the text encoder's hidden_size"] = configs["text_encoder"].get("hidden_size", 512)
-        sizes["tokens"] = configs["text_encoder"].get("max_position_embeddings", 77)
+        sizes[f"latent_{name}"] = _latent_size(name, sizes[name], configs.get(LAMP.vae, {}))
+    widths = {
+        f"{component.title}'s {field}": configs[component.name].get(field, default)
+        for component in reversed(LAMP.components)
+        for axis, (field, default) in component.axes.items()
+        if axis == "text_width" and component.name in configs
+    }
     if len(set(widths.values())) > 1:
         raise _mismatch(widths, "LAMP is trained on Stable Diffusion v1.4 (768).")
-    if widths:
-        sizes["text_width"] = next(iter(widths.values()))
+    for family in FAMILIES.values():
+        if family is not SDXL:
+            sizes |= _config_sizes(family, configs)
     return sizes
 
 
@@ -60,25 +63,34 @@ def first_frame_sizes(
     for name, wanted in (("height", height), ("width", width)):
         pixels = FIRST_FRAME_SCALE * video[name] if wanted is None else wanted
         sizes[f"first_frame_{name}"] = pixels
-        latent = _latent_size(f"first_frame_{name}", pixels, configs.get("sdxl_vae", {}))
+        latent = _latent_size(f"first_frame_{name}", pixels, configs.get(SDXL.vae, {}))
         sizes[f"first_frame_latent_{name}"] = latent
-    for name, short in (("sdxl_text_encoder", "sdxl_text"), ("sdxl_text_encoder_2", "sdxl_text_2")):
-        if name in configs:
-            sizes[f"{short}_width"] = configs[name].get("hidden_size", 512)
-            tokens = configs[name].get("max_position_embeddings", 77)
+    for component in SDXL.components:
+        if component.tokenizer and component.name in configs:
+            field, default = component.axes["tokens"]
+            tokens = configs[component.name].get(field, default)
             if tokens != video["tokens"]:
-                lengths = {f"{name}'s text length": tokens, "that of the others": video["tokens"]}
+                lengths = {f"{component.name}'s text length": tokens, "that of the others": video["tokens"]}
                 raise _mismatch(lengths, "CLIP's is 77.")
-    if "sdxl_text_encoder_2" in configs:
-        sizes["sdxl_pooled_width"] = configs["sdxl_text_encoder_2"].get("projection_dim", 512)
-    if "sdxl_unet" in configs:
-        _add_unet_sizes(sizes, configs["sdxl_unet"])
+    sizes |= _config_sizes(SDXL, configs)
+    if SDXL.unet_component in configs:
+        _add_pooled_width(sizes, configs[SDXL.unet_component])
     return sizes
 
 
-def _add_unet_sizes(sizes: dict[str, int], config: Mapping[str, Any]) -> None:
-    """The widths of what SDXL's UNet is given, checked against the text encoders that are there."""
-    context = config.get("cross_attention_dim", 1280)
+def _config_sizes(family: Family, configs: Configs) -> dict[str, int]:
+    """The axis sizes that the configs of a family's components say."""
+    return {
+        axis: configs[component.name].get(field, default)
+        for component in family.components
+        if component.name in configs
+        for axis, (field, default) in component.axes.items()
+    }
+
+
+def _add_pooled_width(sizes: dict[str, int], config: Mapping[str, Any]) -> None:
+    """Add what SDXL's UNet takes of the pooled text; its widths must be those of the text encoders there."""
+    context = sizes["sdxl_context_width"]
     pooled = config.get("projection_class_embeddings_input_dim") or 0
     pooled -= _TIME_IDS * (config.get("addition_time_embed_dim") or 0)
     if {"sdxl_text_width", "sdxl_text_2_width"} <= sizes.keys():
@@ -94,7 +106,7 @@ def _add_unet_sizes(sizes: dict[str, int], config: Mapping[str, Any]) -> None:
     }
     if len(set(widths.values())) > 1 or pooled < 1:
         raise _mismatch(widths, "SDXL's is 1280.")
-    sizes["sdxl_context_width"], sizes["sdxl_pooled_width"] = context, pooled
+    sizes["sdxl_pooled_width"] = pooled
 
 
 def _latent_size(name: str, pixels: int, vae: Mapping[str, Any]) -> int:

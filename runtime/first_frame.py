@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import lamp_trt
+from lamp_trt._version import __version__
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, SDXL
 from lamp_trt.engine.files.output import written
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
 from lamp_trt.runtime.algorithm.config import GenerationConfig, file_path, json_text, plain_text
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 from lamp_trt.runtime.algorithm.noise import check_noise
@@ -33,7 +33,7 @@ Array = NDArray[Any]
 
 log = logging.getLogger("lamp_trt")
 
-_TOKENIZERS = ("sdxl_tokenizer", "tokenizer_2")
+_TOKENIZERS = [component.tokenizer.name for component in SDXL.components if component.tokenizer]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,7 +194,7 @@ class FirstFrameMaker:
                 "guidance_scale": job.guidance_scale,
                 "injected": ["noise"] * (job.noise is not None),
                 "bundle": self.bundle.digest,
-                "lamp_trt": lamp_trt.__version__,
+                "lamp_trt": __version__,
             },
         )
 

@@ -17,7 +17,7 @@ from lamp_trt.engine.backends.registry import (
 )
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, SDXL, VIDEO_NETWORKS
 from lamp_trt.engine.precompute import networks_beside
 from lamp_trt.runtime.algorithm.config import file_path, one_of, plain_text, thread_count, truth_value
 from lamp_trt.runtime.cuda.device import CudaDevice
@@ -101,7 +101,7 @@ class Placement:
                 network,
                 device=device.ordinal,
                 stream=device.stream,
-                motion=motion if network == "lamp_unet" else None,
+                motion=motion if network == LAMP.unet else None,
                 engine_dir=self.engine_dir,
                 resident_motions=self.resident_motions,
             )
@@ -156,8 +156,8 @@ def load_first_frame_maker(
 
 def _host_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoStages, FirstFrameMaker | None]:
     engines = {
-        name: place.host_engine(bundle, name, motion if name == "lamp_unet" else None)
-        for name in (*VIDEO_NETWORKS, *networks_beside(bundle.manifest, "lamp_unet"))
+        name: place.host_engine(bundle, name, motion if name == LAMP.unet else None)
+        for name in (*VIDEO_NETWORKS, *networks_beside(bundle.manifest, LAMP.unet))
     }
     if missing_networks(bundle):
         return HostVideoStages(bundle.manifest, engines, None), None
@@ -173,7 +173,7 @@ def _cuda_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoSt
 
 
 def _host_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
-    networks = (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, "sdxl_unet"))
+    networks = (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, SDXL.unet))
     engines = {name: place.host_engine(bundle, name) for name in networks}
     _check_networks(bundle, networks)
     return HostImageStages(bundle.manifest, engines)
@@ -181,7 +181,7 @@ def _host_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
 
 def _cuda_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
     stages = CudaImageStages(bundle.manifest, place.engine_set(bundle))
-    _check_networks(bundle, (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, "sdxl_unet")))
+    _check_networks(bundle, (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, SDXL.unet)))
     return stages
 
 

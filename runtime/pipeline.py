@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import lamp_trt
+from lamp_trt._version import __version__
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.config import (
@@ -227,7 +227,7 @@ class LampPipeline:
             "first_frame_png": png_base64(video.first_frame),
             "injected": sorted(name for name, array in injected.items() if array is not None),
             "bundle": self.bundle.digest,
-            "lamp_trt": lamp_trt.__version__,
+            "lamp_trt": __version__,
         }
         shown = video.made.image if video.made else video.first_frame
         return Video(video.frames, shown, video.latents, {**timings, **video.timings}, settings)

@@ -16,7 +16,8 @@ from lamp_trt.engine.backends.registry import (
     parse_device,
 )
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS, IOTensor
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.precompute import HOISTED, networks_beside
 from lamp_trt.runtime.cuda.memory import memory_need
 
@@ -80,7 +81,7 @@ class Subject:
         return choose_backend(self.ordinal, self.options.backend, self.bundle, self.options.engine_dir)
 
     def motion_of(self, network: str) -> str | None:
-        return self.bundle.manifest.default_motion if network == "lamp_unet" else None
+        return self.bundle.manifest.default_motion if network == LAMP.unet else None
 
     def weight_bytes(self, network: str) -> int:
         """Of the network's weight file, with one motion."""

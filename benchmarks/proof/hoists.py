@@ -16,8 +16,7 @@ from lamp_trt.benchmarks.proof.unet import LoopTime, UnetProof, yardstick
 from lamp_trt.benchmarks.proof.work import Work
 from lamp_trt.benchmarks.verify.checks.limits import YARDSTICK
 from lamp_trt.benchmarks.verify.metrics import distance
-from lamp_trt.engine.precompute import HOISTS
-from lamp_trt.export.recipe import hoisted_from
+from lamp_trt.engine.precompute import HOISTS, hoisted_from
 
 COST = 0.01
 """How much slower than the plain form's a loop may be that costs nothing: what timing tells apart."""

@@ -19,6 +19,7 @@ from lamp_trt.benchmarks.proof.random_checkpoints import (
     write_sdxl_index,
 )
 from lamp_trt.benchmarks.proof.work import FULL_SIZE, MOTIONS
+from lamp_trt.engine.families import SDXL
 from lamp_trt.export import published
 
 PROMPT = "a horse runs on the road"
@@ -71,7 +72,6 @@ class PipelineProof:
 
 def write_checkpoints(folder: Path) -> None:
     """Stable Diffusion, SDXL and LAMP in published form and size, random: 10 GB. Folders sd, sdxl, lamp."""
-    from lamp_trt.export.checkpoints.sdxl import FOLDERS
     from lamp_trt.export.toy.tokenizer import write_tokenizer
 
     def component(path: Path, name: str) -> None:
@@ -80,8 +80,8 @@ def write_checkpoints(folder: Path) -> None:
     sd, sdxl = folder / "sd", folder / "sdxl"
     for name in ("text_encoder", "vae"):
         component(sd / name, name)
-    for name, place in FOLDERS.items():
-        component(sdxl / place, name)
+    for part in SDXL.components:
+        component(sdxl / part.folder, part.name)
     write_tokenizer(sd / "tokenizer")
     write_tokenizer(sdxl / "tokenizer")
     write_tokenizer(sdxl / "tokenizer_2", pad_token="!")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lamp_trt.engine.bundle.weights import write_weight_file
+from lamp_trt.engine.families import SDXL
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export import published
 
@@ -55,7 +56,7 @@ def write_sdxl_unet(folder: Path, config: Mapping[str, Any]) -> Path:
     from lamp_trt.export.networks import module_from_config
 
     with torch.device("meta"):
-        state = module_from_config("sdxl_unet", config).state_dict()
+        state = module_from_config(SDXL.unet_component, config).state_dict()
     write_component(folder / "unet", config, {name: tuple(tensor.shape) for name, tensor in state.items()})
     write_sdxl_index(folder)
     return folder

@@ -22,6 +22,7 @@ from lamp_trt.engine.backends.tensorrt import trt
 from lamp_trt.engine.backends.tensorrt.build import build_engines
 from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.families import LAMP
 
 REFIT_COST = 0.03
 """How much slower than a frozen UNet one may be whose motions can be exchanged."""
@@ -48,7 +49,7 @@ class TensorRtProof:
         shutil.rmtree(self.folder(kind), ignore_errors=True)  # what an earlier call left
         start = time.perf_counter()
         refit = kind == "refittable"
-        options = TensorRtOptions(networks=("lamp_unet",), motions=MOTIONS[:1], refit=refit)
+        options = TensorRtOptions(networks=(LAMP.unet,), motions=MOTIONS[:1], refit=refit)
         (engine,) = build_engines(self.work.bundle, options, self.folder(kind))
         figures = {"build_s": time.perf_counter() - start, "plan_bytes": engine.path.stat().st_size}
         self.figures[kind] = figures
@@ -62,7 +63,7 @@ class TensorRtProof:
         folder.mkdir()
         shutil.copy(caches[0], folder)
         first, start = self.figures["frozen"]["build_s"], time.perf_counter()
-        options = TensorRtOptions(networks=("lamp_unet",), motions=MOTIONS[:1], refit=False)
+        options = TensorRtOptions(networks=(LAMP.unet,), motions=MOTIONS[:1], refit=False)
         build_engines(self.work.bundle, options, folder)
         seconds = self.figures["frozen"]["rebuild_s"] = time.perf_counter() - start
         shutil.rmtree(folder)

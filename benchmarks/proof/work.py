@@ -18,13 +18,15 @@ from lamp_trt.benchmarks.verify.network_inputs import seeded_inputs
 from lamp_trt.benchmarks.verify.plain_engine import plain_inputs
 from lamp_trt.benchmarks.verify.reference.arithmetic import Arithmetic
 from lamp_trt.benchmarks.verify.reference.networks import reference_outputs
+from lamp_trt.engine import families
 from lamp_trt.engine.backends.contract import DeviceEngine
 from lamp_trt.engine.bundle.paths import ENGINES
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.networks import Precision
+from lamp_trt.engine.precompute import hoisted_from
 from lamp_trt.export import published
 from lamp_trt.export.convert import DTYPES
-from lamp_trt.export.recipe import BuildOptions, hoisted_from
+from lamp_trt.export.recipe import BuildOptions
 from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.algorithm.noise import Purpose
 from lamp_trt.runtime.cuda.device import Device
@@ -82,7 +84,7 @@ def _write_sdxl(folder: Path, config: Config) -> None:
 
 
 LAMP = Subject(
-    network="lamp_unet",
+    network=families.LAMP.unet,
     title="the LAMP UNet",
     full_size=lambda: FULL_SIZE,
     checkpoints={name: partial(write_lamp_unet, motion=number) for number, name in enumerate(MOTIONS)},
@@ -92,11 +94,11 @@ LAMP = Subject(
     motions=MOTIONS,
 )
 SDXL = Subject(
-    network="sdxl_unet",
+    network=families.SDXL.unet,
     title="SDXL's UNet",
     full_size=lambda: dict(published.SDXL_UNET),
     checkpoints={"sdxl": _write_sdxl},
-    given=lambda folder: {"sdxl": folder / "sdxl", "only": ("sdxl_unet",)},
+    given=lambda folder: {"sdxl": folder / "sdxl", "only": (families.SDXL.unet,)},
     table={"guidance_scale": 5.0, "adain": "none", "step_frame_0": True},
     start={"purpose": Purpose.SDXL_LATENTS},
     prompt_in_time=True,

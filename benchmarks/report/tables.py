@@ -11,6 +11,7 @@ from lamp_trt.benchmarks.bench.measurement import Measurement
 from lamp_trt.benchmarks.bench.result import BenchResult
 from lamp_trt.benchmarks.bench.roofline import ceilings, roofs
 from lamp_trt.benchmarks.report.numbers import amount, digits, percent, seconds, small
+from lamp_trt.engine.families import LAMP, SDXL
 
 TOP_OPERATORS = 4
 EAGER = "PyTorch eager"
@@ -245,7 +246,7 @@ def headline(result: BenchResult) -> list[tuple[str, str, str]]:
     figures = []
     roof = {(r.name, r.backend): r for r in roofs(result)}
     for m in result.measurements:
-        if m.group == "networks" and m.name in ("lamp_unet", "sdxl_unet"):
+        if m.group == "networks" and m.name in (LAMP.unet, SDXL.unet):
             under = roof.get(m.key)
             share = f"{percent(under.share)} of the machine's limit" if under else ""
             figures.append((f"{m.name}, {m.backend}", seconds(m.median_s), share))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.benchmarks.studies import unet_cpu
+from lamp_trt.engine.families import LAMP
 
 WAYS = ("session", "inputs")
 STEPS = 3
@@ -38,8 +39,8 @@ def by_session(bundle_path: Path) -> Show:
 
     def show(motion: str) -> Callable[[], Any]:
         live.clear()
-        model = cpu_model(bundle, "lamp_unet", motion)
-        live.append(new_session(bundle, "lamp_unet", model, ["CPUExecutionProvider"]))
+        model = cpu_model(bundle, LAMP.unet, motion)
+        live.append(new_session(bundle, LAMP.unet, model, ["CPUExecutionProvider"]))
         return lambda: live[0].run(None, arrays)
 
     return show
@@ -51,7 +52,7 @@ def by_inputs(bundle_path: Path) -> Show:
     from lamp_trt.engine.bundle.reader import Bundle
 
     bundle, arrays = Bundle.open(bundle_path, verify="none"), unet_cpu.inputs()
-    engine = OnnxRuntimeEngine(bundle, "lamp_unet", motion=bundle.manifest.default_motion)
+    engine = OnnxRuntimeEngine(bundle, LAMP.unet, motion=bundle.manifest.default_motion)
 
     def show(motion: str) -> Callable[[], Any]:
         engine.set_motion(motion)

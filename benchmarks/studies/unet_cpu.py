@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from lamp_trt.engine.families import LAMP
+
 ENGINES = ("onnxruntime", "aotinductor", "lean", "official")
 BASELINES = ("official", "lean")
 CONFIG = {
@@ -68,7 +70,7 @@ def engine(name: str, folder: Path) -> Callable[[], np.ndarray]:
         from lamp_trt.engine.backends.registry import host_engine
         from lamp_trt.engine.bundle.reader import Bundle
 
-        unet = host_engine(name, Bundle.open(folder / "bundle"), "lamp_unet", motion="random")
+        unet = host_engine(name, Bundle.open(folder / "bundle"), LAMP.unet, motion="random")
         return lambda: unet.run(arrays)["noise_pred"]
     import torch
 

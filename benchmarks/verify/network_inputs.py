@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.families import component_of
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.runtime.first_frame import prompt_ids
 from lamp_trt.runtime.media.tokenizer import load_tokenizer
@@ -51,15 +52,9 @@ def seeded_inputs(
     return {tensor.name: array(tensor) for tensor in inputs}
 
 
-TOKENIZERS = {
-    "text_encoder": "tokenizer",
-    "sdxl_text_encoder": "sdxl_tokenizer",
-    "sdxl_text_encoder_2": "tokenizer_2",
-}
-"""What makes each text encoder's token ids, by its name in the bundle."""
-
-
 def bundle_ids(bundle: Bundle, network: str, prompts: tuple[str, str]) -> NDArray[np.int64]:
     """(2, tokens) for a text encoder, by the bundle's own tokenizer."""
-    folder = bundle.tokenizer_folder(TOKENIZERS[network])
+    tokenizer = component_of(network).tokenizer
+    assert tokenizer is not None
+    folder = bundle.tokenizer_folder(tokenizer.name)
     return prompt_ids(load_tokenizer(folder, bundle.manifest.sizes["tokens"]), prompts)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.backends.registry import parse_device
+from lamp_trt.engine.families import MOTION_CHECKPOINT
+from lamp_trt.engine.networks import Origin
 from lamp_trt.runtime.algorithm.config import GenerationConfig
 
 PROMPT = "a horse runs on the road"
@@ -15,22 +17,25 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folders that a bundle is compared with; None or missing where it is not to be."""
+    """The folders that a bundle is compared with; None or missing where it is not to be.
+
+    The fields are those that engine/families.py's Origins name.
+    """
 
     sd: Path | None = None
     motions: Mapping[str, Path] = field(default_factory=dict)
     sdxl: Path | None = None
 
-    def given(self, option: str) -> bool:
-        return bool({"--sd": self.sd, "--sdxl": self.sdxl, "--motion": self.motions}[option])
+    def given(self, origin: Origin) -> bool:
+        return bool(getattr(self, origin.field))
 
-    def motions_of(self, option: str) -> list[str]:
-        """What a network is verified with whose checkpoint `option` gives: motions, or "" for none."""
-        return list(self.motions) if option == "--motion" else [""]
+    def motions_of(self, origin: Origin) -> list[str]:
+        """The motions that a network with weights from `origin` is verified with, or "" for none."""
+        return list(self.motions) if origin == MOTION_CHECKPOINT else [""]
 
-    def folder(self, option: str, motion: str = "") -> Path:
-        """Of a checkpoint that is given; of `motion`, for "--motion"."""
-        folder = self.motions[motion] if motion else {"--sd": self.sd, "--sdxl": self.sdxl}[option]
+    def folder(self, origin: Origin, motion: str = "") -> Path:
+        """Of a checkpoint that is given; of `motion`, for MOTION_CHECKPOINT."""
+        folder: Path | None = self.motions[motion] if motion else getattr(self, origin.field)
         assert folder is not None
         return folder
 

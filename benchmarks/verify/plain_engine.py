@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's networks between the inputs of engine/networks.py, wherever they run and whatever their graphs
+"""A bundle's networks between the inputs of engine/families.py, wherever they run and whatever their graphs
 leave out."""
 
 from collections.abc import Callable, Mapping
@@ -8,7 +8,8 @@ from typing import Protocol
 
 from lamp_trt.engine.backends.contract import Array, Engine
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.networks import NETWORKS, IOTensor
+from lamp_trt.engine.families import NETWORKS
+from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.precompute import HOISTED, networks_beside
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.host.conditioning import conditions_by_step

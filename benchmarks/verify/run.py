@@ -18,12 +18,11 @@ from lamp_trt.benchmarks.verify.checks.first_frame import verify_first_frame
 from lamp_trt.benchmarks.verify.checks.networks import NetworkProof, why_not_judged
 from lamp_trt.benchmarks.verify.checks.videos import verify_videos
 from lamp_trt.benchmarks.verify.options import VerifyOptions
-from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS
 from lamp_trt.benchmarks.verify.report import Report
 from lamp_trt.engine.backends.tensorrt import trt
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS, component_of
 from lamp_trt.engine.torch_threads import torch_threads
 from lamp_trt.export.checkpoints.files import find_component
 from lamp_trt.runtime.load import Placement
@@ -44,15 +43,15 @@ def verify_bundle(path: Path, options: VerifyOptions) -> Report:
         bundle.motion(motion)
     place = Placement.of(bundle, **options.loading)
     held = [name for name in NETWORKS if name in bundle.manifest.networks]
-    networks = [name for name in held if checkpoints.given(REFERENCE_NETWORKS[name].checkpoint)]
+    networks = [name for name in held if checkpoints.given(component_of(name).origin)]
     judged = [name for name in held if why_not_judged(bundle, name, place, options) is None]
     if not judged:
-        needed = {REFERENCE_NETWORKS[name].checkpoint for name in held}
+        needed = {component_of(name).origin.option for name in held}
         raise InputError(f"nothing to compare the bundle with: give {' or '.join(sorted(needed))}.")
     for name in networks:  # that nothing is missing is known before anything runs
-        entry = REFERENCE_NETWORKS[name]
-        for motion in checkpoints.motions_of(entry.checkpoint):
-            find_component(checkpoints.folder(entry.checkpoint, motion), entry.component)
+        component = component_of(name)
+        for motion in checkpoints.motions_of(component.origin):
+            find_component(checkpoints.folder(component.origin, motion), component.folder)
     report = Report(_subject(bundle, place), _settings(options))
     report.not_verified = _not_verified(bundle, networks, place, options)
     with torch_threads(options.num_threads):
@@ -79,12 +78,10 @@ def _not_verified(bundle: Bundle, networks: list[str], place: Placement, options
     """networks: those whose checkpoint is given."""
     manifest, checkpoints = bundle.manifest, options.checkpoints
     reasons = {
-        name: why_not_judged(bundle, name, place, options)
-        for name in manifest.networks
-        if name in REFERENCE_NETWORKS
+        name: why_not_judged(bundle, name, place, options) for name in manifest.networks if name in NETWORKS
     }
     missing = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
-    if "lamp_unet" in networks:
+    if LAMP.unet in networks:
         missing += [
             f"motion {name} (give --motion {name}=DIR)"
             for name in manifest.motions

@@ -7,7 +7,6 @@ folder: a temporary file is locked while it is written, the folder while names c
 """
 
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,11 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lamp_trt.engine.bundle import atomic_files
-from lamp_trt.engine.bundle.atomic_files import TEMPORARY_SUFFIX, NewFile, make_folders, remove
+from lamp_trt.engine.bundle.atomic_files import TEMPORARY_SUFFIX, NewFile, explained, make_folders, remove
 from lamp_trt.engine.bundle.digests import file_digest
 from lamp_trt.engine.bundle.manifest import read_small_file
 from lamp_trt.engine.bundle.strict_json import decode, parse_object
@@ -29,7 +29,6 @@ from lamp_trt.engine.errors import BundleError, EngineError, InputError
 
 SCHEMA_VERSION = 1
 SIDECAR_SUFFIX = "json"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Setting = str | int | float | bool | tuple[int, ...]
 Settings = Mapping[str, Setting]
@@ -182,7 +181,7 @@ def store(
     or the folder cannot be written.
     """
     final, sidecar = (folder / f"{key.stem}.{ending}" for ending in (suffix, SIDECAR_SUFFIX))
-    with _explained(folder):
+    with explained(folder, partial(_cannot_write, folder), or_above=True):
         make_folders(folder)
         with _temporary(final) as file:
             write(cast(BinaryIO, file))
@@ -242,20 +241,12 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """OSErrors about files in `folder` as EngineErrors; those about a caller's other files pass."""
-    try:
-        yield
-    except OSError as error:
-        named = Path(str(error.filename))
-        if folder != named and folder not in named.parents and named not in folder.parents:
-            raise
-        problem = "no space is left" if error.errno in _NO_SPACE else str(error.strerror)
-        raise EngineError(
-            f"cannot write a compiled engine to {folder}: {problem}. Free some space there, or keep engines "
-            "elsewhere with --engine-dir"
-        ) from error
+def _cannot_write(folder: Path, error: OSError, no_space: bool) -> EngineError:
+    problem = "no space is left" if no_space else str(error.strerror)
+    return EngineError(
+        f"cannot write a compiled engine to {folder}: {problem}. Free some space there, or keep engines "
+        "elsewhere with --engine-dir"
+    )
 
 
 def _read_sidecar(path: Path) -> _Sidecar:

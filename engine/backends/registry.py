@@ -11,6 +11,7 @@ from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.aotinductor.key import cpu_name
 from lamp_trt.engine.backends.compiled import CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.families import LAMP
 
 if TYPE_CHECKING:
     from lamp_trt.engine.backends.contract import DeviceEngine, Engine
@@ -99,7 +100,7 @@ def _device_backend(bundle: "Bundle", engine_dir: Path) -> str:
     for name in DEVICE_ENGINES:
         if name in ENGINE_SUFFIX:
             keys = [engine.key for engine in compiled.known(engine_dir)]
-            if any(k.network == "lamp_unet" and k.backend.startswith(name) and _for_gpu(k) for k in keys):
+            if any(k.network == LAMP.unet and k.backend.startswith(name) and _for_gpu(k) for k in keys):
                 return name
         elif importlib.util.find_spec(name):
             return name

@@ -5,14 +5,16 @@ The first group of functions is the only place where the bundle's code touches t
 that a crash test can fail any of them. The second never leaves a half-written file under a final name.
 """
 
+import errno
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".lamp-tmp"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def create(path: Path) -> int:
@@ -52,6 +54,24 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+@contextmanager
+def explained(
+    folder: Path, explain: Callable[[OSError, bool], Exception], *, or_above: bool = False
+) -> Iterator[None]:
+    """Raise what `explain` makes of an OSError about a file in `folder`, given whether space ran out.
+
+    or_above: also about a folder above it, which may have to be made. Errors about other files, which are a
+    caller's, pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = Path(str(error.filename))
+        if not (named.is_relative_to(folder) or (or_above and folder.is_relative_to(named))):
+            raise
+        raise explain(error, error.errno in _NO_SPACE) from error
 
 
 class NewFile(io.FileIO):

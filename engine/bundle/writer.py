@@ -11,13 +11,12 @@ locks the bundle next finishes a commit that was interrupted. Last go the files 
 journal named and the new manifest does not. Files that neither named (the user's), and engines/, stay.
 """
 
-import errno
 import fcntl
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -54,7 +53,6 @@ from lamp_trt.engine.bundle.paths import (
 from lamp_trt.engine.errors import BundleError
 
 _LOCK_POLL_S = 0.05
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger("lamp_trt")
 
@@ -145,6 +143,12 @@ class BundleWriter:
                 self.files[relative] = entry
                 return True
         return False
+
+    def entry(self, relative: str) -> FileEntry:
+        """Of a file that this writer made or confirmed, or that the bundle in place has."""
+        entry = self.files.get(relative) or self._old(relative)
+        assert entry is not None, relative
+        return entry
 
     def _is_intact(self, path: Path, entry: FileEntry) -> bool:
         if not path.is_file() or path.stat().st_size != entry.size:
@@ -254,22 +258,20 @@ class BundleWriter:
         final = self._final(relative)
         return final.with_name(final.name + STAGED_SUFFIX)
 
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        """OSErrors about this bundle's files as BundleErrors; those about a caller's other files pass."""
-        try:
-            yield
-        except OSError as error:
-            if not Path(str(error.filename)).is_relative_to(self.path):
-                raise
-            if error.errno in _NO_SPACE:
-                raise BundleError(
+    def _explained(self, what: str) -> AbstractContextManager[None]:
+        """OSErrors about this bundle's files as BundleErrors."""
+
+        def explain(error: OSError, no_space: bool) -> BundleError:
+            if no_space:
+                return BundleError(
                     f"no space left for {what} in {self.path}: {_gib(_free_bytes(self.path))} are free. "
                     "Free some space and run the same command again, finished parts are kept"
-                ) from error
-            raise BundleError(
+                )
+            return BundleError(
                 f"cannot write {what} in {self.path}: {error.strerror}. {copy_remedy(self.path)}"
-            ) from error
+            )
+
+        return atomic_files.explained(self.path, explain)
 
 
 def _prepare_folder(folder: Path) -> None:

@@ -6,11 +6,12 @@ A component is a folder with a config and weights (`unet/`, `vae/`, `text_encode
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.families import COMPONENTS
 from lamp_trt.engine.files.links import is_cache_folder, meant_folder, unreadable
 from lamp_trt.engine.files.text import TextError, read_json_object
 from lamp_trt.engine.files.tokenizer import SERIALIZED, VOCABULARY, missing_tokenizer
@@ -70,6 +71,21 @@ def open_checkpoint(
     return Checkpoint(root, found, {name: root / name for name in tokenizers}, scheduler)
 
 
+def open_components(folder: str | Path, names: tuple[str, ...]) -> Checkpoint:
+    """`open_checkpoint` for components of one checkpoint, and the tokenizers of its text encoders.
+
+    All are under the bundle's names.
+    """
+    wanted = [COMPONENTS[name] for name in names]
+    tokenizers = {c.tokenizer.folder: c.tokenizer.name for c in wanted if c.tokenizer}
+    found = open_checkpoint(folder, tuple(c.folder for c in wanted), tuple(tokenizers))
+    return replace(
+        found,
+        components={c.name: replace(found.components[c.folder], name=c.name) for c in wanted},
+        tokenizers={tokenizers[name]: path for name, path in found.tokenizers.items()},
+    )
+
+
 _LAYOUT_HINT = (
     "Give the folder of a whole checkpoint in the diffusers layout (the one with model_index.json)."
 )
@@ -95,12 +111,17 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
     return ComponentFiles(name, root, config, _find_weights(root, name))
 
 
+def weight_stems(folder_name: str) -> tuple[str, str]:
+    """Names of a component's safetensors file and pickle, without suffix, as its library writes them."""
+    libraries = {c.library for c in COMPONENTS.values() if c.folder == folder_name}
+    if "transformers" in libraries:
+        return "model", "pytorch_model"
+    return "diffusion_pytorch_model", "diffusion_pytorch_model"
+
+
 def _find_weights(folder: Path, name: str) -> tuple[Path, ...]:
-    """The weight files of a component, by the names that transformers (text encoders) and diffusers write."""
-    if name.startswith("text_encoder"):
-        safe, pickled = "model", "pytorch_model"
-    else:
-        safe = pickled = "diffusion_pytorch_model"
+    """The weight files of the component in folder `name`, as its library names them."""
+    safe, pickled = weight_stems(name)
     tried = []
     for variant in ("", ".fp16"):
         for stem, suffix in ((safe, ".safetensors"), (pickled, ".bin")):

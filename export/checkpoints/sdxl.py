@@ -1,41 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Stable Diffusion XL folder: its parts under a bundle's names, refused early if it is of another kind.
+"""Stable Diffusion v1 and XL folders: their parts under a bundle's names, refused early if of another kind.
 
 Loads neither torch nor a weight.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.families import COMPONENTS, LAMP, SDXL
 from lamp_trt.export.checkpoints.family import check_vae
 from lamp_trt.export.checkpoints.files import (
+    Checkpoint,
     ComponentFiles,
-    open_checkpoint,
+    open_components,
     read_json,
     refuse_cache_folder,
 )
 from lamp_trt.export.checkpoints.kinds import hint_for_folder
 from lamp_trt.export.checkpoints.scheduler import check_scheduler, scheduler_settings
-
-FOLDERS = {
-    "sdxl_text_encoder": "text_encoder",
-    "sdxl_text_encoder_2": "text_encoder_2",
-    "sdxl_unet": "unet",
-    "sdxl_vae": "vae",
-}
-"""Where each component of a bundle lies in the checkpoint."""
-
-TOKENIZERS = {"sdxl_text_encoder": "tokenizer", "sdxl_text_encoder_2": "tokenizer_2"}
-"""The tokenizer folder of each text encoder in the checkpoint."""
-
-TOKENIZER_NAMES = {"tokenizer": "sdxl_tokenizer", "tokenizer_2": "tokenizer_2"}
-"""Their names in a bundle, where Stable Diffusion's is `tokenizer`."""
-
-SDXL_SCALING_FACTOR = 0.13025
-"""Of SDXL's VAE, by whose latents its UNet was trained."""
 
 _PIPELINE = "StableDiffusionXLPipeline"
 _WANTED = "--sdxl takes a text-to-image checkpoint like stabilityai/stable-diffusion-xl-base-1.0."
@@ -52,7 +37,7 @@ class SdxlCheckpoint:
 
 
 def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint:
-    """Find `components` (keys of FOLDERS) in `folder`, with the tokenizers of its text encoders.
+    """Find `components`, by the bundle's names, in `folder`, with the tokenizers of its text encoders.
 
     Raises CheckpointError for what is missing, and for a refiner, an inpainting model, or another family.
     """
@@ -65,14 +50,12 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
             raise CheckpointError(f"{root / 'model_index.json'} is missing. {hint}")
         index = read_json(root / "model_index.json")
         _check_pipeline(root, index)
-    tokenizers = tuple(TOKENIZERS[name] for name in components if name in TOKENIZERS)
-    checkpoint = open_checkpoint(root, tuple(FOLDERS[name] for name in components), tokenizers)
-    found = {name: replace(checkpoint.components[FOLDERS[name]], name=name) for name in components}
+    checkpoint = open_components(root, components)
+    found = checkpoint.components
     check_scheduler(root, checkpoint.scheduler_config, index)
-    if "sdxl_unet" in found:
-        _check_unet(root, found["sdxl_unet"].config)
-    if "sdxl_vae" in found:
-        check_vae(found["sdxl_vae"], "SDXL", SDXL_SCALING_FACTOR)
+    if SDXL.unet_component in found:
+        _check_unet(root, found[SDXL.unet_component].config)
+    _check_vae(found, SDXL.vae, "SDXL")
     zeros = index.get("force_zeros_for_empty_prompt", True)
     if not isinstance(zeros, bool):
         raise CheckpointError(
@@ -81,10 +64,30 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
         )
     return SdxlCheckpoint(
         found,
-        {TOKENIZER_NAMES[name]: path for name, path in checkpoint.tokenizers.items()},
+        checkpoint.tokenizers,
         scheduler_settings(checkpoint.scheduler_config),
         zeros,
     )
+
+
+def open_sd(folder: str | Path, components: tuple[str, ...]) -> Checkpoint:
+    """The same of a Stable Diffusion v1 folder.
+
+    Raises CheckpointError for what is missing, and for a checkpoint of another family.
+    """
+    root = Path(folder)
+    index = refuse_other_family(root)
+    checkpoint = open_components(root, components)
+    check_scheduler(root, checkpoint.scheduler_config, index)
+    _check_vae(checkpoint.components, LAMP.vae, "Stable Diffusion v1")
+    return checkpoint
+
+
+def _check_vae(found: Mapping[str, ComponentFiles], name: str, family: str) -> None:
+    scaling_factor = COMPONENTS[name].scaling_factor
+    assert scaling_factor is not None
+    if name in found:
+        check_vae(found[name], family, scaling_factor)
 
 
 def refuse_other_family(folder: Path) -> Mapping[str, Any]:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a UNet's text attentions and time projections are, and how wide, from its config alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.engine.precompute import ConditionLayout
 from lamp_trt.export.lamp.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, LampUNetConfig
 
@@ -22,10 +23,8 @@ class _Level:
 
 
 def condition_layout(component: str, config: Mapping[str, Any]) -> ConditionLayout:
-    """Of component "unet" (LAMP) or "sdxl_unet". CheckpointError for a config that is not theirs."""
-    if component == "unet":
-        return lamp_layout(LampUNetConfig.from_dict(config))
-    return sdxl_layout(config)
+    """Of a family's UNet component. CheckpointError for a config that is not its."""
+    return LAYOUTS[component](config)
 
 
 def lamp_layout(config: LampUNetConfig) -> ConditionLayout:
@@ -50,6 +49,13 @@ def sdxl_layout(config: Mapping[str, Any]) -> ConditionLayout:
     down = ("CrossAttn" in name for name in config["down_block_types"])
     up = ("CrossAttn" in name for name in reversed(config["up_block_types"]))
     return _layout(list(map(_Level, down, up, channels, heads, depths)), layers)
+
+
+LAYOUTS: Mapping[str, Callable[[Mapping[str, Any]], ConditionLayout]] = {
+    LAMP.unet_component: lambda config: lamp_layout(LampUNetConfig.from_dict(config)),
+    SDXL.unet_component: sdxl_layout,
+}
+"""By component."""
 
 
 def _layout(levels: list[_Level], layers: int) -> ConditionLayout:

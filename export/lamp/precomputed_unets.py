@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.engine.precompute import TIME_PROJECTIONS, ConditionLayout, hoisted_specs
 from lamp_trt.export.checkpoints.unet_layout import lamp_layout, sdxl_layout
 from lamp_trt.export.lamp.lean_unet import LeanAttention
@@ -105,7 +106,7 @@ class HoistedLampUnetNetwork(_HoistedUnetNetwork):
     """
 
     def __init__(self, lean: LampUNet, hoist: Collection[str]) -> None:
-        super().__init__("lamp_unet", lean, hoist)
+        super().__init__(LAMP.unet, lean, hoist)
         self._videos = 1 if "prefix" in hoist else None
         if "text" in hoist:
             for path in self._layout.attentions:
@@ -150,7 +151,7 @@ class HoistedSdxlUnetNetwork(_HoistedUnetNetwork):
     """SDXL's UNet without what `hoist` names; diffusers' UNet2DConditionModel is changed for it."""
 
     def __init__(self, unet: nn.Module, hoist: Collection[str]) -> None:
-        super().__init__("sdxl_unet", unet, hoist)
+        super().__init__(SDXL.unet, unet, hoist)
         if "text" in hoist:
             for path in self._layout.attentions:
                 attention: Any = unet.get_submodule(path)

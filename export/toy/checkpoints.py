@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write
+from lamp_trt.export.checkpoints.files import weight_stems
 from lamp_trt.export.lamp.unet import two_dimensional_name
 from lamp_trt.export.toy import lamp as toy_lamp
 from lamp_trt.export.toy import published as toy_published
@@ -128,7 +129,7 @@ def _write_component(
 ) -> None:
     """config.json and one safetensors file, named as transformers or diffusers name it."""
     _write_json(folder / "config.json", config)
-    stem = "model" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model"
+    stem, _ = weight_stems(folder.name)
     dtype, suffix = VARIANTS[variant]
     stored = {n: (t.to(dtype) if t.is_floating_point() else t).contiguous() for n, t in tensors.items()}
     (folder / f"{stem}{suffix}.safetensors").write_bytes(save(stored, metadata={"format": "pt"}))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.bundle.manifest import Manifest
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, SDXL
 from lamp_trt.engine.precompute import networks_beside
 from lamp_trt.runtime.algorithm.latents import step_table
 from lamp_trt.runtime.algorithm.noise import Purpose
@@ -37,7 +37,7 @@ class CudaImageStages:
 
     def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
         device = engines.device
-        networks = (*FIRST_FRAME_NETWORKS, *networks_beside(manifest, "sdxl_unet"))
+        networks = (*FIRST_FRAME_NETWORKS, *networks_beside(manifest, SDXL.unet))
         require_memory(memory_need(manifest, networks), device.free_bytes(), "making first frames")
         self._manifest, self._device, self._engines = manifest, device, engines
         self._encoders = (engines.add("sdxl_text_encoder"), engines.add("sdxl_text_encoder_2"))
@@ -53,7 +53,7 @@ class CudaImageStages:
             "text_embeds": self._text_embeds,
             "time_ids": self._time_ids,
         }
-        self._conditions = Conditions(engines, manifest, "sdxl_unet", given)
+        self._conditions = Conditions(engines, manifest, SDXL.unet, given)
         self._decoder = engines.add("sdxl_vae_decoder")
         engines.share_scratch()
         unet, time = self._conditions.unet, self._conditions.time
@@ -100,7 +100,7 @@ class CudaImageStages:
         else:
             self.loop.run_with_callback(n, schedule.timesteps, job.on_step)
         marks.end("denoise")
-        scaling = self._manifest.scaling_factors["sdxl_vae"]
+        scaling = self._manifest.scaling_factors[SDXL.vae]
         latents, target = self.loop.final_latents, self._decoder.arrays["latents"]
         kernels.decoder_input(self._device.launch, latents, target, scaling_factor=scaling)
         self._decoder.enqueue()

@@ -9,6 +9,7 @@ import numpy as np
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.families import LAMP
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 
 
@@ -34,7 +35,7 @@ def memory_need(manifest: Manifest, networks: Iterable[str]) -> MemoryNeed:
     each."""
     chosen = {name: manifest.networks[name] for name in networks}
     files = {weights_path(network.component) for network in chosen.values()}
-    if "lamp_unet" in chosen and manifest.default_motion is not None:
+    if LAMP.unet in chosen and manifest.default_motion is not None:
         files.add(manifest.motions[manifest.default_motion].file)
     tensors = [tensor for network in chosen.values() for tensor in (*network.inputs, *network.outputs)]
     arrays = sum(DeviceArray(0, tensor.shape, np.dtype(tensor.dtype)).nbytes for tensor in tensors)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import EngineError, InputError
-from lamp_trt.engine.networks import VIDEO_NETWORKS
+from lamp_trt.engine.families import LAMP, VIDEO_NETWORKS
 from lamp_trt.engine.precompute import networks_beside
 from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT
 from lamp_trt.runtime.algorithm.latents import StepMode, final_adain, step_table
@@ -45,7 +45,7 @@ class CudaVideoStages:
 
     def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
         device = engines.device
-        networks = (*VIDEO_NETWORKS, *networks_beside(manifest, "lamp_unet"))
+        networks = (*VIDEO_NETWORKS, *networks_beside(manifest, LAMP.unet))
         require_memory(memory_need(manifest, networks), device.free_bytes(), "making videos")
         self._manifest, self._device, self._engines = manifest, device, engines
         self._images: CudaImageStages | None = None
@@ -53,7 +53,7 @@ class CudaVideoStages:
         self._size = (sizes["height"], sizes["width"])
         self._text = engines.add("text_encoder")
         given = {"encoder_hidden_states": self._text.arrays["last_hidden_state"]}
-        self._conditions = Conditions(engines, manifest, "lamp_unet", given)
+        self._conditions = Conditions(engines, manifest, LAMP.unet, given)
         self._encoder, self._decoder = engines.add("vae_encoder"), engines.add("vae_decoder")
         engines.share_scratch()
         unet = self._conditions.unet
@@ -205,7 +205,7 @@ class CudaVideoStages:
             self._encoder.arrays["latent_mean"],
             self._encoder.arrays["latent_logvar"],
             self._first_frame,
-            scaling_factor=self._manifest.scaling_factors["vae"],
+            scaling_factor=self._manifest.scaling_factors[LAMP.vae],
             seed=seed,
             noise=self._posterior_noise if posterior_noise is not None else None,
         )
@@ -254,7 +254,7 @@ class CudaVideoStages:
         """The final latents to frames as bytes and their histograms, `decode_batch` frames at a time; where
         that does not divide their number, the last frames are decoded twice."""
         launch, decoder = self._device.launch, self._decoder
-        scaling = self._manifest.scaling_factors["vae"]
+        scaling = self._manifest.scaling_factors[LAMP.vae]
         kernels.decoder_input(launch, self._loop.final_latents, self._to_decode, scaling_factor=scaling)
         frames, batch = self._to_decode.shape[0], decoder.arrays["latents"].shape[0]
         if batch > frames:

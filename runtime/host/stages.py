@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lamp_trt.engine.backends.contract import Engine
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.runtime.algorithm import latents as latent_ops
 from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
@@ -42,7 +43,7 @@ class HostImageStages:
         with timed(timings, "total"):
             with timed(timings, "text"):
                 hidden_states, text_embeds = self.encode_text(job.ids, job.zero_negative)
-            unet = self._engines["sdxl_unet"]
+            unet = self._engines[SDXL.unet]
             conditions = {
                 "encoder_hidden_states": hidden_states,
                 "text_embeds": text_embeds,
@@ -50,7 +51,7 @@ class HostImageStages:
             }
             noise = job.noise
             if noise is None:
-                shape = self._manifest.networks["sdxl_unet"].outputs[0].shape
+                shape = self._manifest.networks[SDXL.unet].outputs[0].shape
                 noise = latent_noise(job.seed, Purpose.SDXL_LATENTS, (1, *shape[1:]))
             with timed(timings, "denoise"):
                 latents = denoise_image(
@@ -60,7 +61,7 @@ class HostImageStages:
                     job.schedule,
                     job.guidance_scale,
                     job.on_step,
-                    beside=_beside(self._engines, "sdxl_unet"),
+                    beside=_beside(self._engines, SDXL.unet),
                 )
             with timed(timings, "decode"):
                 image = self._decode(latents)
@@ -81,7 +82,7 @@ class HostImageStages:
     def _decode(self, latents: Latents) -> Image:
         """Latents (1, 4, h, w) to uint8 RGB (height, width, 3), rounded as diffusers does."""
         decoder = self._engines["sdxl_vae_decoder"]
-        scaled = latents / np.float32(self._manifest.scaling_factors["sdxl_vae"])
+        scaled = latents / np.float32(self._manifest.scaling_factors[SDXL.vae])
         image = decoder.run({"latents": scaled.astype(decoder.inputs[0].dtype)})["image"]
         require_finite(image, "SDXL's VAE decoder")
         rounded: Image = uint8_frames(image, "round")[0]
@@ -109,7 +110,7 @@ class HostVideoStages:
         return load_first_frame(first_frame, sizes["height"], sizes["width"], fit, background)
 
     def set_motion(self, motion: str) -> None:
-        self._engines["lamp_unet"].set_motion(motion)
+        self._engines[LAMP.unet].set_motion(motion)
 
     def make_video(self, job: VideoJob) -> MadeVideo:
         timings: dict[str, float] = {}
@@ -128,13 +129,13 @@ class HostVideoStages:
         latents = self._initial_latents(job, first_frame_latents)
         with timed(timings, "denoise"):
             latents = denoise_video(
-                self._engines["lamp_unet"],
+                self._engines[LAMP.unet],
                 latents,
                 text_embeddings,
                 job.schedule,
                 job.config,
                 job.on_step,
-                beside=_beside(self._engines, "lamp_unet"),
+                beside=_beside(self._engines, LAMP.unet),
             )
         with timed(timings, "decode"):
             frames = self.decode(latents)
@@ -171,7 +172,7 @@ class HostVideoStages:
 
     @property
     def _scaling_factor(self) -> float:
-        return self._manifest.scaling_factors["vae"]
+        return self._manifest.scaling_factors[LAMP.vae]
 
     def _initial_latents(self, job: VideoJob, first_frame_latents: Latents) -> Latents:
         """What enters the first step, see runtime/algorithm/latents.py."""

@@ -18,11 +18,12 @@ import warnings
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from lamp_trt._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from lamp_trt.engine.backends.registry import Residence
     from lamp_trt.runtime.pipeline import LampPipeline
 
-__version__ = "0.1.0"
 __all__ = ["load"]
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"

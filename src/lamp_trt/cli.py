@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-import lamp_trt
+from lamp_trt._version import __version__
 from lamp_trt.commands import bench, build, doctor, generate, image, inspect, motion, toy, verify
 from lamp_trt.commands.shared import HelpFormatter
 from lamp_trt.engine.errors import MACHINE_ERRORS, LampError
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lamp-trt", description="Build LAMP bundles and make videos from them."
     )
-    parser.add_argument("--version", action="version", version=f"lamp-trt {lamp_trt.__version__}")
+    parser.add_argument("--version", action="version", version=f"lamp-trt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (build, generate, image, inspect, verify, bench, doctor, toy):
         sub = commands.add_parser(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ from lamp_trt.cli import main
 from lamp_trt.doctor import backends, gpu, machine, needs, packages, tools
 from lamp_trt.doctor.findings import Finding, probe
 from lamp_trt.doctor.gpu import Device, Gpu
-from lamp_trt.engine.networks import NETWORKS
-from lamp_trt.export.published import PARAMETERS as PUBLISHED
+from lamp_trt.engine.families import COMPONENTS, NETWORKS
 
 SOURCES = Path(lamp_trt.__file__).parents[1]
 NO_GPU = Gpu(problem="no NVIDIA driver: libcuda.so.1 does not load")
@@ -378,10 +378,9 @@ def test_kernels_are_compiled_or_can_be(
 
 
 def test_the_parameter_table_is_that_of_the_published_models() -> None:
-    assert {name: PUBLISHED[name] for name in needs.PARAMETERS} == needs.PARAMETERS
-    assert PUBLISHED["sdxl_text_encoder"] == PUBLISHED["text_encoder"]  # kept once
-    components = {network.component for network in NETWORKS.values()}
-    assert components == needs.PARAMETERS.keys() | needs.HELD_ONCE
+    kept_once = [component.name for component in COMPONENTS.values() if component.same_as]
+    assert kept_once == ["sdxl_text_encoder"]
+    assert COMPONENTS["sdxl_text_encoder"].parameters == COMPONENTS["text_encoder"].parameters
     assert needs.both_sizes("fp16") == (
         2 * (123_060_480 + 83_653_863 + 1_101_091_358),
         2 * (123_060_480 + 83_653_863 + 1_101_091_358 + 694_659_840 + 2_567_463_684) + 4 * 83_653_863,
@@ -391,8 +390,8 @@ def test_the_parameter_table_is_that_of_the_published_models() -> None:
 
 def test_the_sizes_needed_follow_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A component whose precision or network changes is not counted by a list of doctor's own."""
-    monkeypatch.setattr(needs, "COMPONENT_PRECISION", {"vae": "fp32"})
-    monkeypatch.setattr(needs, "VIDEO_NETWORKS", ("vae_encoder", "vae_decoder"))
+    monkeypatch.setitem(COMPONENTS, "vae", replace(COMPONENTS["vae"], precision="fp32"))
+    monkeypatch.setattr(needs, "NETWORKS", {name: NETWORKS[name] for name in ("vae_encoder", "vae_decoder")})
     assert needs.both_sizes("fp16")[0] == 4 * 83_653_863
 
 

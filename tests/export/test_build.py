@@ -18,10 +18,10 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, CheckpointError, InputError, LampError
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.export import bundle_files
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.lamp.unet import load_lamp_unet
 from lamp_trt.export.motions import add_motion, remove_motion
+from lamp_trt.export.planned import GRAPH_KEY, FileMaker, PlannedFile
 from lamp_trt.export.recipe import BuildOptions
 from tests.fixtures.toy import toy_options
 
@@ -130,15 +130,15 @@ def test_an_interrupted_build_resumes_where_it_stopped(
 ) -> None:
     out = tmp_path / "bundle"
     options = toy_options(toy, only=WITHOUT_UNET)
-    make = bundle_files.FileMaker.make
+    make = FileMaker.make
 
-    def interrupted(self: Any, path: str, *rest: Any) -> Any:
-        if path == "vae_decoder.onnx":
+    def interrupted(self: Any, planned: PlannedFile) -> Any:
+        if planned.path == "vae_decoder.onnx":
             raise KeyboardInterrupt
-        return make(self, path, *rest)
+        return make(self, planned)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bundle_files.FileMaker, "make", interrupted)
+        patch.setattr(FileMaker, "make", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build_bundle(out, options)
     with pytest.raises(BundleError, match="unfinished"):
@@ -246,7 +246,7 @@ def test_what_will_not_fit_on_the_disk_is_refused_before_it_is_made(
 def without_key(graph: bytes) -> bytes:
     """A graph but for its key, which names the checkpoint that the shared weights came from."""
     model = onnx.load_from_string(graph)
-    assert [entry.key for entry in model.metadata_props] == [bundle_files.GRAPH_KEY]
+    assert [entry.key for entry in model.metadata_props] == [GRAPH_KEY]
     del model.metadata_props[:]
     return model.SerializeToString(deterministic=True)
 

@@ -16,8 +16,8 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.engine.precompute import HOISTED, HOISTS, networks_beside
 from lamp_trt.export.build import build_bundle
-from lamp_trt.export.bundle_files import BuildReport
 from lamp_trt.export.motions import add_motion
+from lamp_trt.export.planned import BuildReport
 from tests.export.test_build import altered_checkpoint
 from tests.fixtures.sdxl import FIRST_FRAME_SIZE
 from tests.fixtures.toy import toy_options

@@ -20,7 +20,8 @@ from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import TensorRef, read_weight_file, write_weight_file
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.networks import VIDEO_NETWORKS, IOTensor, is_motion_tensor
+from lamp_trt.engine.families import VIDEO_NETWORKS
+from lamp_trt.engine.networks import IOTensor, is_motion_tensor
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoints.tensors import load_text_encoder, load_vae
 from lamp_trt.export.lamp.unet import load_lamp_unet

@@ -14,8 +14,8 @@ import pytest
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, CheckpointError, InputError
-from lamp_trt.export import bundle_files
 from lamp_trt.export.build import build_bundle
+from lamp_trt.export.planned import FileMaker, PlannedFile
 from lamp_trt.export.published import SDXL_SCHEDULER
 from lamp_trt.export.recipe import BuildOptions, Recipe, recipe_from_options
 from lamp_trt.runtime.load import load_first_frame_maker
@@ -101,15 +101,15 @@ def test_an_interrupted_build_still_shares(
     options = toy_options(
         toy, motions={}, sdxl=sdxl, only=("text_encoder", "sdxl_text_encoder"), **FIRST_FRAME_SIZE
     )
-    make = bundle_files.FileMaker.make
+    make = FileMaker.make
 
-    def interrupted(self: Any, path: str, *rest: Any) -> Any:
-        if path == "sdxl_text_encoder.onnx":
+    def interrupted(self: Any, planned: PlannedFile) -> Any:
+        if planned.path == "sdxl_text_encoder.onnx":
             raise KeyboardInterrupt
-        return make(self, path, *rest)
+        return make(self, planned)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bundle_files.FileMaker, "make", interrupted)
+        patch.setattr(FileMaker, "make", interrupted)
         with pytest.raises(KeyboardInterrupt):
             build_bundle(tmp_path / "bundle", options)
     made = made_by(build_bundle(tmp_path / "bundle", options))

@@ -22,7 +22,8 @@ from lamp_trt.engine.backends.registry import host_engine
 from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS, IOTensor
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.networks import IOTensor
 from lamp_trt.export.build import build_bundle
 from lamp_trt.runtime import load as load_module
 from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise

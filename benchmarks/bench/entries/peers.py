@@ -16,13 +16,14 @@ from lamp_trt.benchmarks.bench.entries.ceilings import torch_seconds
 from lamp_trt.benchmarks.bench.harness import Entry, Outputs
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.families import LAMP, NETWORKS, SDXL, component_of
 from lamp_trt.engine.torch_threads import torch_threads
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-COMPILED = ("lamp_unet", "sdxl_unet")
+COMPILED = (LAMP.unet, SDXL.unet)
 """What torch.compile is tried on; the others run once a video."""
 
 HELD_PER_WEIGHT = 1.5
@@ -38,12 +39,12 @@ class Peers:
     def given(self, network: str) -> bool:
         if not self._subject.options.full or not self._subject.options.compares_with_pytorch:
             return False
-        from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS
-
-        entry = REFERENCE_NETWORKS.get(network)  # None beside a hoisted UNet, which is compared whole
-        if entry is None or not self._subject.options.checkpoints.given(entry.checkpoint):
+        # The networks that compute inputs of a UNet have no peers: it is compared whole.
+        if network not in NETWORKS or not self._subject.options.checkpoints.given(
+            component_of(network).origin
+        ):
             return False
-        return network != "lamp_unet" or self._motion in self._subject.options.checkpoints.motions
+        return network != LAMP.unet or self._motion in self._subject.options.checkpoints.motions
 
     def reference(self, network: str) -> tuple[Callable[[], Outputs], str] | None:
         """Expected outputs of a network on its plain inputs, computed once and in fp32 on the CPU."""
@@ -55,17 +56,17 @@ class Peers:
         entries = []
         for network in filter(self.given, self._subject.networks):
             entries.append(self._entry(network, "PyTorch eager", lean=False, compiled=False))
-            if network == "lamp_unet":
+            if network == LAMP.unet:
                 entries.append(self._entry(network, "PyTorch eager, lean", lean=True, compiled=False))
             if network in COMPILED:
                 entries.append(self._entry(network, "torch.compile", lean=False, compiled=True))
-                if network == "lamp_unet":
+                if network == LAMP.unet:
                     entries.append(self._entry(network, "torch.compile, lean", lean=True, compiled=True))
         return entries
 
     @property
     def _motion(self) -> str:
-        return self._subject.motion_of("lamp_unet") or ""
+        return self._subject.motion_of(LAMP.unet) or ""
 
     def _entry(self, network: str, backend: str, *, lean: bool, compiled: bool) -> Entry:
         on_host = self._subject.ordinal is None
@@ -92,11 +93,8 @@ class Peers:
         return reference_outputs(network, self._folder(network), EXACT, inputs)
 
     def _folder(self, network: str) -> Any:
-        from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS
-
-        checkpoint = REFERENCE_NETWORKS[network].checkpoint
-        motion = self._motion if checkpoint == "--motion" else ""
-        return self._subject.options.checkpoints.folder(checkpoint, motion)
+        motion = self._motion if network == LAMP.unet else ""
+        return self._subject.options.checkpoints.folder(component_of(network).origin, motion)
 
     @contextmanager
     def _setup(self, network: str, lean: bool, compiled: bool) -> Iterator[Callable[[], Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 from lamp_trt.benchmarks.bench.harness import Entry
 from lamp_trt.benchmarks.bench.probe import probe
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.engine.families import LAMP
 
 
 def start_entries(subject: Subject) -> list[Entry]:
@@ -68,7 +69,7 @@ def _building(subject: Subject, idle: bool) -> Iterator[Callable[[], float]]:
         sd=checkpoints.sd,
         motions=checkpoints.motions,
         sdxl=sdxl,
-        precision=manifest.networks["lamp_unet"].precision,
+        precision=manifest.networks[LAMP.unet].precision,
         height=sizes["height"],
         width=sizes["width"],
         num_frames=sizes["num_frames"],

@@ -17,6 +17,7 @@ from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.probe import probe
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.engine.errors import LampError
+from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.networks import Precision
 
 log = logging.getLogger("lamp_trt")
@@ -68,7 +69,7 @@ def _rounded(pixels: float) -> int:
 def run_sweep(subject: Subject) -> tuple[list[dict[str, Any]], list[str]]:
     """The growth's points for BenchResult, and what was not measured."""
     sizes, options = subject.bundle.manifest.sizes, subject.options
-    precision = subject.bundle.network("lamp_unet").precision
+    precision = subject.bundle.network(LAMP.unet).precision
     if precision == "bf16":
         return [], ["growth: it is measured on ONNX Runtime, which does not run bf16"]
     growth, missing = [], []
@@ -101,8 +102,8 @@ def measure(point: Point, options: BenchOptions) -> dict[str, Any]:
                 num_frames=point.num_frames,
             ),
         )
-        run = probe("network", str(out), "lamp_unet", "onnxruntime", "", str(options.num_threads or ""))
-        work = Subject(Bundle.open(out), options).work["lamp_unet"]
+        run = probe("network", str(out), LAMP.unet, "onnxruntime", "", str(options.num_threads or ""))
+        work = Subject(Bundle.open(out), options).work[LAMP.unet]
     return {
         "height": point.height,
         "width": point.width,

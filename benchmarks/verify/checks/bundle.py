@@ -17,11 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.verify.checks.check import Check
-from lamp_trt.benchmarks.verify.network_inputs import TOKENIZERS
 from lamp_trt.benchmarks.verify.options import VerifyOptions
 from lamp_trt.benchmarks.verify.plain_engine import beside
 from lamp_trt.benchmarks.verify.reference.networks import (
-    REFERENCE_NETWORKS,
     force_zeros_for_empty_prompt,
     published,
     scaling_factor,
@@ -30,6 +28,7 @@ from lamp_trt.benchmarks.verify.reference.networks import (
 from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.families import LAMP, component_of
 from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
 from lamp_trt.export.convert import converted, tensor_bytes
 
@@ -52,16 +51,16 @@ def exact_checks(bundle: Bundle, networks: list[str], options: VerifyOptions) ->
     if checkpoints.sdxl and bundle.manifest.first_frame:
         checks += _constants_of_sdxl(bundle, bundle.manifest.first_frame, checkpoints.sdxl)
     for name in networks:
-        entry = REFERENCE_NETWORKS[name]
-        if entry.tokenizer:
-            folder = checkpoints.folder(entry.checkpoint) / entry.tokenizer
+        component = component_of(name)
+        if component.tokenizer:
+            folder = checkpoints.folder(component.origin) / component.tokenizer.folder
             prompts = [options.prompt, options.negative_prompt or ""]
-            checks.append(tokenizer_check(bundle, TOKENIZERS[name], folder, prompts))
+            checks.append(tokenizer_check(bundle, component.tokenizer.name, folder, prompts))
     for name in networks:
-        entry = REFERENCE_NETWORKS[name]
-        for motion in checkpoints.motions_of(entry.checkpoint):
+        component = component_of(name)
+        for motion in checkpoints.motions_of(component.origin):
             log.info("comparing the weights of %s %s", name, motion)
-            files = find_component(checkpoints.folder(entry.checkpoint, motion), entry.component)
+            files = find_component(checkpoints.folder(component.origin, motion), component.folder)
             checks.append(weights_check(bundle, name, motion, files))
     return checks
 
@@ -70,7 +69,7 @@ def _constants_of_sd(bundle: Bundle, folder: Path) -> list[Check]:
     manifest = bundle.manifest
     checks = [constants_check("scheduler", manifest.scheduler, scheduler_config(folder))]
     if "vae" in manifest.scaling_factors:
-        stored, published = ({"vae": f} for f in (manifest.scaling_factors["vae"], scaling_factor(folder)))
+        stored, published = ({"vae": f} for f in (manifest.scaling_factors[LAMP.vae], scaling_factor(folder)))
         checks.append(constants_check("scaling_factors", stored, published))
     return checks
 

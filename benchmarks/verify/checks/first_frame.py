@@ -15,6 +15,7 @@ from lamp_trt.benchmarks.verify.reference.sdxl_traces import (
 from lamp_trt.benchmarks.verify.report import Report
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import LampError
+from lamp_trt.engine.families import SDXL, SDXL_CHECKPOINT
 from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
 from lamp_trt.runtime.first_frame import FirstFrameMaker
 from lamp_trt.runtime.load import load_first_frame_maker
@@ -40,7 +41,7 @@ def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -
 
 def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces:
     """One image, made by PyTorch exactly, by the bundle, and by PyTorch as roughly as the bundle."""
-    sizes, folder = maker.bundle.manifest.sizes, options.checkpoints.folder("--sdxl")
+    sizes, folder = maker.bundle.manifest.sizes, options.checkpoints.folder(SDXL_CHECKPOINT)
     latent = sizes["first_frame_latent_height"], sizes["first_frame_latent_width"]
     job = ImageJob(
         options.prompt,
@@ -50,6 +51,6 @@ def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces
         num_inference_steps=options.num_inference_steps,
     )
     exact = sdxl_reference_trace(folder, job, EXACT)
-    roughly = yardstick(maker.bundle.network("sdxl_unet").precision, options.on_gpu)
+    roughly = yardstick(maker.bundle.network(SDXL.unet).precision, options.on_gpu)
     own = sdxl_reference_trace(folder, job, roughly, exact.steps) if roughly else None
     return exact, sdxl_runtime_trace(maker, job, exact.steps), own

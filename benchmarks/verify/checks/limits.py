@@ -9,6 +9,8 @@ amplifies the rounding; the yardstick is PyTorch at the same precision.
 
 from dataclasses import dataclass
 
+from lamp_trt.engine.families import LAMP
+
 YARDSTICK = 2.0
 """fp16, bf16: the distance to PyTorch in fp32 may be twice that of PyTorch in the same precision."""
 
@@ -33,7 +35,7 @@ FP32_NETWORK = Limit(max_abs=5e-5, rel_l2=1e-5)
 """A network that is not named below. Official VAE: 2.4e-6 and 1.0e-6."""
 
 FP32_NETWORKS = {
-    "lamp_unet": Limit(max_abs=2e-5, rel_l2=5e-6),
+    LAMP.unet: Limit(max_abs=2e-5, rel_l2=5e-6),
     "vae_decoder": Limit(max_abs=5e-5, rel_l2=1e-4),
     "sdxl_vae_decoder": Limit(max_abs=5e-5, rel_l2=1e-4),
 }

@@ -26,11 +26,12 @@ from lamp_trt.benchmarks.verify.network_inputs import bundle_ids, seeded_inputs
 from lamp_trt.benchmarks.verify.options import VerifyOptions
 from lamp_trt.benchmarks.verify.plain_engine import HostPlainEngine, PlainEngine, plain_engine, plain_inputs
 from lamp_trt.benchmarks.verify.reference.arithmetic import EXACT, Arithmetic, yardstick
-from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS, prompt_ids, reference_outputs
+from lamp_trt.benchmarks.verify.reference.networks import prompt_ids, reference_outputs
 from lamp_trt.benchmarks.verify.reference.onnx import Fp32OnnxEngine
 from lamp_trt.engine.backends.registry import in_bfloat16
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.families import LAMP, component_of
 from lamp_trt.runtime.load import Placement
 
 log = logging.getLogger("lamp_trt")
@@ -45,8 +46,9 @@ def onnx_runtime(num_threads: int | None) -> Placement:
 
 def why_not_judged(bundle: Bundle, network: str, place: Placement, options: VerifyOptions) -> str | None:
     """What is missing to tell whether a network is right; None if nothing is."""
-    option = REFERENCE_NETWORKS[network].checkpoint
-    if options.checkpoints.given(option):
+    origin = component_of(network).origin
+    option = origin.option
+    if options.checkpoints.given(origin):
         return None
     if is_onnx_runtime(place) or in_bfloat16(bundle):  # which ONNX Runtime cannot be the reference of
         return f"give {option}"
@@ -64,8 +66,8 @@ class NetworkProof:
 
     def __init__(self, bundle: Bundle, network: str, place: Placement, options: VerifyOptions) -> None:
         self._bundle, self._network, self._place, self._options = bundle, network, place, options
-        self._reference = REFERENCE_NETWORKS[network]
-        self._from_pytorch = options.checkpoints.given(self._reference.checkpoint)
+        self._component = component_of(network)
+        self._from_pytorch = options.checkpoints.given(self._component.origin)
         self._onnx_runtime = onnx_runtime(options.num_threads)
         self._engines: dict[Placement, PlainEngine] = {}
 
@@ -73,8 +75,8 @@ class NetworkProof:
     def motions(self) -> list[str]:
         """ "" stands for a network without motions."""
         if self._from_pytorch:
-            return self._options.checkpoints.motions_of(self._reference.checkpoint)
-        return list(self._bundle.manifest.motions) if self._network == "lamp_unet" else [""]
+            return self._options.checkpoints.motions_of(self._component.origin)
+        return list(self._bundle.manifest.motions) if self._network == LAMP.unet else [""]
 
     def checks(self, before: list[Check]) -> Iterator[Check]:
         """before: what was found out so far, to name causes."""
@@ -106,8 +108,9 @@ class NetworkProof:
         options, bundle = self._options, self._bundle
         prompts = (options.negative_prompt or "", options.prompt)
         ids = partial(bundle_ids, bundle, self._network, prompts)
-        if self._from_pytorch and self._reference.tokenizer:
-            folder = options.checkpoints.folder(self._reference.checkpoint) / self._reference.tokenizer
+        tokenizer = self._component.tokenizer
+        if self._from_pytorch and tokenizer:
+            folder = options.checkpoints.folder(self._component.origin) / tokenizer.folder
             ids = partial(prompt_ids, folder, list(prompts))
         tensors = plain_inputs(bundle, self._network)
         return seeded_inputs(tensors, bundle.manifest.sizes, options.seed, ids)
@@ -125,7 +128,7 @@ class NetworkProof:
         return exact, self._run(self._onnx_runtime, motion, inputs)
 
     def _pytorch(self, arithmetic: Arithmetic, motion: str, inputs: Arrays) -> Arrays:
-        folder = self._options.checkpoints.folder(self._reference.checkpoint, motion)
+        folder = self._options.checkpoints.folder(self._component.origin, motion)
         return reference_outputs(self._network, folder, arithmetic, inputs)
 
     def _fp32_graph(self, motion: str) -> PlainEngine:

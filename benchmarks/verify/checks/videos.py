@@ -12,6 +12,7 @@ from lamp_trt.benchmarks.verify.reference.traces import reference_trace, runtime
 from lamp_trt.benchmarks.verify.report import Report
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import LampError
+from lamp_trt.engine.families import LAMP
 from lamp_trt.runtime.load import load_pipeline
 from lamp_trt.runtime.media.image import load_first_frame
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -22,7 +23,7 @@ log = logging.getLogger("lamp_trt")
 def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> None:
     """Every motion's video, through one pipeline that is switched before each."""
     motions = list(options.checkpoints.motions)
-    own = yardstick(bundle.network("lamp_unet").precision, options.on_gpu)
+    own = yardstick(bundle.network(LAMP.unet).precision, options.on_gpu)
     pipeline = load_pipeline(bundle.path, motion=motions[-1], expect_bundle=bundle.digest, **options.loading)
     for motion in motions:
         log.info("comparing the video of %s", motion)

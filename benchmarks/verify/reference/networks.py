@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lamp_trt.benchmarks.verify.reference.arithmetic import Arithmetic
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.engine.families import LAMP, NETWORKS, SDXL
 from lamp_trt.export.checkpoints.files import (
     DEFAULT_SCALING_FACTOR,
     find_component,
@@ -65,16 +65,11 @@ def prompt_ids(tokenizer_folder: Path, prompts: list[str]) -> NDArray[np.int64]:
 class ReferenceNetwork:
     """How to make and call the module that a network of the bundle must equal.
 
-    checkpoint   the option that gives its folder
-    component    the sub-folder of its weights
-    tokenizer    the sub-folder of what makes its input_ids, "" if it has none
+    load  makes it from the folder of the checkpoint that the network's component comes from
     """
 
-    checkpoint: str
-    component: str
     load: Callable[[Path, torch.dtype], nn.Module]
     run: Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, ...]]
-    tokenizer: str = ""
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -182,24 +177,14 @@ def _run_sdxl_unet(unet: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ..
 
 
 REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
-    "text_encoder": ReferenceNetwork(
-        "--sd", "text_encoder", load_text_encoder, _run_text_encoder, "tokenizer"
-    ),
-    "vae_encoder": ReferenceNetwork("--sd", "vae", load_vae, _run_vae_encoder),
-    "vae_decoder": ReferenceNetwork("--sd", "vae", load_vae, _run_vae_decoder),
-    "lamp_unet": ReferenceNetwork("--motion", "unet", load_lamp_unet, _run_lamp_unet),
-    "sdxl_text_encoder": ReferenceNetwork(
-        "--sdxl", "text_encoder", load_text_encoder, _run_sdxl_text_encoder, "tokenizer"
-    ),
-    "sdxl_text_encoder_2": ReferenceNetwork(
-        "--sdxl",
-        "text_encoder_2",
-        load_text_encoder_2,
-        _run_sdxl_text_encoder_2,
-        "tokenizer_2",
-    ),
-    "sdxl_unet": ReferenceNetwork("--sdxl", "unet", load_sdxl_unet, _run_sdxl_unet),
-    "sdxl_vae_decoder": ReferenceNetwork("--sdxl", "vae", load_sdxl_vae, _run_vae_decoder),
+    "text_encoder": ReferenceNetwork(load_text_encoder, _run_text_encoder),
+    "vae_encoder": ReferenceNetwork(load_vae, _run_vae_encoder),
+    "vae_decoder": ReferenceNetwork(load_vae, _run_vae_decoder),
+    LAMP.unet: ReferenceNetwork(load_lamp_unet, _run_lamp_unet),
+    "sdxl_text_encoder": ReferenceNetwork(load_text_encoder, _run_sdxl_text_encoder),
+    "sdxl_text_encoder_2": ReferenceNetwork(load_text_encoder_2, _run_sdxl_text_encoder_2),
+    SDXL.unet: ReferenceNetwork(load_sdxl_unet, _run_sdxl_unet),
+    "sdxl_vae_decoder": ReferenceNetwork(load_sdxl_vae, _run_vae_decoder),
 }
 
 

@@ -22,6 +22,7 @@ from lamp_trt.benchmarks.verify.reference.networks import (
     scaling_factor,
     scheduler_config,
 )
+from lamp_trt.engine.families import SD_CHECKPOINT
 from lamp_trt.export.lamp import reference
 from lamp_trt.export.lamp.unet import load_lamp_unet
 from lamp_trt.runtime.algorithm.histogram import match_histograms
@@ -162,7 +163,7 @@ def _reference_trace(
     dtype: torch.dtype,
     forced_from: tuple[Latents, ...],
 ) -> LoopTrace:
-    sd = checkpoints.folder("--sd")
+    sd = checkpoints.folder(SD_CHECKPOINT)
     scaling, scheduler = scaling_factor(sd), scheduler_config(sd)
     ids = torch.from_numpy(prompt_ids(sd / "tokenizer", [job.negative_prompt or "", job.prompt]))
     text = reference.encode_text(load_text_encoder(sd, dtype), ids)

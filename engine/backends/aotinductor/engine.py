@@ -24,6 +24,7 @@ from lamp_trt.engine.bundle.manifest import MotionEntry
 from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.torch_threads import torch_threads
 
@@ -259,7 +260,7 @@ class _Weights:
     def __init__(self, bundle: Bundle, network: str, constants: Mapping[str, Constant]) -> None:
         self._bundle, self._network, self._constants = bundle, network, constants
         self._base = weights_path(bundle.network(network).component)
-        self._has_motions = bundle.network(network).component == "unet"
+        self._has_motions = bundle.network(network).component == LAMP.unet_component
         self._mapped: dict[str, dict[str, Tensor]] = {}
 
     def all(self, motion: str | None) -> "dict[str, Tensor]":

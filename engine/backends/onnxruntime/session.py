@@ -10,6 +10,7 @@ from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.families import LAMP
 
 
 def bundle_model(bundle: Bundle, network: str, motion: str | None) -> Any:
@@ -39,7 +40,7 @@ def shared_file(bundle: Bundle, motion: str) -> str:
     """Where the tensors lie that a session with this motion cannot exchange: all but the motion's, which a
     full motion brings itself."""
     entry = bundle.manifest.motions[motion]
-    return entry.file if entry.kind == "full" else weights_path(bundle.network("lamp_unet").component)
+    return entry.file if entry.kind == "full" else weights_path(bundle.network(LAMP.unet).component)
 
 
 def motion_arrays(bundle: Bundle, motion: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:

@@ -21,7 +21,6 @@ from lamp_trt.engine.backends.tensorrt import trt
 from lamp_trt.engine.backends.tensorrt.key import (
     AMPERE_PLUS,
     ANY_RTX,
-    MOTION_NETWORK,
     can_exchange,
     engine_key,
 )
@@ -31,6 +30,7 @@ from lamp_trt.engine.backends.tensorrt.progress import interruptible, progress_m
 from lamp_trt.engine.bundle.atomic_files import replacing
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.families import LAMP
 
 PLAN_SUFFIX = "plan"
 
@@ -98,7 +98,7 @@ def _targets(bundle: Bundle, module: ModuleType, options: TensorRtOptions) -> It
         raise InputError(f"profile names {network}.{tensor}, which {bundle.path} does not hold.")
     for network in options.networks or tuple(bundle.manifest.networks):
         bundle.network(network)
-        if network != MOTION_NETWORK:
+        if network != LAMP.unet:
             yield Target(network, None, False, options.weight_stripped)
             continue
         motions = options.motions or tuple(bundle.manifest.motions)

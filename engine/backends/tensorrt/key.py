@@ -14,9 +14,9 @@ from lamp_trt.engine.backends.tensorrt import trt
 from lamp_trt.engine.backends.tensorrt.graph import external_tensors
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.graph.digest import graph_digest
 
-MOTION_NETWORK = "lamp_unet"
 ANY_RTX = "any RTX"
 """The device of an engine that TensorRT-RTX built for every GPU that it knows."""
 AMPERE_PLUS = "sm_80+"
@@ -39,7 +39,7 @@ def engine_key(
     or motion that is not there.
     """
     manifest = bundle.manifest
-    if network == MOTION_NETWORK:
+    if network == LAMP.unet:
         motion = manifest.default_motion if motion is None else motion
         bundle.motion(motion)
         assert motion is not None
@@ -109,7 +109,7 @@ def _candidates(
     kinds = [True, False] if refittable is None else [refittable]
     if not trt.can_refit(module):
         kinds = [False]
-    if network != MOTION_NETWORK:
+    if network != LAMP.unet:
         kinds = [False]
     elif not can_exchange(bundle, motion):
         kinds = [kind for kind in kinds if not kind]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from lamp_trt.commands.shared import file_path, require_parent
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.engine.families import NETWORKS
 
 DESCRIPTION = "Show what a bundle holds."
 

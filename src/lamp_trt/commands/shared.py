@@ -13,7 +13,7 @@ from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError
 
 if TYPE_CHECKING:
-    from lamp_trt.export.bundle_files import BuildReport
+    from lamp_trt.export.planned import BuildReport
 
 log = logging.getLogger("lamp_trt")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What checkpoints of the published sizes need: disk for a bundle, memory for its weights.
 
-All figures follow from one table of parameter counts. Memory for activations comes on top and is not stated:
-it depends on the backend.
+All figures follow from the numbers of parameters in engine/families.py. Memory for activations comes on top
+and is not stated: it depends on the backend.
 """
 
 import shutil
@@ -12,32 +12,10 @@ from pathlib import Path
 from lamp_trt.doctor.findings import Finding
 from lamp_trt.doctor.gpu import Gpu
 from lamp_trt.doctor.machine import memory_bytes
-from lamp_trt.engine.networks import (
-    COMPONENT_PRECISION,
-    FIRST_FRAME_NETWORKS,
-    NETWORKS,
-    VIDEO_NETWORKS,
-    Precision,
-)
+from lamp_trt.engine.families import COMPONENTS, LAMP, NETWORKS, SDXL, component_of
+from lamp_trt.engine.networks import Precision
 
 _SECTION = "needs at the published size"
-
-PARAMETERS = {
-    "text_encoder": 123_060_480,
-    "vae": 83_653_863,
-    "unet": 1_101_091_358,
-    "sdxl_text_encoder_2": 694_659_840,
-    "sdxl_unet": 2_567_463_684,
-    "sdxl_vae": 83_653_863,
-}
-"""Values in each component's weight file: Stable Diffusion v1.4's and SDXL's as published, the UNet with
-LAMP's layers."""
-
-HELD_ONCE = {"sdxl_text_encoder"}
-"""SDXL's first text encoder is Stable Diffusion's, which a bundle stores once."""
-
-MOTION_PARAMETERS = 253_935_834
-"""What LAMP trains, a part of the UNet: every further motion."""
 
 BYTES_PER_VALUE: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 """Size of a stored weight."""
@@ -47,18 +25,24 @@ BUILD_MEMORY_BYTES = 2 << 30
 
 
 def weight_bytes(networks: Iterable[str], precision: Precision) -> int:
-    """Size of the weight files of `networks` in a bundle of `precision`."""
-    components = {NETWORKS[name].component for name in networks} - HELD_ONCE
+    """Size of the weight files of `networks` in a bundle of `precision`; equal files are stored once."""
+    components = {component.name: component for component in map(component_of, networks)}
     return sum(
-        PARAMETERS[name] * BYTES_PER_VALUE[COMPONENT_PRECISION.get(name, precision)] for name in components
+        component.parameters * BYTES_PER_VALUE[component.precision_in(precision)]
+        for component in components.values()
+        if not component.same_as
     )
 
 
 def both_sizes(precision: Precision) -> tuple[int, int]:
     """Size of all weights of a bundle without SDXL, and with it."""
-    return weight_bytes(VIDEO_NETWORKS, precision), weight_bytes(
-        (*VIDEO_NETWORKS, *FIRST_FRAME_NETWORKS), precision
-    )
+    without = [name for name in NETWORKS if name not in SDXL.names]
+    return weight_bytes(without, precision), weight_bytes(NETWORKS, precision)
+
+
+def motion_bytes(precision: Precision) -> int:
+    """Size of a motion's file."""
+    return COMPONENTS[LAMP.unet_component].motion_parameters * BYTES_PER_VALUE[precision]
 
 
 def need_findings(folder: Path, gpu: Gpu) -> list[Finding]:
@@ -80,8 +64,7 @@ def _disk_finding(folder: Path) -> Finding:
     detail = (
         f"a bundle takes {_gb(needed['fp16_bytes'])} in fp16 or {_gb(needed['fp32_bytes'])} in fp32, "
         f"with SDXL {_gb(needed['fp16_with_sdxl_bytes'])} or {_gb(needed['fp32_with_sdxl_bytes'])}, "
-        f"a further motion {_gb(MOTION_PARAMETERS * BYTES_PER_VALUE['fp16'])} "
-        f"or {_gb(MOTION_PARAMETERS * BYTES_PER_VALUE['fp32'])}; "
+        f"a further motion {_gb(motion_bytes('fp16'))} or {_gb(motion_bytes('fp32'))}; "
         f"{_gb(needed['free_bytes'])} are free"
     )
     if needed["free_bytes"] < needed["fp16_bytes"]:

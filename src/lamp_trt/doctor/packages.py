@@ -9,7 +9,7 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
-import lamp_trt
+from lamp_trt._version import __version__
 from lamp_trt.doctor.findings import Finding, Purpose, Status
 
 _SECTION = "packages"
@@ -34,7 +34,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?([^;]*)(?:;\s*extra =
 def package_findings() -> list[Finding]:
     """Python, lamp-trt, every package that it can use, and wheels that exclude each other."""
     found = [
-        Finding(_SECTION, "lamp-trt", "ok", lamp_trt.__version__),
+        Finding(_SECTION, "lamp-trt", "ok", __version__),
         Finding(_SECTION, "Python", "ok", f"{platform.python_version()} ({sys.executable})"),
     ]
     try:

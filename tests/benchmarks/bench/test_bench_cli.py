@@ -26,7 +26,7 @@ from lamp_trt.benchmarks.verify.options import Checkpoints
 from lamp_trt.cli import main
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.networks import VIDEO_NETWORKS
+from lamp_trt.engine.families import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda.engines import EngineSet
 from tests.doubles.host_device import HostDevice, host_engines
 from tests.tolerances import COMPILED_REL_L2

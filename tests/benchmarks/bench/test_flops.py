@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from lamp_trt.benchmarks.bench.flops import PRODUCTS, graph_bytes, graph_flops, node_costs
 from lamp_trt.engine.bundle.weights import TensorRef
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.engine.families import NETWORKS
 from lamp_trt.export.networks import LampUnetNetwork, empty_module, wrap
 from lamp_trt.export.onnx import Location, export_graph
 from tests.fixtures.full_size_graph import full_size_graph

@@ -12,10 +12,11 @@ import torch
 from lamp_trt.benchmarks.bench.flops import graph_flops
 from lamp_trt.engine.bundle.weights import TensorRef
 from lamp_trt.engine.networks import is_motion_tensor
+from lamp_trt.engine.precompute import hoisted_from
 from lamp_trt.export.networks import empty_module, empty_network
 from lamp_trt.export.onnx import Location, export_graph
 from lamp_trt.export.published import config_of
-from lamp_trt.export.recipe import hoisted_from, specs_of
+from lamp_trt.export.recipe import specs_of
 from tests.benchmarks.bench.test_flops import FULL_ATTENTION, FULL_WIDTHS, SMALL, SMALL_SIZES, by_layer
 from tests.fixtures.full_size_graph import full_size_sizes, locations
 from tests.fixtures.lamp_flops import TOKENS, LampFlops

@@ -24,7 +24,7 @@ from lamp_trt.cli import main
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.networks import VIDEO_NETWORKS
+from lamp_trt.engine.families import VIDEO_NETWORKS
 from lamp_trt.export.build import build_bundle
 from lamp_trt.runtime import load
 from tests.doubles.host_device import HostDevice, HostDeviceEngine

@@ -76,7 +76,7 @@ def test_a_sound_bundle_passes_on_every_rung(sound: Report) -> None:
 
 
 def sound_networks() -> tuple[str, ...]:
-    from lamp_trt.engine.networks import NETWORKS
+    from lamp_trt.engine.families import NETWORKS
 
     return tuple(NETWORKS)
 

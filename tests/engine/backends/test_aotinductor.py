@@ -24,8 +24,9 @@ from lamp_trt.engine.backends.registry import choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
+from lamp_trt.engine.families import VIDEO_NETWORKS
 from lamp_trt.engine.graph.digest import graph_digest
-from lamp_trt.engine.networks import VIDEO_NETWORKS, is_motion_tensor
+from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export import aotinductor
 from lamp_trt.export.aotinductor import AotInductorOptions, build_package, build_packages
 from lamp_trt.export.recipe import Recipe, recipe_from_options

@@ -15,14 +15,12 @@ from pathlib import Path
 import pytest
 
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.engine.families import COMPONENTS, NETWORKS, SDXL
 from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
-from lamp_trt.export.checkpoints.sdxl import FOLDERS
 from lamp_trt.export.checkpoints.tensors import tensor_infos
 from lamp_trt.export.networks import check_component
 from lamp_trt.export.published import (
     CONFIGS,
-    PARAMETERS,
     SDXL_INDEX,
     SDXL_SCHEDULER,
     TENSORS,
@@ -33,7 +31,6 @@ from lamp_trt.export.published import (
     write_sparse_shards,
 )
 from lamp_trt.export.toy.tokenizer import write_tokenizer
-from tests.fixtures.full_size_graph import COMPONENTS
 
 ROOT = Path(__file__).parents[3]
 GRAPH_PEAK_BYTES, GRAPH_FILE_BYTES = 2 << 30, 1_500_000
@@ -43,31 +40,31 @@ BUILD_PEAK_BYTES = 2 << 30
 
 def found(folder: Path, component: str) -> ComponentFiles:
     """The component in `folder`, under the bundle's name, as a build has it."""
-    files = find_component(folder, FOLDERS.get(component, component))
+    files = find_component(folder, COMPONENTS[component].folder)
     return ComponentFiles(component, files.folder, files.config, files.weight_files)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_the_modules_have_the_published_numbers_of_tensors_and_parameters(component: str) -> None:
     shapes = published_shapes(component)
-    assert sum(map(math.prod, shapes.values())) == PARAMETERS[component]
+    assert sum(map(math.prod, shapes.values())) == COMPONENTS[component].parameters
     assert len(shapes) == TENSORS.get(component, len(shapes))
 
 
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_published_layouts_pass_the_reader(component: str, variant: str, tmp_path: Path) -> None:
-    folder = tmp_path / FOLDERS.get(component, component)
+    folder = tmp_path / COMPONENTS[component].folder
     write_component(folder, component, variant=variant, old_names=True)
     files = found(tmp_path, component)
-    assert files.weight_files[0].stat().st_size >= PARAMETERS[component] * (2 if variant else 4)
+    assert files.weight_files[0].stat().st_size >= COMPONENTS[component].parameters * (2 if variant else 4)
     check_component(files)
     assert {info.dtype for info in tensor_infos(files).values()} == {"F16" if variant else "F32"}
 
 
 @pytest.mark.parametrize("component", ["sdxl_unet", "sdxl_text_encoder_2"])
 def test_sharded_files_pass_the_reader(component: str, tmp_path: Path) -> None:
-    folder = tmp_path / FOLDERS[component]
+    folder = tmp_path / COMPONENTS[component].folder
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config_of(component)))
     stem = "model" if "text_encoder" in component else "diffusion_pytorch_model"
@@ -79,7 +76,7 @@ def test_sharded_files_pass_the_reader(component: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("component", ["text_encoder", "vae", "sdxl_text_encoder_2"])
 def test_pickled_files_pass_the_reader(component: str, tmp_path: Path) -> None:
-    folder = tmp_path / FOLDERS.get(component, component)
+    folder = tmp_path / COMPONENTS[component].folder
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config_of(component)))
     stem = "pytorch_model" if "text_encoder" in component else "diffusion_pytorch_model"
@@ -122,7 +119,7 @@ def test_a_full_size_build_streams(tmp_path: Path) -> None:
         assert peak < BUILD_PEAK_BYTES
         assert set(Bundle.open(out, verify="none").manifest.networks) == {*NETWORKS}
         assert "weights/sdxl_text_encoder.safetensors" not in files
-        assert 0 <= files["weights/sdxl_unet.safetensors"] - 2 * PARAMETERS["sdxl_unet"] < 1 << 20
+        assert 0 <= files["weights/sdxl_unet.safetensors"] - 2 * COMPONENTS["sdxl_unet"].parameters < 1 << 20
         report, _, seconds = run_and_watch(command)
         print({"second_build_seconds": seconds})
         assert all(file["seconds"] is None for file in report["files"])
@@ -134,7 +131,7 @@ def write_checkpoints(sd: Path, sdxl: Path, motion: Path) -> None:
     """Whole folders in published form, fp32 of zeros."""
     for component in ("text_encoder", "vae"):
         write_component(sd / component, component, old_names=True)
-    for component, folder in FOLDERS.items():
+    for component, folder in ((component.name, component.folder) for component in SDXL.components):
         write_component(sdxl / folder, component)
     write_component(motion / "unet", "unet")
     write_tokenizer(sd / "tokenizer")

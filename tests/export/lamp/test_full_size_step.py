@@ -12,10 +12,11 @@ from lamp_trt.benchmarks.proof.random_checkpoints import write_lamp_unet
 from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.families import COMPONENTS
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.lamp import reference
 from lamp_trt.export.lamp.unet import load_lamp_unet
-from lamp_trt.export.published import PARAMETERS, config_of
+from lamp_trt.export.published import config_of
 from lamp_trt.export.recipe import BuildOptions
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 from lamp_trt.runtime.algorithm.latents import denoise_step
@@ -30,7 +31,9 @@ def test_one_step_of_a_full_size_unet_equals_the_reference(tmp_path: Path) -> No
     if shutil.disk_usage(tmp_path).free < 8 << 30:
         pytest.skip("needs 8 GiB of disk")
     checkpoint = write_lamp_unet(tmp_path / "rain", config_of("unet")) / "unet"
-    assert (checkpoint / "diffusion_pytorch_model.safetensors").stat().st_size > 2 * PARAMETERS["unet"]
+    assert (checkpoint / "diffusion_pytorch_model.safetensors").stat().st_size > 2 * COMPONENTS[
+        "unet"
+    ].parameters
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((1, 4, FRAMES, HEIGHT, WIDTH)).astype(np.float32)
     text = rng.standard_normal((2, 77, 768)).astype(np.float16)

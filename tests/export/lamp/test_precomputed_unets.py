@@ -18,12 +18,13 @@ from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.networks import NETWORKS, NetworkSpec
-from lamp_trt.engine.precompute import HOISTED, hoisted_specs
+from lamp_trt.engine.families import NETWORKS
+from lamp_trt.engine.networks import NetworkSpec
+from lamp_trt.engine.precompute import HOISTED, hoisted_from, hoisted_specs
 from lamp_trt.export.checkpoints.unet_layout import condition_layout
 from lamp_trt.export.networks import module_from_config, wrap
 from lamp_trt.export.onnx import Location, export_graph
-from lamp_trt.export.recipe import hoisted_from, specs_of
+from lamp_trt.export.recipe import specs_of
 from tests.fixtures.sdxl import UNET_CONFIG as SDXL_FIELDS
 from tests.tolerances import HOISTED_RTOL
 

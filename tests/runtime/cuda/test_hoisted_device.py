@@ -15,7 +15,7 @@ from lamp_trt.benchmarks.verify.run import verify_bundle
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.engine.families import NETWORKS
 from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.images import CudaImageStages

@@ -12,7 +12,7 @@ import lamp_trt
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
-from lamp_trt.engine.networks import VIDEO_NETWORKS
+from lamp_trt.engine.families import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.memory import memory_need
 from lamp_trt.runtime.cuda.stages import CudaVideoStages

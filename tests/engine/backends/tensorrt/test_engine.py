@@ -31,7 +31,7 @@ from lamp_trt.engine.backends.tensorrt.refit import motion_weights
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError
-from lamp_trt.engine.networks import VIDEO_NETWORKS
+from lamp_trt.engine.families import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.stages import CudaVideoStages
 from lamp_trt.runtime.media.tokenizer import load_tokenizer

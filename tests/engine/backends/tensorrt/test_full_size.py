@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lamp_trt.engine.networks import NETWORKS
+from lamp_trt.engine.families import NETWORKS
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'lamp-trt[rtx]'")
 pytestmark = pytest.mark.slow
