@@ -34,6 +34,8 @@ def linked_part(path: Path, root: Path | None = None) -> Path | None:
 def unreadable(path: Path) -> str | None:
     """Why `path` is not a regular file after following links, as the end of a sentence that it begins; None
     if it is one."""
+    if not _is_possible(path):
+        return "has a name that no file can have"
     broken = next((p for p in (*reversed(path.parents), path) if p.is_symlink() and not _exists(p)), None)
     if broken is not None:
         through = "" if broken == path else f"leads through {broken.name}, which "
@@ -53,6 +55,13 @@ def unreadable(path: Path) -> str | None:
     kind = _KINDS.get(stat.S_IFMT(mode), "something else")
     link = f"a link to {os.path.realpath(path)!r:.300}, " if path.is_symlink() else ""
     return f"is not a regular file but {link}{kind}"
+
+
+def _is_possible(path: Path) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
 
 def _exists(path: Path) -> bool:

@@ -72,6 +72,7 @@ def edit_graph(bundle: Bundle, network: str, edit: Callable[[onnx.ModelProto], N
     model = onnx.load(path, load_external_data=False)
     edit(model)
     path.write_bytes(model.SerializeToString())
+    bundle._graphs.pop(network, None)  # an open bundle keeps the graphs that it read
 
 
 # --- what the builder makes ----------------------------------------------------------------------------
