@@ -58,10 +58,14 @@ def unreadable(path: Path) -> str | None:
 
 
 def _is_possible(path: Path) -> bool:
+    """Whether a file could have this name: no NUL, no half of a surrogate pair, not too long."""
     try:
-        return b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:  # half of a surrogate pair
+        os.lstat(path)
+    except ValueError:
         return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
 
 
 def _exists(path: Path) -> bool:

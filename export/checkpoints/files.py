@@ -174,7 +174,7 @@ def is_present(file: Path) -> bool:
     """Whether `file` is a regular file, or leads to one. CheckpointError for a link that leads nowhere: what
     else is there must not silently take its place."""
     problem = unreadable(file)
-    if problem and file.is_symlink():
+    if problem and os.path.islink(file):
         raise CheckpointError(f"{file} {problem}. Get it again from where the checkpoint came from.")
     return problem is None
 
