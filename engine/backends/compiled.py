@@ -168,6 +168,15 @@ def nearest(folder: Path, keys: Sequence[CompiledKey]) -> CompiledKey:
     return min(pairs, key=lambda pair: len(_differences(pair[1], pair[0])), default=(keys[0], None))[0]
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make the folder for engines if it is not there. EngineError where no file can be written to it: asked
+    before an engine is compiled, it spares a wait for one that cannot be kept."""
+    with _explained(folder):
+        make_folders(folder)
+        with _temporary(folder / "writable"):
+            pass
+
+
 def store(
     folder: Path,
     key: CompiledKey,
@@ -251,10 +260,12 @@ def _explained(folder: Path) -> Iterator[None]:
         named = Path(str(error.filename))
         if folder != named and folder not in named.parents and named not in folder.parents:
             raise
-        problem = "no space is left" if error.errno in _NO_SPACE else str(error.strerror)
+        problem, remedy = str(error.strerror), "Keep"
+        if error.errno in _NO_SPACE:
+            problem, remedy = f"no space is left ({error.strerror})", "Free some space there, or keep"
         raise EngineError(
-            f"cannot write a compiled engine to {folder}: {problem}. Free some space there, or keep engines "
-            "elsewhere with --engine-dir"
+            f"cannot write a compiled engine to {folder}: {problem}. {remedy} engines elsewhere with "
+            "--engine-dir"
         ) from error
 
 

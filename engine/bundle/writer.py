@@ -264,8 +264,9 @@ class BundleWriter:
                 raise
             if error.errno in _NO_SPACE:
                 raise BundleError(
-                    f"no space left for {what} in {self.path}: {_gib(_free_bytes(self.path))} are free. "
-                    "Free some space and run the same command again, finished parts are kept"
+                    f"no space left for {what} in {self.path} ({error.strerror}): "
+                    f"{_gib(_free_bytes(self.path))} are free. Free some space, or raise the limit, and run "
+                    "the same command again, finished parts are kept"
                 ) from error
             raise BundleError(
                 f"cannot write {what} in {self.path}: {error.strerror}. {copy_remedy(self.path)}"
