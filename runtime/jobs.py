@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines
@@ -168,7 +169,7 @@ def run_jobs(
             log.warning("this bundle is not the one of the video to repeat: the result may differ")
         check_destination(job.out, *pipeline.size, job.fps)
         background_rgb(job.options.get("background", "white"))
-        if isinstance(job.first_frame, Path) and not os.path.isfile(job.first_frame):
+        if isinstance(job.first_frame, Path) and not os.path.isfile(possible_path(job.first_frame)):
             raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
         by_motion.setdefault(str(motion), []).append(job)
     for motion, group in by_motion.items():

@@ -5,6 +5,7 @@ All figures follow from one table of parameter counts. Memory for activations co
 it depends on the backend.
 """
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -135,7 +136,7 @@ def _gpu_memory_finding(gpu: Gpu) -> Finding:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))
 
 
 def _gb(size_bytes: float) -> str:
