@@ -148,13 +148,13 @@ def test_weights_that_a_store_does_not_name_in_utf8_are_refused(toy_bundle: Path
     weights = tmp_path / "bundle/weights/unet.safetensors"
     weights.rename(tmp_path / NO_TEXT)
     weights.symlink_to(tmp_path / NO_TEXT)
-    with pytest.raises(InputError, match="is not named in UTF-8.*rename it"):
+    with pytest.raises(InputError, match=r"is not named in UTF-8.*rename it"):
         frames(tmp_path / "bundle")
 
 
 def test_a_checkpoint_that_is_not_named_in_utf8_is_refused(toy: Path, tmp_path: Path) -> None:
     shutil.copytree(toy / "sd/vae", tmp_path / NO_TEXT)
-    with pytest.raises(InputError, match="is not named in UTF-8.*rename it"):
+    with pytest.raises(InputError, match=r"is not named in UTF-8.*rename it"):
         TensorReader(tuple((tmp_path / NO_TEXT).glob("*.safetensors")))
 
 
