@@ -95,6 +95,7 @@ def build_packages(
     missing = [name for name, key in keys.items() if not compiled.has(folder, key)]
     if missing:
         _require_compiler()
+        compiled.prepare_folder(folder)
     for name in progress(missing, "AOTInductor", unit=" packages"):
         build_package(bundle, name, exported_network(recipe, name), keys[name], options, folder)
     by_stem = {engine.path.stem: engine for engine in compiled.known(folder)}

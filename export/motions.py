@@ -152,31 +152,33 @@ def remove_motion(bundle: Path, name: str, default: str | None = None) -> str:
     Raises InputError for an unknown name, or if the default would be lost.
     """
     _require_bundle(bundle)
-    with BundleWriter(bundle) as writer:
+
+    def remove(writer: BundleWriter) -> str:
         manifest = _manifest_with_unet(writer)
         for motion in (name, default):
             if motion is not None and motion not in manifest.motions:
                 known = ", ".join(sorted(manifest.motions))
                 raise InputError(f"{bundle} holds no motion {motion!r}; known: {known}.")
-        if default is None:
-            default = manifest.default_motion
-        if default == name:
+        shown = manifest.default_motion if default is None else default
+        if shown == name:
             others = ", ".join(sorted(manifest.motions.keys() - {name})) or "none: add one first"
             graph = graph_path(LAMP.unet)
             raise InputError(
                 f"{name!r} is the default motion of {bundle}, the one that {graph} points at. "
                 f"Name another with --default ({others})."
             )
-        assert default is not None
+        assert shown is not None
         removed = manifest.motions[name].file
         files = {path: entry for path, entry in manifest.files.items() if path != removed}
-        if default != manifest.default_motion:
-            point_graph_at_motion(writer, default)
+        if shown != manifest.default_motion:
+            point_graph_at_motion(writer, shown)
             files |= writer.files
         motions = {key: motion for key, motion in manifest.motions.items() if key != name}
         return writer.commit(
-            dataclasses.replace(manifest, motions=motions, default_motion=default, files=files)
+            dataclasses.replace(manifest, motions=motions, default_motion=shown, files=files)
         )
+
+    return write_if_needed(bundle, remove, DigestCache())
 
 
 def point_graph_at_motion(writer: BundleWriter, motion: str) -> None:

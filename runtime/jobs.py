@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines, without_marks
@@ -175,7 +176,7 @@ def run_jobs(
         if job.bundle not in (None, pipeline.bundle.digest):
             log.warning("this bundle is not the one of the video to repeat: the result may differ")
         check_format(job.out, *pipeline.size, job.fps)
-        if isinstance(job.first_frame, Path) and not os.path.isfile(job.first_frame):
+        if isinstance(job.first_frame, Path) and not os.path.isfile(possible_path(job.first_frame)):
             raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
         by_motion.setdefault(str(motion), []).append(job)
     for job in (job for group in by_motion.values() for job in group):

@@ -111,5 +111,5 @@ def _ask_gpu(ordinal: int, fields: dict[str, str]) -> dict[str, str]:
 
 def _output(*command: str) -> str:
     """What a program prints, "" where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     return done.stdout.strip() if done.returncode == 0 else ""

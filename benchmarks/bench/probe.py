@@ -10,12 +10,12 @@ prints a JSON object. "" stands for an argument's default.
 
 import json
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.child import run_python
 from lamp_trt.engine.errors import EngineError
 
 RUNS = 3
@@ -23,8 +23,7 @@ RUNS = 3
 
 def probe(*arguments: str) -> dict[str, float]:
     """What a process of its own printed. EngineError, with the last line that it wrote, if it failed."""
-    command = [sys.executable, "-m", "lamp_trt.benchmarks.bench.probe", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_python("-m", "lamp_trt.benchmarks.bench.probe", *arguments)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise EngineError(f"measuring {arguments[0]} in a process of its own failed: {last}")
@@ -44,7 +43,8 @@ def _import() -> dict[str, float]:
         "import time; start = time.perf_counter(); import lamp_trt.runtime.pipeline; "
         "print(time.perf_counter() - start)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python("-c", code)
+    done.check_returncode()
     return {"import_s": float(done.stdout)}
 
 

@@ -167,6 +167,15 @@ def nearest(folder: Path, keys: Sequence[CompiledKey]) -> CompiledKey:
     return min(pairs, key=lambda pair: len(_differences(pair[1], pair[0])), default=(keys[0], None))[0]
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make the folder for engines if it is not there. EngineError where no file can be written to it: asked
+    before an engine is compiled, it spares a wait for one that cannot be kept."""
+    with explained(folder, partial(_cannot_write, folder), or_above=True):
+        make_folders(folder)
+        with _temporary(folder / "writable"):
+            pass
+
+
 def store(
     folder: Path,
     key: CompiledKey,
@@ -242,10 +251,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _cannot_write(folder: Path, error: OSError, no_space: bool) -> EngineError:
-    problem = "no space is left" if no_space else str(error.strerror)
+    problem, remedy = str(error.strerror), "Keep"
+    if no_space:
+        problem, remedy = f"no space is left ({error.strerror})", "Free some space there, or keep"
     return EngineError(
-        f"cannot write a compiled engine to {folder}: {problem}. Free some space there, or keep engines "
-        "elsewhere with --engine-dir"
+        f"cannot write a compiled engine to {folder}: {problem}. {remedy} engines elsewhere with --engine-dir"
     )
 
 

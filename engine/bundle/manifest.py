@@ -164,7 +164,16 @@ def manifest_digest(data: bytes) -> str:
 def read_manifest(folder: Path, name: str = MANIFEST) -> tuple[Manifest, bytes]:
     """The manifest in `folder` and its bytes. FileNotFoundError if there is none, BundleError if bad."""
     path = folder / name
-    data = read_small_file(path)
+    if os.path.isfile(folder):
+        raise BundleError(
+            f"{folder} is a file, and a bundle is a folder: give {folder.parent} if it is in one"
+        )
+    try:
+        data = read_small_file(path)
+    except BundleError as error:
+        raise BundleError(
+            f"{error}. Make it readable, or get the bundle again from where it came from"
+        ) from error
     try:
         return Manifest.from_json(data), data
     except BundleError as error:

@@ -5,6 +5,8 @@ import errno
 import os
 import re
 import shlex
+import stat
+import sys
 from pathlib import Path
 
 from lamp_trt.engine.bundle.atomic_files import TEMPORARY_SUFFIX
@@ -26,22 +28,56 @@ _RESERVED = (MANIFEST, PENDING, JOURNAL)
 
 def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """`path` if the system could have such a file. InputError for what is no str or os.PathLike, for a null
-    character or half of a surrogate pair, which no file system takes, and for a name that is too long."""
+    character or half of a surrogate pair, which no file system takes, for a name that is too long, for what
+    lies in a folder that this user may not enter, or is one, and for a relative path where the working
+    directory was deleted."""
     try:
         if not isinstance(os.fspath(path), str):
             raise TypeError
-        os.lstat(path)
+        os.path.abspath(path)
+        if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.X_OK):
+            raise PermissionError
     except TypeError:
         raise InputError(f"{path!r:.150} is no path: give a string or a pathlib.Path.") from None
     except ValueError:
-        reason = "leave out what is escaped in it"
+        reason = name_remedy(path)
+    except PermissionError:
+        raise InputError(
+            f"{os.fspath(path)!r:.300} cannot be reached: user {os.geteuid()} may not enter it or a folder "
+            "above it. Change their permissions (chmod a+rX), or copy it to a folder that can be read."
+        ) from None
     except OSError as error:
+        if not os.path.isabs(path) and not _has_working_directory():
+            raise InputError(
+                f"{os.fspath(path)!r:.300} is relative to the working directory, which was deleted: change "
+                "to another one, or give an absolute path."
+            ) from None
         if error.errno != errno.ENAMETOOLONG:
             return path
         reason = "it is too long"
     else:
         return path
     raise InputError(f"{os.fspath(path)!r:.150} cannot name a file: {reason}.")
+
+
+def name_remedy(path: str | os.PathLike[str]) -> str:
+    """What to do about a path that cannot be encoded: the locale's fault where UTF-8 could have it."""
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return "leave out what is escaped in it"
+    if "\0" in os.fspath(path):
+        return "leave out what is escaped in it"
+    encoding = sys.getfilesystemencoding()
+    return f"this locale's {encoding} lacks its letters, set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def weights_path(component: str) -> str:

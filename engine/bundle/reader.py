@@ -36,6 +36,7 @@ from lamp_trt.engine.files.links import linked_part, meant_folder, unreadable
 
 Verify = Literal["stat", "full", "none"]
 
+_READABLE = "Make it readable (chmod -R a+rX), or get the bundle again from where it came from"
 _COMMIT_WAIT_S = 1.0
 """How long a reader waits for a commit in progress, which is a few renames."""
 
@@ -221,7 +222,7 @@ def _check_files(
         try:
             intact = cache.matches(inside(folder, relative), entry.sha256, fresh=verify == "full")
         except InputError as error:
-            raise BundleError(f"{relative} in {folder}: {error}") from error
+            raise BundleError(f"{relative} in {folder}: {error}. {_READABLE}") from error
         if not intact:
             raise _damaged(folder, relative, f"its digest is not the one in {MANIFEST}")
     return identities
@@ -236,7 +237,8 @@ def _status(folder: Path, relative: str) -> FileIdentity:
             return identity
         problem = "is missing"
     where = f"{problem} in {folder}" if problem == "is missing" else f"in {folder} {problem}"
-    raise BundleError(f"{relative} {where}. {_remedy(folder, relative)}")
+    remedy = _READABLE if problem.startswith("cannot be read") else _remedy(folder, relative)
+    raise BundleError(f"{relative} {where}. {remedy}")
 
 
 def _identity(path: Path) -> FileIdentity | None:

@@ -264,8 +264,9 @@ class BundleWriter:
         def explain(error: OSError, no_space: bool) -> BundleError:
             if no_space:
                 return BundleError(
-                    f"no space left for {what} in {self.path}: {_gib(_free_bytes(self.path))} are free. "
-                    "Free some space and run the same command again, finished parts are kept"
+                    f"no space left for {what} in {self.path} ({error.strerror}): "
+                    f"{_gib(_free_bytes(self.path))} are free. Free some space, or raise the limit, and run "
+                    "the same command again, finished parts are kept"
                 )
             return BundleError(
                 f"cannot write {what} in {self.path}: {error.strerror}. {copy_remedy(self.path)}"

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from lamp_trt.engine.errors import InputError
+
 _LISTED = 5
 _REPOSITORIES = ("models--", "datasets--", "spaces--")
 _KINDS = {
@@ -28,7 +30,7 @@ def linked_part(path: Path, root: Path | None = None) -> Path | None:
     parts = [path, *path.parents]
     if root is not None:
         parts = [part for part in parts if part != root and part.is_relative_to(root)]
-    return next((part for part in reversed(parts) if part.is_symlink()), None)
+    return next((part for part in reversed(parts) if os.path.islink(part)), None)
 
 
 def unreadable(path: Path) -> str | None:
@@ -36,7 +38,7 @@ def unreadable(path: Path) -> str | None:
     if it is one."""
     if not _is_possible(path):
         return "has a name that no file can have"
-    broken = next((p for p in (*reversed(path.parents), path) if p.is_symlink() and not _exists(p)), None)
+    broken = next((p for p in (*reversed(path.parents), path) if _is_broken(p)), None)
     if broken is not None:
         through = "" if broken == path else f"leads through {broken.name}, which "
         if _errno(broken) == errno.ELOOP:
@@ -53,7 +55,7 @@ def unreadable(path: Path) -> str | None:
     if stat.S_ISREG(mode):
         return None
     kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-    link = f"a link to {os.path.realpath(path)!r:.300}, " if path.is_symlink() else ""
+    link = f"a link to {os.path.realpath(path)!r:.300}, " if os.path.islink(path) else ""
     return f"is not a regular file but {link}{kind}"
 
 
@@ -68,8 +70,8 @@ def _is_possible(path: Path) -> bool:
     return True
 
 
-def _exists(path: Path) -> bool:
-    return _errno(path) is None
+def _is_broken(path: Path) -> bool:
+    return os.path.islink(path) and _errno(path) is not None
 
 
 def _errno(path: Path) -> int | None:
@@ -78,6 +80,17 @@ def _errno(path: Path) -> int | None:
     except OSError as error:
         return error.errno
     return None
+
+
+def utf8_path(path: str | os.PathLike[str]) -> str:
+    """`path` as the UTF-8 text that native libraries take. InputError if its bytes are none."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{os.fspath(path)!r:.300} is not named in UTF-8, which the library that reads it needs: "
+            "rename it, or copy it to another folder."
+        ) from None
 
 
 def meant_folder(folder: Path, markers: tuple[str, ...]) -> str:
@@ -107,9 +120,9 @@ def is_cache_folder(folder: Path) -> bool:
 
 def _snapshots(folder: Path) -> Iterator[Path]:
     """The snapshots of the cached repositories that `folder` is, is a part of, or holds."""
-    if (folder / "snapshots").is_dir():
+    if os.path.isdir(folder / "snapshots"):
         repositories = [folder]
-    elif folder.name in ("snapshots", "blobs", "refs") and (folder.parent / "snapshots").is_dir():
+    elif folder.name in ("snapshots", "blobs", "refs") and os.path.isdir(folder.parent / "snapshots"):
         repositories = [folder.parent]
     else:
         hubs = [folder, folder / "hub"]
@@ -135,6 +148,6 @@ def _has(folder: Path, markers: tuple[str, ...]) -> bool:
 def _folders(folder: Path) -> list[Path]:
     """The folders in `folder`; none if it cannot be listed."""
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
+        return sorted(path for path in folder.iterdir() if os.path.isdir(path))
     except OSError:
         return []

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.files.links import utf8_path
 from lamp_trt.export.checkpoints.files import refuse_lfs_pointer
 
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -100,6 +101,7 @@ def _is_safetensors(file: Path) -> bool:
 def _open_safetensors(file: Path) -> tuple[Any, dict[str, TensorInfo]]:
     header = read_weight_file(file)
     infos = {name: TensorInfo(ref.dtype, ref.shape) for name, ref in header.tensors.items()}
+    utf8_path(file)
     return safe_open(file, framework="pt"), infos
 
 

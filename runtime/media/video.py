@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lamp_trt.engine.bundle.paths import name_remedy
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write, written
 from lamp_trt.runtime.algorithm.config import FPS, file_path, finite_number, json_text
@@ -165,7 +166,9 @@ def _check_name(destination: Path) -> None:
     try:
         encoded = os.fsencode(destination)
     except UnicodeEncodeError:
-        encoded = b"\0"
+        raise InputError(
+            f"the output {str(destination)!r:.100} cannot be the name of a file: {name_remedy(destination)}."
+        ) from None
     if b"\0" in encoded or len(encoded) > MAX_PATH_BYTES:
         raise InputError(f"the output {str(destination)!r:.100} cannot be the name of a file.")
     if len(os.fsencode(destination.name)) > MAX_NAME_BYTES:

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 def _disable_telemetry() -> None:
     """Keep ONNX Runtime from reporting, unless its host decided by setting the variable."""
-    if _NO_TELEMETRY in os.environ:
+    if NO_TELEMETRY in os.environ:
         return
-    os.environ[_NO_TELEMETRY] = "1"
+    os.environ[NO_TELEMETRY] = "1"
     if "onnxruntime" in sys.modules:
         warnings.warn(
             "onnxruntime was imported before lamp_trt: from version 1.29 on it reports to Microsoft from "
             "this process, which nothing can stop any more. Import lamp_trt first, or set "
-            f"{_NO_TELEMETRY}=1 in the environment.",
+            f"{NO_TELEMETRY}=1 in the environment.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -6,6 +6,7 @@ not be written to stdout), 2 bad usage or input, 130 interrupted.
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -82,13 +83,13 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"lamp-trt {args.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
+        if error.errno not in (*MACHINE_ERRORS, errno.EACCES, errno.EPERM):
             raise
         where = f" {str(error.filename)!r}" if error.filename else ""
         print(
             f"lamp-trt {args.command}: the system refused a file{where}: {error.strerror}.", file=sys.stderr
         )
-        return 1
+        return 1 if error.errno in MACHINE_ERRORS else 2
     return 0
 
 

@@ -7,6 +7,7 @@ SECURITY.md promises it of our dependencies too, whose native code no Python hoo
 import json
 import os
 import pwd
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 
+import lamp_trt
 from lamp_trt.engine.files import user_cache
 from tests.cli import system_trace
 from tests.cli.system_trace import Trace
@@ -230,6 +232,30 @@ def test_a_host_that_decided_is_left_alone(value: str) -> None:
     code = f"import onnxruntime, lamp_trt, os; print(os.environ['{VARIABLE}'])"
     done = python(code, **{VARIABLE: value})
     assert (done.stdout, done.stderr) == (f"{value}\n", "")
+
+
+@pytest.mark.parametrize(("decided", "value"), [(None, "1"), ("0", "0")])
+def test_an_environment_that_was_cleared_is_mended_before_onnx_runtime_reads_it(
+    decided: str | None, value: str
+) -> None:
+    code = (
+        f"import os, lamp_trt; os.environ.pop('{VARIABLE}')\n"
+        f"if {decided!r}: os.environ['{VARIABLE}'] = {decided!r}\n"
+        "from lamp_trt.engine.backends.onnxruntime.session import import_onnxruntime\n"
+        f"print(import_onnxruntime().__name__, os.environ['{VARIABLE}'])"
+    )
+    assert python(code).stdout == f"onnxruntime {value}\n"
+
+
+def test_no_module_imports_onnx_runtime_past_the_switch() -> None:
+    root = Path(lamp_trt.__file__).parent
+    found = [
+        str(path.relative_to(root))
+        for folder in ("engine", "runtime", "export", "commands", "doctor", "benchmarks/bench")
+        for path in (root / folder).rglob("*.py")
+        if re.search(r"^\s*(import|from) onnxruntime", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert found == ["benchmarks/bench/probe.py"]  # in a child of run_python
 
 
 def test_onnx_runtime_imported_first_is_warned_of_once_with_the_remedy() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from lamp_trt.benchmarks.bench.compare import RULER
 from lamp_trt.benchmarks.bench.harness import Entry
 from lamp_trt.doctor.machine import cpu_count
+from lamp_trt.engine.backends.onnxruntime.session import import_onnxruntime
 
 COPY = "memory copy"
 
@@ -61,7 +62,7 @@ def _numpy_product() -> Iterator[Callable[[], Any]]:
 
 @contextmanager
 def _onnx_product() -> Iterator[Callable[[], Any]]:
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
     from onnx import TensorProto, helper, numpy_helper
 
     a, b = _matrices()

@@ -16,10 +16,9 @@ def operator_seconds(subject: Subject, network: str) -> dict[str, float]:
 
     The profiler's own time is in them: trust the shares; the sum is a little more than an unprofiled run.
     """
-    import onnxruntime
+    from lamp_trt.engine.backends.onnxruntime.session import cpu_model, import_onnxruntime, place_weights
 
-    from lamp_trt.engine.backends.onnxruntime.session import cpu_model, place_weights
-
+    onnxruntime = import_onnxruntime()
     bundle, arrays = subject.bundle, subject.inputs(network)
     model = cpu_model(bundle, network, subject.motion_of(network))
     with tempfile.TemporaryDirectory(prefix="lamp-trt-bench-") as folder:

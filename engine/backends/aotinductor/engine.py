@@ -25,6 +25,7 @@ from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.families import LAMP
+from lamp_trt.engine.files.links import utf8_path
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.torch_threads import torch_threads
 
@@ -297,7 +298,7 @@ class _Weights:
         from safetensors import safe_open
 
         if relative not in self._mapped:
-            with safe_open(self._bundle.path_of(relative), framework="pt") as file:
+            with safe_open(utf8_path(self._bundle.path_of(relative)), framework="pt") as file:
                 names = {PREFIX + key: key for key in file.keys()}  # noqa: SIM118 (it is no mapping)
                 self._mapped[relative] = {
                     name: self._shaped(file.get_tensor(key), name)
@@ -337,7 +338,9 @@ def _load(path: Path, network: str, device: int = -1) -> tuple[Any, dict[str, Co
     import torch
 
     with _explained(network):
-        model = torch._inductor.aoti_load_package(str(path), run_single_threaded=True, device_index=device)
+        model = torch._inductor.aoti_load_package(
+            utf8_path(path), run_single_threaded=True, device_index=device
+        )
         known = json.loads(model.get_metadata()[CONSTANTS])
         return model, {name: _constant(known[name]) for name in model.get_constant_fqns()}
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lamp_trt.engine.backends.onnxruntime.session import bundle_model, motion_arrays, new_session, shared_file
+from lamp_trt.engine.backends.onnxruntime.session import (
+    bundle_model,
+    import_onnxruntime,
+    motion_arrays,
+    new_session,
+    shared_file,
+)
 from lamp_trt.engine.backends.registry import refuse_bfloat16
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
@@ -83,7 +89,7 @@ class OnnxRuntimeCudaEngine:
             raise EngineError(f"{self._network} was loaded for another stream than it is enqueued on.")
         if self._session is None:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         if self._binding is None:
             self._binding = self._new_binding()
@@ -101,7 +107,7 @@ class OnnxRuntimeCudaEngine:
     def set_motion(self, motion: str) -> bool:
         if motion == self._motion:
             return False
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         shown, self._motion = self._motion, None
         anew = shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown)
@@ -123,7 +129,7 @@ class OnnxRuntimeCudaEngine:
         self._motion_values.clear()
 
     def _new_session(self, motion: str | None) -> Any:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         from lamp_trt.engine.graph.locate import take_motion_as_inputs
 

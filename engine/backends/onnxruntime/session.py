@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every ONNX Runtime session of a bundle has in common: graph, place of the weights, errors."""
 
+import importlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
+from lamp_trt import NO_TELEMETRY
 from lamp_trt.engine.backends.contract import Array
 from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import LAMP
+from lamp_trt.engine.files.links import utf8_path
 
 
 def bundle_model(bundle: Bundle, network: str, motion: str | None) -> Any:
@@ -49,8 +54,16 @@ def motion_arrays(bundle: Bundle, motion: str, shapes: Mapping[str, tuple[int, .
     return {name: arrays[name].reshape(shape) for name, shape in shapes.items()}
 
 
-def place_weights(bundle: Bundle, model: Any) -> dict[str, str]:
-    """The session options by which ONNX Runtime finds the weights of `model`.
+def import_onnxruntime() -> ModuleType:
+    """onnxruntime, whose first import reads its telemetry switch. `import lamp_trt` set it; a host may have
+    cleared the environment since."""
+    if "onnxruntime" not in sys.modules:
+        os.environ.setdefault(NO_TELEMETRY, "1")
+    return importlib.import_module("onnxruntime")
+
+
+def place_weights(bundle: Bundle, model: Any) -> dict[str, bytes]:
+    """The session options by which ONNX Runtime finds the weights of `model`; bytes: a path may be no text.
 
     It refuses files outside of a folder that it is given, after following links. So where a file of the
     bundle is a link out of it, `model` is pointed at the files themselves, below a folder that holds all.
@@ -66,8 +79,8 @@ def place_weights(bundle: Bundle, model: Any) -> dict[str, str]:
     if any(os.path.commonpath([folder, file]) != folder for file in files.values()):
         folder = os.path.commonpath([os.path.dirname(file) for file in files.values()])
         for entry in entries:
-            entry.value = os.path.relpath(files[entry.value], folder)
-    return {"session.model_external_initializers_file_folder_path": folder}
+            entry.value = utf8_path(os.path.relpath(files[entry.value], folder))
+    return {"session.model_external_initializers_file_folder_path": os.fsencode(folder)}
 
 
 def new_session(
@@ -82,8 +95,7 @@ def new_session(
 
     `model` may be changed, see `place_weights`.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal: errors are raised too, so that lines on stderr would repeat them
     for key, value in {**place_weights(bundle, model), **(config or {})}.items():

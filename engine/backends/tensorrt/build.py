@@ -65,6 +65,7 @@ def build_engines(
             log.info("%s is there already: %s", _title(target), key.stem)
             engines += [engine for engine in compiled.known(folder) if engine.path.stem == key.stem]
         else:
+            compiled.prepare_folder(folder)
             engines.append(_build(bundle, module, target, key, options, folder))
     bundle.check_unchanged()
     return engines

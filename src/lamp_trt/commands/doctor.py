@@ -3,7 +3,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from lamp_trt.commands.shared import file_path
 
@@ -18,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="purpose",
         help="what this machine is for; the exit code tells whether it can work (default: both)",
     )
-    parser.add_argument(
-        "--folder", type=file_path, default=Path(), help="where bundles will be", metavar="DIR"
-    )
+    parser.add_argument("--folder", type=file_path, default=".", help="where bundles will be", metavar="DIR")
 
 
 def run(args: argparse.Namespace) -> None:

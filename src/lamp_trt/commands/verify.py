@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     )
     report = verify_bundle(args.bundle, options)
     as_json = json.dumps(report.to_json(), indent=2, allow_nan=False)
+    print(as_json if args.json else report_text(report), flush=True)
     if args.out:
         write_text(args.out, as_json + "\n")
-    print(as_json if args.json else report_text(report))
     require_passed(report)

@@ -3,10 +3,10 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lamp_trt.child import run_python
 from lamp_trt.engine.errors import LampError
 
 Status = Literal["ok", "note", "problem"]
@@ -42,9 +42,7 @@ def probe(code: str, timeout_s: float = 120) -> dict[str, Any]:
     A library that is broken may crash, hang, or leave settings behind: not in our process.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        done = run_python("-c", code, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {timeout_s:.0f} s"}
     if done.returncode:

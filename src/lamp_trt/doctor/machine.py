@@ -86,7 +86,7 @@ def _folder_finding(folder: Path) -> Finding:
 def not_writable(folder: Path) -> str:
     """Why a file in `folder`, or in the nearest folder above that exists, cannot be made; "" if it can."""
     folder = folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=existing):
             return ""

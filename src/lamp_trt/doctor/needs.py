@@ -5,6 +5,7 @@ All figures follow from the numbers of parameters in engine/families.py. Memory 
 and is not stated: it depends on the backend.
 """
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -118,7 +119,7 @@ def _gpu_memory_finding(gpu: Gpu) -> Finding:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))
 
 
 def _gb(size_bytes: float) -> str:

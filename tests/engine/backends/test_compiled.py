@@ -317,3 +317,12 @@ def test_engines_that_are_links_are_found_and_not_written_through(tmp_path: Path
     assert compiled.find(tmp_path / "view", KEY, REBUILD).path.read_bytes() == b"another"
     assert {path.name: path.read_bytes() for path in (tmp_path / "blobs").iterdir()} == before
     assert sorted(path.suffix for path in (tmp_path / "view").iterdir()) == [".json", ".plan"]
+
+
+def test_a_folder_that_takes_no_engine_is_told_before_compiling(tmp_path: Path) -> None:
+    compiled.prepare_folder(tmp_path / "a/b")
+    assert list((tmp_path / "a/b").iterdir()) == []
+    with pytest.raises(
+        EngineError, match=r"cannot write a compiled engine to /proc/x: .*\. Keep engines elsew"
+    ):
+        compiled.prepare_folder(Path("/proc/x"))

@@ -14,9 +14,9 @@ from lamp_trt.engine.bundle import writer as bundle_writer
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.unchanged import write_if_needed
 from lamp_trt.engine.bundle.writer import BundleWriter
-from lamp_trt.engine.errors import BundleError
+from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.export.build import build_bundle
-from lamp_trt.export.motions import add_motion
+from lamp_trt.export.motions import add_motion, remove_motion
 from tests.fixtures.bundle_cases import FIRST, SECOND, build, key_of, manifest_of, tree
 from tests.fixtures.toy import TOY_SIZE, toy_options
 
@@ -72,7 +72,7 @@ def test_what_needs_no_writing_works_on_a_read_only_bundle(
         timeout=300,
     )
     assert done.stdout.splitlines()[-1:] == ["exit codes 0 0 0 0 0 1 1 1"], done.stderr
-    refused = [line for line in done.stderr.splitlines() if "cannot write to" in line]
+    refused = [line for line in done.stderr.splitlines() if f"cannot write to {bundle}" in line]
     assert len(refused) == 3
     assert all(f"cp -rL {bundle} COPY" in line and "--out" not in line for line in refused)
     assert tree(bundle) == before
@@ -98,6 +98,13 @@ def test_a_build_and_a_motion_that_are_there_take_no_lock(toy: Path, toy_bundle:
         add_motion(toy_bundle, "new", toy / "motions/rain")
     with pytest.raises(BundleError, match="the lock was taken"):
         build_bundle(toy_bundle, toy_options(toy, height=32, width=32))
+    with pytest.raises(BundleError, match="the lock was taken"):
+        remove_motion(toy_bundle, "rain")
+    with pytest.raises(InputError, match="holds no motion 'none'; known: horse_run, rain"):
+        remove_motion(toy_bundle, "none")
+    with pytest.raises(InputError, match="Name another with --default"):
+        remove_motion(toy_bundle, "horse_run")
+    assert tree(toy_bundle) == before
 
 
 def complete(contents: dict[str, bytes]) -> Callable[[BundleWriter], str]:

@@ -207,3 +207,23 @@ def test_an_interrupt_between_the_renames_is_undone(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         both.__exit__(None, None, None)
     assert contents(tmp_path) == {"a": b"old"}
+
+
+def test_a_report_that_cannot_be_kept_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have taken hours."""
+    from lamp_trt.benchmarks.verify import report as verify_report
+    from lamp_trt.benchmarks.verify import run as verify_run
+
+    class Report:
+        def to_json(self) -> dict[str, str]:
+            return {"passed": "all"}
+
+    monkeypatch.setattr(verify_run, "verify_bundle", lambda *_: Report())
+    monkeypatch.setattr(verify_report, "require_passed", lambda _: None)
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    assert main(["verify", str(tmp_path), "--json", f"--out={tmp_path / 'x.json'}"]) == 1
+    captured = capsys.readouterr()
+    assert '"passed": "all"' in captured.out
+    assert "No space left" in captured.err
