@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lamp_trt.runtime.cuda.images import CudaImageStages
+from lamp_trt.runtime.cuda.stages import CudaVideoStages
 
 import lamp_trt
 from lamp_trt.benchmarks.verify.options import VerifyOptions
@@ -18,9 +20,7 @@ from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import NETWORKS
 from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.runtime.cuda.engines import EngineSet
-from lamp_trt.runtime.cuda.images import CudaImageStages
 from lamp_trt.runtime.cuda.memory import memory_need
-from lamp_trt.runtime.cuda.stages import CudaVideoStages
 from lamp_trt.runtime.load import Placement
 from tests.benchmarks.verify.test_verify import checkpoints, edit_tensors, faulty, verified
 from tests.doubles.host_device import HostDevice, HostDeviceEngine

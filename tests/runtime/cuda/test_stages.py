@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lamp_trt.runtime.cuda.stages import CudaVideoStages
 
 import lamp_trt
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
@@ -15,7 +16,6 @@ from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.memory import memory_need
-from lamp_trt.runtime.cuda.stages import CudaVideoStages
 from lamp_trt.runtime.first_frame import first_frame_maker, missing_networks
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.media.tokenizer import load_tokenizer

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
+from lamp_trt.runtime.cuda.stages import CudaVideoStages
 
 import lamp_trt
 from lamp_trt.engine.backends import compiled
@@ -33,7 +34,6 @@ from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda.engines import EngineSet
-from lamp_trt.runtime.cuda.stages import CudaVideoStages
 from lamp_trt.runtime.media.tokenizer import load_tokenizer
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.pipeline import LampPipeline
