@@ -189,7 +189,7 @@ class Setting:
     metavar       of the command line
     kept          see Kept
     in_jobs       whether job files and the command line may set it
-    check         more than its kind tells: (name, value) → value
+    check         in place of its kind: (name, value) → value as Python's own
     """
 
     name: str
@@ -209,14 +209,13 @@ class Setting:
         """`value` as Python's own, which JSON can hold; InputError if it is none of this setting's."""
         if value is None and self.optional:
             return None
-        plain: Any
+        if self.check is not None:
+            return self.check(self.name, value)
         if self.choices:
-            plain = choice_of(self.name, value, self.choices)
-        elif self.kind is int:
-            plain = whole_number(self.name, value, self.low, self.high)
-        else:
-            plain = _PLAIN[self.kind](self.name, value)
-        return plain if self.check is None else self.check(self.name, plain)
+            return choice_of(self.name, value, self.choices)
+        if self.kind is int:
+            return whole_number(self.name, value, self.low, self.high)
+        return _PLAIN[self.kind](self.name, value)
 
 
 _PLAIN: dict[type, Callable[[str, object], Any]] = {
@@ -242,12 +241,12 @@ def _setting(each: "Field[Any]", hint: Any) -> Setting:
     return Setting(each.name, kind, each.default, kinds[0] is not hint, choices, **each.metadata)
 
 
-def _colour(name: str, value: str) -> str:
+def _colour(name: str, value: Any) -> str:
     """A colour that background_rgb takes."""
     from lamp_trt.runtime.media.image_colour import background_rgb  # NumPy, which the parser does without
 
     background_rgb(value)
-    return value
+    return plain_text(name, value)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lamp_trt.runtime.jobs import FIRST_FRAME_OPTIONS, OPTIONS
 from lamp_trt.runtime.requests import Placement
 
 
-def even(name: str, value: int) -> int:
+def even(name: str, value: Any) -> int:
     if value % 2:
         raise InputError(f"{name} is {value}; expected an even number.")
     return value
@@ -90,8 +90,7 @@ def test_every_setting_of_a_video_is_an_option_a_job_key_and_where_it_belongs_a_
 ) -> None:
     from lamp_trt.cli import main
 
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
+    assert main(["generate", "--help"]) == 0
     text = capsys.readouterr().out
     for each in SETTINGS:
         assert each.help
