@@ -39,3 +39,9 @@ class EngineError(LampError, RuntimeError):
 
 class OutputError(LampError, RuntimeError):
     """A result cannot be written, for a reason that is the machine's: a full disk, say."""
+
+
+class Cancelled(LampError):
+    """The caller's cancel token was set. Nothing is broken: what was asked for can be asked for again."""
+
+    exit_code = 130

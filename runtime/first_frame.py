@@ -2,7 +2,7 @@
 """The first frame from text: SDXL, denoised by DDIM with the settings that ddim.py pins.
 
 Step for step what diffusers' StableDiffusionXLPipeline does with that scheduler. Source: docs/algorithm.md.
-Here a request becomes a job and a result becomes a file; the work in between is that of ImageStages.
+Here a request becomes a job and a result becomes a file; stages.py does the work in between.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,17 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, SDXL
 from lamp_trt.engine.files.output import written
-from lamp_trt.runtime.algorithm.config import GenerationConfig, file_path, json_text, plain_text
+from lamp_trt.runtime.algorithm.config import file_path, json_text
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.latents import Latents
 from lamp_trt.runtime.algorithm.noise import check_noise
-from lamp_trt.runtime.host.loop import Latents, StepCallback
+from lamp_trt.runtime.control import Control
 from lamp_trt.runtime.media.image import encode_png
 from lamp_trt.runtime.media.tokenizer import CLIPTokenizer, load_tokenizer
 from lamp_trt.runtime.media.video import sidecar_path
-from lamp_trt.runtime.stages import ImageJob, ImageStages, MadeImage, TokenIds
+from lamp_trt.runtime.ops import ImageOps, StepCallback, TokenIds
+from lamp_trt.runtime.requests import FirstFrameRequest
+from lamp_trt.runtime.stages import NOBODY, ImageJob, encode_sdxl_prompt, make_image, with_total
 
 Array = NDArray[Any]
 
@@ -83,20 +86,21 @@ def save_png(image: NDArray[np.uint8], path: str | PathLike[str]) -> Path:
 
 
 class FirstFrameMaker:
-    """A bundle's SDXL half. Not for several threads at once.
+    """A bundle's SDXL half, a context manager. Not for several threads at once.
 
-    `load_stages` is called when the first image is to be made, and what it loaded is then kept.
+    `load_ops` is called when the first image is to be made, and what it loaded is then kept.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        load_stages: Callable[[], ImageStages],
+        load_ops: Callable[[], ImageOps],
         tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
     ) -> None:
         self.bundle = bundle
-        self._load_stages, self._tokenizers = load_stages, tokenizers
-        self._stages: ImageStages | None = None
+        self._load_ops, self._tokenizers = load_ops, tokenizers
+        self._ops: ImageOps | None = None
+        self._closed = False
         assert bundle.manifest.first_frame is not None
         self._origin = bundle.manifest.first_frame
 
@@ -107,101 +111,61 @@ class FirstFrameMaker:
         return sizes["first_frame_height"], sizes["first_frame_width"]
 
     @property
-    def stages(self) -> ImageStages:
-        """Loaded if they are not yet."""
-        if self._stages is None:
-            self._stages = self._load_stages()
-        return self._stages
+    def ops(self) -> ImageOps:
+        """Loaded if they are not yet. InputError after `close`."""
+        if self._closed:
+            raise InputError("this maker of first frames was closed; load the bundle again.")
+        if self._ops is None:
+            self._ops = self._load_ops()
+        return self._ops
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the networks and their memory back; a second time does nothing."""
+        self._closed = True
+        if self._ops is not None:
+            self._ops.close()
 
     def __call__(
         self,
-        prompt: str,
+        request: FirstFrameRequest,
         *,
-        negative_prompt: str | None = None,
-        seed: int = 0,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 5.0,
-        noise: Array | None = None,
         on_step: StepCallback | None = None,
+        control: Control = NOBODY,
     ) -> FirstFrame:
-        """Make one image.
+        """Make one image. on_step: see ops.StepCallback.
 
-        negative_prompt  None: all-zero embeddings, or the empty text's, as the checkpoint says
-        guidance_scale   <= 1 turns guidance off
-        noise            (1, 4, h // 8, w // 8), instead of the seed's
-        on_step          see loop.StepCallback
-        Raises InputError for arguments, EngineError if a network fails.
+        Raises InputError for noise of another shape, EngineError if a network fails, Cancelled if asked to.
         """
-        job = self.job(
-            prompt,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            noise=noise,
-            on_step=on_step,
-        )
-        return self.first_frame(self.stages.make_image(job), prompt, negative_prompt, job)
+        made = make_image(self.ops, self.job(request, on_step), control)
+        settings = {**request.settings(), "bundle": self.bundle.digest, "lamp_trt": __version__}
+        return FirstFrame(made.image, made.latents, with_total(made.timings), settings)
 
-    def job(
-        self,
-        prompt: str,
-        *,
-        negative_prompt: str | None = None,
-        seed: int = 0,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 5.0,
-        noise: Array | None = None,
-        on_step: StepCallback | None = None,
-    ) -> ImageJob:
-        """What `stages` is given for these arguments of a call. Raises InputError."""
-        prompt = plain_text("prompt", prompt)
-        negative_prompt = None if negative_prompt is None else plain_text("negative_prompt", negative_prompt)
-        config = GenerationConfig(
-            seed=seed,
-            first_frame_num_inference_steps=num_inference_steps,
-            first_frame_guidance_scale=guidance_scale,
-        )
-        if noise is not None:
+    def job(self, request: FirstFrameRequest, on_step: StepCallback | None = None) -> ImageJob:
+        """The job of a request. InputError for noise of another shape."""
+        if request.noise is not None:
             sizes = self.bundle.manifest.sizes
             shape = (1, 4, sizes["first_frame_latent_height"], sizes["first_frame_latent_width"])
-            check_noise("first_frame_noise", noise, shape)
+            check_noise("first_frame_noise", request.noise, shape)
         return ImageJob(
-            self.prompt_ids(prompt, negative_prompt),
-            self._zero_negative(negative_prompt),
-            ddim_schedule(config.first_frame_num_inference_steps, self._origin.scheduler),
-            config.first_frame_guidance_scale,
-            config.seed,
-            noise,
+            self.prompt_ids(request.prompt, request.negative_prompt),
+            self._zero_negative(request.negative_prompt),
+            ddim_schedule(request.num_inference_steps, self._origin.scheduler),
+            request.guidance_scale,
+            request.seed,
+            request.noise,
             on_step,
         )
 
-    def first_frame(
-        self, made: MadeImage, prompt: str, negative_prompt: str | None, job: ImageJob
-    ) -> FirstFrame:
-        """What was made of `job`, with what it takes to make it again."""
-        return FirstFrame(
-            made.image,
-            made.latents,
-            made.timings,
-            {
-                "prompt": plain_text("prompt", prompt),
-                "negative_prompt": None
-                if negative_prompt is None
-                else plain_text("negative_prompt", negative_prompt),
-                "seed": job.seed,
-                "num_inference_steps": len(job.schedule),
-                "guidance_scale": job.guidance_scale,
-                "injected": ["noise"] * (job.noise is not None),
-                "bundle": self.bundle.digest,
-                "lamp_trt": __version__,
-            },
-        )
-
     def encode_prompt(self, prompt: str, negative_prompt: str | None = None) -> tuple[Array, Array]:
-        """What SDXL's UNet is given of the text, see ImageStages.encode_text."""
+        """Text conditions of SDXL's UNet, see ImageOps.encode_text."""
         ids = self.prompt_ids(prompt, negative_prompt)
-        return self.stages.encode_text(ids, self._zero_negative(negative_prompt))
+        return encode_sdxl_prompt(self.ops, ids, self._zero_negative(negative_prompt))
 
     def prompt_ids(self, prompt: str, negative_prompt: str | None) -> tuple[TokenIds, TokenIds]:
         """Token ids for either text encoder (2, tokens): [negative, prompt]."""
@@ -229,11 +193,11 @@ def prompt_ids(tokenizer: CLIPTokenizer, texts: tuple[str, ...], *, warn: bool =
 
 
 def missing_networks(bundle: Bundle) -> list[str]:
-    """What a bundle lacks to make first frames."""
+    """The networks that a bundle lacks to make first frames."""
     return [name for name in FIRST_FRAME_NETWORKS if name not in bundle.manifest.networks]
 
 
-def first_frame_maker(bundle: Bundle, load_stages: Callable[[], ImageStages]) -> FirstFrameMaker:
+def first_frame_maker(bundle: Bundle, load_ops: Callable[[], ImageOps]) -> FirstFrameMaker:
     """The SDXL half of an open bundle. BundleError if it lacks any of those networks."""
     missing = missing_networks(bundle)
     if missing:
@@ -243,4 +207,4 @@ def first_frame_maker(bundle: Bundle, load_stages: Callable[[], ImageStages]) ->
         )
     tokens = bundle.manifest.sizes["tokens"]
     first, second = (load_tokenizer(bundle.tokenizer_folder(name), tokens) for name in _TOKENIZERS)
-    return FirstFrameMaker(bundle, load_stages, (first, second))
+    return FirstFrameMaker(bundle, load_ops, (first, second))

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +18,20 @@ from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines, without_marks
-from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig, file_path, one_of, plain_text
-from lamp_trt.runtime.media.image import Fit, image_from_base64
-from lamp_trt.runtime.media.image_colour import background_rgb
+from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, GenerationConfig, file_path
+from lamp_trt.runtime.control import CancelToken, Progress
+from lamp_trt.runtime.media.image import image_from_base64
 from lamp_trt.runtime.media.tokenizer import prompt_text
 from lamp_trt.runtime.media.video import Video, check_destination, check_format, frame_rate
 from lamp_trt.runtime.pipeline import LampPipeline
 
-FIRST_FRAME_OPTIONS = (
-    "first_frame_prompt",
-    "first_frame_num_inference_steps",
-    "first_frame_guidance_scale",
-)
-PROMPTS = ("negative_prompt", "first_frame_prompt")
-OPTIONS = (
-    "negative_prompt",
-    "fit",
-    "background",
-    *FIRST_FRAME_OPTIONS,
-    "seed",
-    "num_inference_steps",
-    "guidance_scale",
-    "preset",
-    "adain",
-    "adain_switch_step",
-    "histogram",
-)
-"""The keyword arguments of LampPipeline.__call__ that a job may set beside those with fields of their own."""
+OPTIONS = tuple(each.name for each in SETTINGS if each.in_jobs)
+"""The settings that a job may set, besides those with fields of their own."""
+
+_PROMPTS = tuple(each.name for each in SETTINGS if each.metavar == "PROMPT")
+
+FIRST_FRAME_OPTIONS = tuple(each.name for each in SETTINGS if each.kept == "first_frame")
+"""Those that tell how SDXL made a first frame."""
 
 log = logging.getLogger("lamp_trt")
 
@@ -89,7 +75,7 @@ def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
             jobs.append(_job({"prompt": line.strip()}, defaults, where, path.parent))
             continue
         fields = {
-            name: without_marks(value) if name in ("prompt", *PROMPTS) and isinstance(value, str) else value
+            name: without_marks(value) if name in ("prompt", *_PROMPTS) and isinstance(value, str) else value
             for name, value in _object(line, where).items()
         }
         if not isinstance(fields.get("prompt"), str):
@@ -154,30 +140,27 @@ def with_destinations(jobs: Sequence[Job], out: Path | None, suffix: str) -> lis
 
 
 def run_jobs(
-    pipeline: LampPipeline, jobs: Sequence[Job], before_save: Callable[[Video], Video] | None = None
+    pipeline: LampPipeline,
+    jobs: Sequence[Job],
+    before_save: Callable[[Video], Video] | None = None,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
 ) -> Iterator[tuple[Path, Video]]:
     """Make and save every video, one motion after the other; yields each when it is saved.
+
+    progress, cancel: of each video, see LampPipeline.__call__.
 
     A job without a motion shows the bundle's default one. The folder of several videos is made if need be.
     before_save gets each finished video and returns the one to save (a safety checker may blur it); what it
     raises ends the run before anything of that video is written. Destinations are checked before any work.
     """
     by_motion: dict[str, list[Job]] = {}
-    for given in jobs:
-        assert given.out is not None
-        job = replace(given, out=file_path("the output", given.out))
+    for job in jobs:
         assert job.out is not None
-        prompt_text(job.prompt)
-        check_options(job.options)
-        if job.first_frame is None:
-            pipeline.require_first_frame_networks()
+        job = replace(job, out=file_path("the output", job.out))
+        _check(pipeline, job)
         motion = job.motion or pipeline.bundle.manifest.default_motion
-        pipeline.bundle.motion(motion)
-        if job.bundle not in (None, pipeline.bundle.digest):
-            log.warning("this bundle is not the one of the video to repeat: the result may differ")
-        check_format(job.out, *pipeline.size, job.fps)
-        if isinstance(job.first_frame, Path) and not os.path.isfile(possible_path(job.first_frame)):
-            raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
         by_motion.setdefault(str(motion), []).append(job)
     for job in (job for group in by_motion.values() for job in group):
         assert job.out is not None
@@ -187,13 +170,35 @@ def run_jobs(
     for motion, group in by_motion.items():
         for job in group:
             assert job.out is not None
-            video = pipeline(job.prompt, motion=motion, first_frame=job.first_frame, **job.options)
+            video = pipeline(
+                job.prompt,
+                motion=motion,
+                first_frame=job.first_frame,
+                progress=progress,
+                cancel=cancel,
+                **job.options,
+            )
             video = replace(video, settings={**video.settings, **job.origin})
             if before_save is not None:
                 video = before_save(video)
                 if not isinstance(video, Video):
                     raise InputError(f"before_save returned {video!r}; expected the Video to save.")
             yield video.save(job.out, job.fps), video
+
+
+def _check(pipeline: LampPipeline, job: Job) -> None:
+    """Raise what the job would end with, before any work."""
+    assert job.out is not None
+    prompt_text(job.prompt)
+    check_options(job.options)
+    if job.first_frame is None:
+        pipeline.require_first_frame_networks()
+    pipeline.bundle.motion(job.motion or pipeline.bundle.manifest.default_motion)
+    if job.bundle not in (None, pipeline.bundle.digest):
+        log.warning("this bundle is not the one of the video to repeat: the result may differ")
+    check_format(job.out, *pipeline.size, job.fps)
+    if isinstance(job.first_frame, Path) and not os.path.isfile(possible_path(job.first_frame)):
+        raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
 
 
 def _make_folder(folder: Path) -> None:
@@ -204,19 +209,14 @@ def _make_folder(folder: Path) -> None:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """InputError for an option of a job that `LampPipeline.__call__` would refuse by itself."""
+    """InputError for an option of a job that is unknown, or that `LampPipeline.__call__` would refuse."""
     unknown = sorted(options.keys() - {*OPTIONS})
     if unknown:
         raise InputError(f"there is no option {unknown[0]!r:.100}; known: {', '.join(OPTIONS)}.")
-    GenerationConfig(**{name: options[name] for name in _SETTINGS & options.keys()})
-    one_of("fit", options.get("fit", "stretch"), Fit)
-    background_rgb(options.get("background", "white"))
-    for name in PROMPTS:
+    GenerationConfig(**options)
+    for name in _PROMPTS:
         if options.get(name) is not None:
-            prompt_text(plain_text(name, options[name]))
-
-
-_SETTINGS = {field.name for field in fields_of(GenerationConfig)}
+            prompt_text(options[name])
 
 
 def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> Job:

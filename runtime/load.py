@@ -2,10 +2,13 @@
 """From a bundle's folder to a pipeline: the networks loaded on the device and backend asked for."""
 
 import logging
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 from lamp_trt.engine.backends.contract import DeviceEngine, Engine
 from lamp_trt.engine.backends.registry import (
@@ -19,60 +22,53 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, SDXL, VIDEO_NETWORKS
 from lamp_trt.engine.precompute import networks_beside
-from lamp_trt.runtime.algorithm.config import file_path, one_of, plain_text, thread_count, truth_value
+from lamp_trt.runtime.algorithm.config import file_path, plain_text, truth_value
 from lamp_trt.runtime.cuda.device import CudaDevice
 from lamp_trt.runtime.cuda.engines import EngineSet
-from lamp_trt.runtime.cuda.images import CudaImageStages
-from lamp_trt.runtime.cuda.stages import CudaVideoStages
+from lamp_trt.runtime.cuda.image_ops import CudaImageOps
+from lamp_trt.runtime.cuda.ops import CudaVideoOps
 from lamp_trt.runtime.first_frame import FirstFrameMaker, first_frame_maker, missing_networks
-from lamp_trt.runtime.host.stages import HostImageStages, HostVideoStages
+from lamp_trt.runtime.host.ops import HostImageOps, HostVideoOps
 from lamp_trt.runtime.media.tokenizer import load_tokenizer
+from lamp_trt.runtime.ops import ImageOps, VideoOps
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.stages import ImageStages, VideoStages
+from lamp_trt.runtime.requests import Placement
 
 log = logging.getLogger("lamp_trt")
 
+AnyOps = TypeVar("AnyOps", CudaVideoOps, CudaImageOps)
+
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a bundle's networks run, as `lamp_trt.load` is told.
+class Place:
+    """Where a bundle's networks run.
 
-    ordinal: of a CUDA device, None for the CPU. backend: a name, not "auto". Raises InputError for what does
-    not exist or fit, EngineError for a GPU without anything to use it.
+    ordinal: of a CUDA device, None for the CPU. backend: a name, not "auto".
     """
 
     ordinal: int | None
     backend: str
-    num_threads: int | None
-    engine_dir: Path | None
+    num_threads: int | None = None
+    engine_dir: Path | None = None
     resident_motions: Residence = "mapped"
 
     @classmethod
-    def of(
-        cls,
-        bundle: Bundle,
-        device: str = "auto",
-        backend: str = "auto",
-        num_threads: int | None = None,
-        engine_dir: str | PathLike[str] | None = None,
-        resident_motions: Residence = "mapped",
-    ) -> "Placement":
-        """Of arguments as the user gave them."""
-        folder = None if engine_dir is None else file_path("engine_dir", engine_dir)
+    def of(cls, bundle: Bundle, asked: Placement) -> "Place":
+        """The place that `asked` means for this bundle and machine. Raises InputError for what does not exist
+        or fit, EngineError for a GPU without anything to use it."""
+        folder, threads = asked.engine_dir, asked.num_threads
         if folder is not None and not folder.is_dir():
             raise InputError(f"engine_dir is {str(folder)!r}, which is no folder; build the engines into it.")
-        threads = thread_count(num_threads)
-        device, backend = plain_text("device", device), plain_text("backend", backend)
-        ordinal = parse_device(device)
+        ordinal = parse_device(asked.device)
         if ordinal is not None and threads is not None:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
-        chosen = choose_backend(ordinal, backend, bundle, folder)
-        resident_motions = one_of("resident_motions", resident_motions, Residence)
-        if resident_motions != "mapped" and chosen != "tensorrt":
+        chosen = choose_backend(ordinal, asked.backend, bundle, folder)
+        if asked.resident_motions != "mapped" and chosen != "tensorrt":
             raise InputError(
-                f"resident_motions is {resident_motions!r}, which is TensorRT's; {chosen} has no such choice."
+                f"resident_motions is {asked.resident_motions!r}, which is TensorRT's; {chosen} has no such "
+                "choice."
             )
-        place = cls(ordinal, chosen, threads, folder, resident_motions)
+        place = cls(ordinal, chosen, threads, folder, asked.resident_motions)
         log.info("%s", place)
         return place
 
@@ -111,13 +107,9 @@ class Placement:
 
 def load_pipeline(
     bundle: str | PathLike[str],
+    placement: Placement = Placement(),
     *,
-    device: str = "auto",
-    backend: str = "auto",
     motion: str | None = None,
-    num_threads: int | None = None,
-    engine_dir: str | PathLike[str] | None = None,
-    resident_motions: Residence = "mapped",
     expect_bundle: str | None = None,
     verify_files: bool = False,
 ) -> LampPipeline:
@@ -128,61 +120,65 @@ def load_pipeline(
         expect_digest=None if expect_bundle is None else plain_text("expect_bundle", expect_bundle),
     )
     motion = _first_motion(opened, motion)
-    place = Placement.of(opened, device, backend, num_threads, engine_dir, resident_motions)
-    load_stages = _host_stages if place.ordinal is None else _cuda_stages
-    stages, first_frames = load_stages(opened, place, motion)
-    tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])
-    opened.check_unchanged()
-    return LampPipeline(opened, stages, tokenizer, motion, first_frames)
+    place = Place.of(opened, placement)
+    load_ops = _host_ops if place.ordinal is None else _cuda_ops
+    with ExitStack() as failed:
+        ops, first_frames = load_ops(opened, place, motion)
+        failed.callback(ops.close)
+        tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])
+        opened.check_unchanged()
+        failed.pop_all()
+    return LampPipeline(opened, ops, tokenizer, motion, first_frames)
 
 
-def load_first_frame_maker(
-    bundle: Bundle,
-    *,
-    device: str = "auto",
-    backend: str = "auto",
-    num_threads: int | None = None,
-    engine_dir: str | PathLike[str] | None = None,
-) -> FirstFrameMaker:
+def load_first_frame_maker(bundle: Bundle, placement: Placement = Placement()) -> FirstFrameMaker:
     """The SDXL half of an open bundle alone; its networks are loaded when the first image is made.
 
-    BundleError if the bundle lacks any, and as Placement raises. At the first image: BundleError if the
+    BundleError if the bundle lacks any, and as Place.of raises. At the first image: BundleError if the
     bundle changed since it was opened, EngineError if a network cannot be loaded.
     """
-    place = Placement.of(bundle, device, backend, num_threads, engine_dir)
-    load_images = _host_image_stages if place.ordinal is None else _cuda_image_stages
+    place = Place.of(bundle, placement)
+    load_images = _host_image_ops if place.ordinal is None else _cuda_image_ops
     return first_frame_maker(bundle, partial(load_images, bundle, place))
 
 
-def _host_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoStages, FirstFrameMaker | None]:
+def _host_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, FirstFrameMaker | None]:
     engines = {
         name: place.host_engine(bundle, name, motion if name == LAMP.unet else None)
         for name in (*VIDEO_NETWORKS, *networks_beside(bundle.manifest, LAMP.unet))
     }
     if missing_networks(bundle):
-        return HostVideoStages(bundle.manifest, engines, None), None
-    maker = first_frame_maker(bundle, partial(_host_image_stages, bundle, place))
-    return HostVideoStages(bundle.manifest, engines, lambda: maker.stages), maker
+        return HostVideoOps(bundle.manifest, engines), None
+    maker = first_frame_maker(bundle, partial(_host_image_ops, bundle, place))
+    return HostVideoOps(bundle.manifest, engines, lambda: maker.ops), maker
 
 
-def _cuda_stages(bundle: Bundle, place: Placement, motion: str) -> tuple[VideoStages, FirstFrameMaker | None]:
-    stages = CudaVideoStages(bundle.manifest, place.engine_set(bundle, motion))
-    if missing_networks(bundle):
-        return stages, None
-    return stages, first_frame_maker(bundle, stages.image_stages)
+def _cuda_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, FirstFrameMaker | None]:
+    ops = _on_device(partial(CudaVideoOps, bundle.manifest), place.engine_set(bundle, motion))
+    return ops, None if missing_networks(bundle) else first_frame_maker(bundle, ops.images)
 
 
-def _host_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
+def _host_image_ops(bundle: Bundle, place: Place) -> ImageOps:
     networks = (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, SDXL.unet))
     engines = {name: place.host_engine(bundle, name) for name in networks}
     _check_networks(bundle, networks)
-    return HostImageStages(bundle.manifest, engines)
+    return HostImageOps(bundle.manifest, engines)
 
 
-def _cuda_image_stages(bundle: Bundle, place: Placement) -> ImageStages:
-    stages = CudaImageStages(bundle.manifest, place.engine_set(bundle))
+def _cuda_image_ops(bundle: Bundle, place: Place) -> ImageOps:
+    ops = _on_device(partial(CudaImageOps, bundle.manifest), place.engine_set(bundle))
     _check_networks(bundle, (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, SDXL.unet)))
-    return stages
+    return ops
+
+
+def _on_device(make: Callable[[EngineSet], AnyOps], engines: EngineSet) -> AnyOps:
+    """Operations that own their engines and device; these are given back if they cannot be made."""
+    try:
+        return make(engines)
+    except BaseException:
+        engines.close()
+        engines.device.close()
+        raise
 
 
 def _check_networks(bundle: Bundle, networks: tuple[str, ...]) -> None:

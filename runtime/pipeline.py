@@ -2,11 +2,11 @@
 """LampPipeline: a prompt and a first frame in, a video out (Algorithm 1 of the LAMP paper)."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,41 +14,48 @@ from numpy.typing import NDArray
 from lamp_trt._version import __version__
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime import stages
 from lamp_trt.runtime.algorithm.config import (
     MAX_SEED,
+    SETTINGS,
     Adain,
+    Fit,
     GenerationConfig,
     Histogram,
     Preset,
-    one_of,
     plain_text,
     whole_number,
 )
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
+from lamp_trt.runtime.algorithm.latents import Latents
 from lamp_trt.runtime.algorithm.noise import check_noise
+from lamp_trt.runtime.control import CancelToken, Control, Progress
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker, missing_networks, prompt_ids
-from lamp_trt.runtime.host.loop import Latents, StepCallback
-from lamp_trt.runtime.media.image import Fit, png_base64
-from lamp_trt.runtime.media.image_colour import background_rgb
+from lamp_trt.runtime.media.image import png_base64
 from lamp_trt.runtime.media.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.media.video import Video
-from lamp_trt.runtime.stages import ImageJob, VideoJob, VideoStages, timed
+from lamp_trt.runtime.ops import StepCallback, VideoOps
+from lamp_trt.runtime.requests import NOISES, FirstFrameRequest, VideoRequest
+from lamp_trt.runtime.stages import NOBODY, VideoJob, make_video, with_total
 
 Array = NDArray[Any]
 Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, Array] | None]
+
+_LOCK_SECONDS = 0.05
+"""Between looks at the cancel token of a call that waits for another thread's."""
 
 
 class LampPipeline:
     """One bundle, loaded: makes videos. Calls from several threads are served one after another.
 
-    Made by `lamp_trt.load`. `first_frames` is None for a bundle without SDXL's networks, which otherwise are
-    loaded when the first first frame is to be made, and then kept.
+    Made by `lamp_trt.load`; a context manager, which closes it. `first_frames` is None for a bundle without
+    SDXL's networks, which otherwise are loaded when the first first frame is to be made, and then kept.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        stages: VideoStages,
+        ops: VideoOps,
         tokenizer: CLIPTokenizer,
         motion: str,
         first_frames: FirstFrameMaker | None = None,
@@ -56,13 +63,31 @@ class LampPipeline:
         self.bundle = bundle
         self.motion = motion
         """The motion that the UNet shows now; a call may switch it."""
-        self._stages, self._tokenizer, self._first_frames = stages, tokenizer, first_frames
+        self._ops, self._tokenizer, self._first_frames = ops, tokenizer, first_frames
         self._lock = threading.Lock()
         self._busy_thread: int | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         motions = ", ".join(self.bundle.manifest.motions)
         return f"LampPipeline({str(self.bundle.path)!r}, motions: {motions})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the networks and their memory back, once no other thread makes a video; a second time does
+        nothing. Every later use raises InputError."""
+        if self._closed:
+            return
+        with self._alone():
+            self._closed = True
+            if self._first_frames is not None:
+                self._first_frames.close()
+            self._ops.close()
 
     @property
     def num_frames(self) -> int:
@@ -75,19 +100,24 @@ class LampPipeline:
         return sizes["height"], sizes["width"]
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One thread after another. InputError where a thread would wait for itself, in a callback."""
+    def _alone(self, control: Control = NOBODY) -> Iterator[None]:
+        """One thread after another; Cancelled while it waits. InputError where a thread would wait for
+        itself, in a callback, and for a closed pipeline."""
         if self._busy_thread == threading.get_ident():
             raise InputError(
                 "a pipeline cannot be used from its own callback: keep the latents and use it when the call "
                 "has returned, or load a second one."
             )
-        with self._lock:
+        while not self._lock.acquire(timeout=_LOCK_SECONDS):
+            control.check()
+        try:
             self._busy_thread = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._busy_thread = None
+            if self._closed:
+                raise InputError("this pipeline was closed; load the bundle again.")
+            yield
+        finally:
+            self._busy_thread = None
+            self._lock.release()
 
     def set_motion(self, motion: str) -> None:
         """Switch the UNet to a motion of the bundle; BundleError, listing the known, if there is none."""
@@ -120,9 +150,11 @@ class LampPipeline:
         base_noise: Array | None = None,
         first_frame_noise: Array | None = None,
         posterior_noise: Array | None = None,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> Video:
-        """Make one video.
+        """Make one video. Settings that are not explained here: GenerationConfig, docs/algorithm.md.
 
         prompt             what moves; text beyond the text encoder's 77 tokens is cut, with a warning
         motion             one of the bundle's motions; None keeps the current one
@@ -130,107 +162,65 @@ class LampPipeline:
                            also a CUDA array (DLPack or __cuda_array_interface__), which is not copied to the
                            host: uint8 (height, width, 3), or (1, 3, height, width) in [-1, 1] and in the
                            bundle's precision
-        fit                how an image of another aspect ratio is fitted: "stretch" (official), "crop", "pad"
-        background         the colour behind transparent pixels of an image file: #rrggbb or a name of CSS
-        first_frame_prompt what the first frame shows, for SDXL; None is `prompt`
-        negative_prompt    of both, the first frame and the video. None: the empty prompt for the video, for
-                           SDXL what its checkpoint says (see FirstFrameMaker)
-        seed               0..2^64-1; the same seed gives the same video on the same machine and backend
-        preset, adain, adain_switch_step, histogram: see runtime/algorithm/config.py and docs/algorithm.md
-        mix_noise          False for editing: `noise` holds DDIM-inverted latents and is used as given
-        noise              (1, 4, f, h // 8, w // 8), instead of the seed's
-        base_noise         (1, 4, 1, h // 8, w // 8), likewise, for preset "paper"
-        first_frame_noise  (1, 4, h // 8, w // 8) of the first frame that SDXL makes, likewise
-        posterior_noise    (1, 4, h // 8, w // 8), likewise; zeros give the posterior's mean
+        noise, base_noise, first_frame_noise, posterior_noise: instead of the seed's, see VideoRequest
+        progress           called as steps are done: (stage, done, total), see control.Progress
+        cancel             a threading.Event: once it is set, the call raises Cancelled within a few steps
         callback_on_step_end  called at the video's steps as in diffusers: (pipeline, step, timestep,
-                           {"latents": …}) → such a mapping or None; latents in it replace the current ones
+                           {"latents": …}) → such a mapping or None; latents in it replace the current ones.
+                           On a GPU it makes the device wait at each step, which the two above do not
 
-        Raises InputError for arguments, BundleError for an unknown motion, EngineError if a network fails.
+        The same seed gives the same video on the same machine and backend. Raises InputError for arguments,
+        BundleError for an unknown motion, EngineError if a network fails.
         """
-        prompt = plain_text("prompt", prompt)
-        negative_prompt, first_frame_prompt, motion = (
-            None if value is None else plain_text(name, value)
-            for name, value in (
-                ("negative_prompt", negative_prompt),
-                ("first_frame_prompt", first_frame_prompt),
-                ("motion", motion),
-            )
-        )
-        on_step = _on_step(self, callback_on_step_end)
-        fit = one_of("fit", fit, Fit)
-        config = GenerationConfig(
-            seed=seed,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            first_frame_num_inference_steps=first_frame_num_inference_steps,
-            first_frame_guidance_scale=first_frame_guidance_scale,
-            preset=preset,
-            adain=adain,
-            adain_switch_step=adain_switch_step,
-            histogram=histogram,
-            mix_noise=mix_noise,
-        )
-        if first_frame is None:
+        given = locals()
+        config = GenerationConfig(**{each.name: given[each.name] for each in SETTINGS})
+        request = VideoRequest(prompt, config, motion, first_frame, **{name: given[name] for name in NOISES})
+        return self._make_video(request, Control(progress, cancel), _on_step(self, callback_on_step_end))
+
+    def _make_video(self, request: VideoRequest, control: Control, on_step: StepCallback | None) -> Video:
+        if request.first_frame is None:
             self.require_first_frame_networks()
-        elif first_frame_prompt is not None or first_frame_noise is not None:
-            raise InputError("give either first_frame, or first_frame_prompt and first_frame_noise for SDXL.")
-        if noise is None and not config.mix_noise:
-            raise InputError("mix_noise=False is for editing and needs `noise`: DDIM-inverted latents.")
-        if base_noise is not None and (config.preset != "paper" or not config.mix_noise):
-            raise InputError(
-                'base_noise belongs to preset="paper" with mix_noise=True; nothing else uses it.'
-            )
-        motion = self.motion if motion is None else motion
+        motion = self.motion if request.motion is None else request.motion
         self.bundle.motion(motion)
-        background_rgb(background)
-        injected = {"noise": noise, "base_noise": base_noise, "posterior_noise": posterior_noise}
-        self._check_shapes(injected)
-        with self._alone():
-            source: Any = None
-            if first_frame is not None:
-                source = self._stages.take_image(first_frame, fit, background)
-            else:
-                source = self._first_frame_maker().job(
-                    prompt if first_frame_prompt is None else first_frame_prompt,
-                    negative_prompt=negative_prompt,
-                    seed=seed,
-                    num_inference_steps=first_frame_num_inference_steps,
-                    guidance_scale=first_frame_guidance_scale,
-                    noise=first_frame_noise,
-                )
-            job = VideoJob(
-                prompt_ids(self._tokenizer, (negative_prompt or "", prompt)),
-                source,
-                fit,
-                ddim_schedule(config.num_inference_steps, self.bundle.manifest.scheduler),
-                config,
-                noise,
-                base_noise,
-                posterior_noise,
-                on_step,
-            )
-            timings: dict[str, float] = {}
-            with timed(timings, "total"):
-                with timed(timings, "motion"):
-                    self._set_motion(motion)
-                video = self._stages.make_video(job)
+        sizes = self.bundle.manifest.sizes
+        request.check_shapes(self.num_frames, sizes["latent_height"], sizes["latent_width"])
+        with self._alone(control):
+            job = self._job(request, on_step)
+            start = time.perf_counter()
+            self._set_motion(motion)
+            timings = {"motion": time.perf_counter() - start}
+            made = make_video(self._ops, job, control)
         settings = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
+            "prompt": request.prompt,
+            "negative_prompt": request.config.negative_prompt,
             "motion": motion,
-            **_video_settings(config),
-            **(
-                _first_frame_settings(source, prompt if first_frame_prompt is None else first_frame_prompt)
-                if video.made
-                else {}
-            ),
-            "first_frame_png": png_base64(video.first_frame),
-            "injected": sorted(name for name, array in injected.items() if array is not None),
+            **request.config.kept("video"),
+            **(_first_frame_settings(request) if made.made else {}),
+            "first_frame_png": png_base64(made.first_frame),
+            "injected": request.injected,
             "bundle": self.bundle.digest,
             "lamp_trt": __version__,
         }
-        shown = video.made.image if video.made else video.first_frame
-        return Video(video.frames, shown, video.latents, {**timings, **video.timings}, settings)
+        shown = made.made.image if made.made else made.first_frame
+        timings = with_total({**timings, **made.timings})
+        return Video(made.frames, shown, made.latents, timings, settings)
+
+    def _job(self, request: VideoRequest, on_step: StepCallback | None) -> VideoJob:
+        config = request.config
+        if request.first_frame is not None:
+            first_frame = self._ops.take_image(request.first_frame, config)
+        else:
+            first_frame = self._first_frame_maker().job(request.first_frame_request())
+        return VideoJob(
+            prompt_ids(self._tokenizer, (config.negative_prompt or "", request.prompt)),
+            first_frame,
+            ddim_schedule(config.num_inference_steps, self.bundle.manifest.scheduler),
+            config,
+            request.noise,
+            request.base_noise,
+            request.posterior_noise,
+            on_step,
+        )
 
     def make_first_frame(
         self,
@@ -241,24 +231,20 @@ class LampPipeline:
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
         noise: Array | None = None,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> FirstFrame:
-        """Make only the first frame of a call with these first-frame arguments; see FirstFrameMaker.
+        """Make only the first frame of a call with these first-frame arguments; see FirstFrameRequest.
 
         Its `image`, given as `first_frame`, makes the video that the call without it would make. Raises
-        InputError, also for a bundle without SDXL's networks, and EngineError if a network fails.
+        InputError, also for a bundle without SDXL's networks, EngineError if a network fails, and Cancelled.
         """
+        request = FirstFrameRequest(prompt, negative_prompt, seed, num_inference_steps, guidance_scale, noise)
+        control, on_step = Control(progress, cancel), _on_step(self, callback_on_step_end)
         self.require_first_frame_networks()
-        with self._alone():
-            return self._first_frame_maker()(
-                prompt,
-                negative_prompt=negative_prompt,
-                seed=seed,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                noise=noise,
-                on_step=_on_step(self, callback_on_step_end),
-            )
+        with self._alone(control):
+            return self._first_frame_maker()(request, on_step=on_step, control=control)
 
     def require_first_frame_networks(self) -> None:
         """InputError if this bundle can make videos from given first frames only."""
@@ -275,7 +261,7 @@ class LampPipeline:
         negative = "" if negative_prompt is None else plain_text("negative_prompt", negative_prompt)
         ids = prompt_ids(self._tokenizer, (negative, plain_text("prompt", prompt)))
         with self._alone():
-            return self._stages.encode_text(ids)
+            return stages.encode_prompt(self._ops, ids)
 
     def encode_first_frame(
         self, image: NDArray[np.uint8], seed: int = 0, posterior_noise: Array | None = None
@@ -286,25 +272,12 @@ class LampPipeline:
         """
         seed = whole_number("seed", seed, 0, MAX_SEED)
         with self._alone():
-            return self._stages.encode_image(image, seed, posterior_noise)
+            return stages.encode_first_frame(self._ops, image, seed, posterior_noise)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
         with self._alone():
-            return self._stages.decode(latents)
-
-    def _check_shapes(self, noises: Mapping[str, Array | None]) -> None:
-        """InputError for a given noise that is none of this bundle's size, before any work."""
-        sizes = self.bundle.manifest.sizes
-        picture = (sizes["latent_height"], sizes["latent_width"])
-        expected = {
-            "noise": (1, 4, self.num_frames, *picture),
-            "base_noise": (1, 4, 1, *picture),
-            "posterior_noise": (1, 4, *picture),
-        }
-        for name, shape in expected.items():
-            if noises[name] is not None:
-                check_noise(name, noises[name], shape)
+            return stages.decode(self._ops, latents)
 
     def _first_frame_maker(self) -> FirstFrameMaker:
         assert self._first_frames is not None
@@ -314,27 +287,19 @@ class LampPipeline:
         """Only the motion's own file must be as it was opened: what else is shown is loaded already, and what
         an engine reads besides it checks itself."""
         if motion == self.motion:
-            self._stages.set_motion(motion)
+            self._ops.set_motion(motion)
             return
         own = [self.bundle.motion(motion).file]
         self.bundle.check_unchanged(own)
-        self._stages.set_motion(motion)
+        self._ops.set_motion(motion)
         self.bundle.check_unchanged(own)  # it could be replaced in between
         self.motion = motion
 
 
-def _video_settings(config: GenerationConfig) -> dict[str, Any]:
-    """The fields of `config` that shape a video from a given first frame."""
-    return {name: value for name, value in asdict(config).items() if not name.startswith("first_frame_")}
-
-
-def _first_frame_settings(job: ImageJob, prompt: str) -> dict[str, Any]:
-    """How the first frame was made. Injected noise is not told of: the sidecar holds the image."""
-    return {
-        "first_frame_prompt": prompt,
-        "first_frame_num_inference_steps": len(job.schedule),
-        "first_frame_guidance_scale": job.guidance_scale,
-    }
+def _first_frame_settings(request: VideoRequest) -> dict[str, Any]:
+    """How the first frame was made. Injected noise is omitted: the sidecar holds the image."""
+    prompt = request.first_frame_request().prompt
+    return {**request.config.kept("first_frame"), "first_frame_prompt": prompt}
 
 
 def _on_step(pipeline: LampPipeline, callback: Callback | None) -> StepCallback | None:

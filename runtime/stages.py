@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1 between token ids and pixels: what a job holds, what comes back, and who does it.
+"""Algorithm 1 between token ids and pixels, the same on every device: the operations are those of ops.py."""
 
-`host/stages.py` works on host arrays and is the plain reference; `cuda/stages.py` keeps everything on a GPU.
-"""
-
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.runtime.algorithm.config import GenerationConfig
+from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT, GenerationConfig
 from lamp_trt.runtime.algorithm.ddim import DDIMSchedule
-from lamp_trt.runtime.host.loop import Latents, StepCallback
-from lamp_trt.runtime.media.image import Fit, Image
+from lamp_trt.runtime.algorithm.latents import Latents, StepMode, step_table
+from lamp_trt.runtime.algorithm.noise import Purpose
+from lamp_trt.runtime.control import Control
+from lamp_trt.runtime.finite import (
+    LAMP_UNET,
+    SDXL_TEXT_ENCODERS,
+    SDXL_UNET,
+    TEXT_ENCODER,
+    VAE_ENCODER,
+    require_finite,
+)
+from lamp_trt.runtime.media.image import Image
+from lamp_trt.runtime.ops import Array, Clock, ImageOps, Loop, StepCallback, TokenIds, VideoOps
 
-Array = NDArray[Any]
-TokenIds = NDArray[np.int64]
+NOBODY = Control()
+"""Reports to nobody and cannot be cancelled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +51,12 @@ class VideoJob:
     """A video to be made, every argument checked; LampPipeline.__call__ explains them.
 
     ids          (2, tokens): [negative, prompt]
-    first_frame  an image of the video's size, for a GPU also a CUDA array; or the job that makes one, which
-                 is then fitted as `fit` says
+    first_frame  what VideoOps.take_image returned; or the job that makes one, which is then fitted as the
+                 config says
     """
 
     ids: TokenIds
     first_frame: Any | ImageJob
-    fit: Fit
     schedule: DDIMSchedule
     config: GenerationConfig
     noise: Array | None = None
@@ -63,7 +68,7 @@ class VideoJob:
 @dataclass(frozen=True, eq=False)
 class MadeImage:
     """image: uint8 RGB (h, w, 3). latents: float32 (1, 4, h // 8, w // 8) as decoded. timings: seconds by
-    stage."""
+    stage, text, denoise and decode."""
 
     image: Image
     latents: Latents
@@ -74,7 +79,8 @@ class MadeImage:
 class MadeVideo:
     """frames: uint8 RGB (f, h, w, 3). latents: float32 (1, 4, f, h // 8, w // 8) as decoded. first_frame: the
     image that was animated, uint8 RGB (h, w, 3). made: what SDXL made of the job's ImageJob, larger than
-    that. timings: seconds by stage."""
+    that. timings: seconds by stage, text, make_first_frame (if it was made), first_frame, denoise, decode and
+    histogram."""
 
     frames: NDArray[np.uint8]
     latents: Latents
@@ -83,45 +89,150 @@ class MadeVideo:
     timings: Mapping[str, float]
 
 
-class ImageStages(Protocol):
-    """SDXL. Not for several threads at once; methods raise EngineError if a network fails."""
-
-    def make_image(self, job: ImageJob) -> MadeImage: ...
-
-    def encode_text(self, ids: tuple[TokenIds, TokenIds], zero_negative: bool) -> tuple[Array, Array]:
-        """Both encoders' hidden states side by side (2, tokens, width), and text_embeds (2, projection_dim),
-        [negative, prompt]."""
-        ...
-
-
-class VideoStages(Protocol):
-    """The networks of the video. Not for several threads at once; methods raise EngineError if one fails."""
-
-    def take_image(self, first_frame: Any, fit: Fit, background: str) -> Any:
-        """A user's first frame as VideoJob takes it. InputError if it is no image."""
-        ...
-
-    def set_motion(self, motion: str) -> None: ...
-
-    def make_video(self, job: VideoJob) -> MadeVideo: ...
-
-    def encode_text(self, ids: TokenIds) -> Array:
-        """Text embeddings (2, tokens, width), [negative, prompt]."""
-        ...
-
-    def encode_image(self, image: Image, seed: int, posterior_noise: Array | None) -> Latents:
-        """uint8 RGB (h, w, 3) to first-frame latents (1, 4, 1, h // 8, w // 8), float32 and scaled: a sample
-        of the VAE's posterior."""
-        ...
-
-    def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
-        ...
+def make_video(ops: VideoOps, job: VideoJob, control: Control = NOBODY) -> MadeVideo:
+    """Algorithm 1, its first frame made by SDXL if the job asks for one."""
+    config, made = job.config, None
+    with ops.working(control) as clock:
+        text = ops.encode_text(guided_ids(job.ids, config.guidance_scale))
+        clock.end("text")
+        image = job.first_frame
+        if isinstance(image, ImageJob):
+            images = ops.images()
+            image_clock = images.clock()
+            image_latents, decoded = _draw(images, image, image_clock, control)
+            pixels, image = ops.fit(decoded, config)
+            image_clock.end("decode")
+            made = images, pixels, image_latents, image_clock
+            clock.end("make_first_frame")
+        first_frame = ops.encode_image(image, config.seed, job.posterior_noise)
+        clock.end("first_frame")
+        latents = ops.denoise(video_loop(job), text, first_frame, control)
+        clock.end("denoise")
+        decoded_frames = ops.decode(latents, control)
+        clock.end("decode")
+        frames = ops.match(decoded_frames, config.histogram_mode)
+        clock.end("histogram")
+        ops.finish(control)
+        made_image = _fetch_image(*made) if made else None
+        return MadeVideo(
+            ops.fetch(frames), ops.fetch(latents), ops.animated(image), made_image, clock.seconds()
+        )
 
 
-@contextmanager
-def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Sets timings[stage] to the seconds of the block, if it ends without an error."""
-    start = time.perf_counter()
-    yield
-    timings[stage] = time.perf_counter() - start
+def make_image(ops: ImageOps, job: ImageJob, control: Control = NOBODY) -> MadeImage:
+    """SDXL's image of a prompt."""
+    with ops.working(control) as clock:
+        latents, decoded = _draw(ops, job, clock, control)
+        pixels = ops.pixels(decoded)
+        clock.end("decode")
+        ops.finish(control)
+        return _fetch_image(ops, pixels, latents, clock)
+
+
+def encode_prompt(ops: VideoOps, ids: TokenIds) -> Array:
+    """Text embeddings (2, tokens, width), [negative, prompt]."""
+    with ops.working(NOBODY):
+        text = ops.encode_text(ids)
+        ops.finish(NOBODY)
+        return _finite(ops.fetch(text), TEXT_ENCODER)
+
+
+def encode_sdxl_prompt(
+    ops: ImageOps, ids: tuple[TokenIds, TokenIds], zero_negative: bool
+) -> tuple[Array, Array]:
+    """SDXL's text conditions, see ImageOps.encode_text."""
+    with ops.working(NOBODY):
+        states, embeds = ops.encode_text(ids, zero_negative)
+        ops.finish(NOBODY)
+        both = " or ".join(SDXL_TEXT_ENCODERS)
+        return _finite(ops.fetch(states), both), _finite(ops.fetch(embeds), SDXL_TEXT_ENCODERS[1])
+
+
+def encode_first_frame(ops: VideoOps, image: Image, seed: int, posterior_noise: Array | None) -> Latents:
+    """uint8 RGB (h, w, 3) to first-frame latents (1, 4, 1, h // 8, w // 8), float32 and scaled."""
+    with ops.working(NOBODY):
+        latents = ops.encode_image(image, seed, posterior_noise)
+        ops.finish(NOBODY)
+        return _finite(ops.fetch(latents), VAE_ENCODER)
+
+
+def decode(ops: VideoOps, latents: Latents) -> NDArray[np.uint8]:
+    """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
+    with ops.working(NOBODY):
+        frames = ops.decode(ops.put(latents), NOBODY)
+        ops.finish(NOBODY)
+        return ops.fetch(frames)
+
+
+def with_total(timings: Mapping[str, float]) -> dict[str, float]:
+    """Stages that follow each other, and "total", their sum."""
+    return {**timings, "total": sum(timings.values())}
+
+
+def guided_ids(ids: TokenIds, guidance_scale: float) -> TokenIds:
+    """Token ids [negative, prompt] for both halves of the UNet's batch. Without guidance (a scale of at most
+    1) both halves are the prompt."""
+    return ids if guidance_scale > 1 else ids[[1, 1]]
+
+
+def video_loop(job: VideoJob) -> Loop:
+    """The loop of a video. With callbacks the final AdaIN comes after the last one."""
+    config = job.config
+    rows = step_table(
+        job.schedule,
+        guidance_scale=config.guidance_scale,
+        preset=config.preset,
+        adain=config.adain,
+        adain_switch_step=config.adain_switch_step,
+    )
+    final = job.on_step is not None and bool(rows["mode"][-1] & StepMode.FINAL_TO_FRAME_0)
+    if final:
+        rows["mode"] &= ~np.uint32(StepMode.FINAL_TO_FRAME_0)
+    paper = config.preset == "paper" and config.mix_noise
+    return Loop(
+        stage="denoise",
+        unet=LAMP_UNET,
+        timesteps=job.schedule.timesteps,
+        rows=rows,
+        seed=config.seed,
+        purpose=Purpose.VIDEO,
+        noise=job.noise,
+        base_weight=NOISE_BASE_WEIGHT if config.mix_noise else 0.0,
+        base_purpose=Purpose.PAPER_BASE if paper else None,
+        base_noise=job.base_noise,
+        on_step=job.on_step,
+        final_adain=final,
+    )
+
+
+def image_loop(job: ImageJob) -> Loop:
+    """The loop of SDXL's image."""
+    return Loop(
+        stage="make_first_frame",
+        unet=SDXL_UNET,
+        timesteps=job.schedule.timesteps,
+        rows=step_table(job.schedule, guidance_scale=job.guidance_scale, adain="none", step_frame_0=True),
+        seed=job.seed,
+        purpose=Purpose.SDXL_LATENTS,
+        noise=job.noise,
+        on_step=job.on_step,
+    )
+
+
+def _draw(ops: ImageOps, job: ImageJob, clock: Clock, control: Control) -> tuple[Any, Any]:
+    """Latents and decoded image. Without guidance nothing is left of the negative prompt."""
+    first, second = (guided_ids(ids, job.guidance_scale) for ids in job.ids)
+    text = ops.encode_text((first, second), job.zero_negative and job.guidance_scale > 1)
+    clock.end("text")
+    latents = ops.denoise(image_loop(job), text, control)
+    clock.end("denoise")
+    return latents, ops.decode(latents)
+
+
+def _fetch_image(ops: ImageOps, pixels: Any, latents: Any, clock: Clock) -> MadeImage:
+    return MadeImage(ops.fetch(pixels), ops.fetch(latents), clock.seconds())
+
+
+def _finite(values: Array, where: str) -> Array:
+    require_finite(values, where)
+    return values

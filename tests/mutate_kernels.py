@@ -117,7 +117,7 @@ BUGS = [
     ),
     Bug(NOISE, "the overflow is not reset", "0u, kNoStep};", "0u, state->first_overflow};"),
     Bug(NOISE, "progress is not reset", "report(progress, 0u, kNoStep);", ""),
-    Bug(NOISE, "decoder_nan is not reset", "progress->decoder_nan = 0u;", ";"),
+    Bug(NOISE, "image_not_finite is not reset", "progress->image_not_finite = 0u;", ";"),
     Bug(NOISE, "the first time row is not copied", "copy_row(time_table, time_row, 0, time_words);", ""),
     # --- arithmetic of the step
     Bug(STEP, "guidance from the conditional side", "eps[j] = u[j] + row", "eps[j] = eps[j] + row"),
@@ -254,7 +254,7 @@ BUGS = [
     ),
     Bug(FRAME, "not clamped above", "fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f)", "fmaxf(x / 2.f + 0.5f, 0.f)"),
     Bug(FRAME, "not clamped below", "fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f)", "fminf(x / 2.f + 0.5f, 1.f)"),
-    Bug(FRAME, "NaN is not reported", "progress->decoder_nan = 1u;", ";"),
+    Bug(FRAME, "NaN is not reported", "progress->image_not_finite = 1u;", ";"),
     Bug(FRAME, "rows beyond the image", "channel < 3 && at < area", "channel < 3"),
     Bug(
         FRAME,
@@ -271,7 +271,7 @@ BUGS = [
         "atomicAdd(&part[c][copy][value[j][c]], 1u)",
         "part[c][copy][value[j][c]] += 1u",
     ),
-    Bug(HIST, "no barrier before the counts are added", "report_nan(nan, progress);", ""),
+    Bug(HIST, "no barrier before the counts are added", "report_not_finite(not_finite, progress);", ""),
     Bug(HIST, "one copy is left out", "k < kCopies; ++k) n +=", "k < kCopies - 1; ++k) n +="),
     Bug(HIST, "one part is left out", "b < parts; ++b", "b < parts - 1; ++b"),
     Bug(

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from lamp_trt.benchmarks.verify.options import PROMPT, Checkpoints
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.algorithm.config import GenerationConfig, thread_count
+from lamp_trt.runtime.algorithm.config import GenerationConfig
+from lamp_trt.runtime.requests import Placement
 
 BUDGET = "60s"
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchOptions(Placement):
     """InputError for a budget, a seed or a number of steps that cannot be.
 
     budget_s      time for setting up and measuring; compilers, builds, sweeps and parity on top
@@ -31,11 +32,7 @@ class BenchOptions:
     filter: str = ""
     full: bool = False
     sweep: bool = False
-    device: str = "auto"
-    backend: str = "auto"
-    engine_dir: Path | None = None
     expect_bundle: str | None = None
-    num_threads: int | None = None
     num_inference_steps: int = 50
     parity_steps: int = 4
     prompt: str = PROMPT
@@ -45,9 +42,9 @@ class BenchOptions:
     def __post_init__(self) -> None:
         from lamp_trt.runtime.media.tokenizer import prompt_text  # NumPy, which the parser does without
 
+        super().__post_init__()
         prompt_text(self.prompt)
         GenerationConfig(seed=self.seed, num_inference_steps=self.num_inference_steps)
-        thread_count(self.num_threads)
         if not (math.isfinite(self.budget_s) and self.budget_s > 0):
             raise InputError(f"the budget is {self.budget_s} s; expected more than 0.")
         if self.sweep and not self.checkpoints.motions:

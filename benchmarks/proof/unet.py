@@ -21,7 +21,7 @@ from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.benchmarks.verify.plain_engine import plain_inputs
 from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, ddim_schedule
 from lamp_trt.runtime.algorithm.latents import step_table
-from lamp_trt.runtime.cuda.common import Conditions
+from lamp_trt.runtime.cuda.conditions import Conditions
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.loop import DeviceLoop
 from lamp_trt.runtime.kernels.arrays import DeviceArray
@@ -207,7 +207,7 @@ class UnetProof:
         manifest = self.work.bundle.manifest
         unet = Conditions(engines, manifest, subject.network, conditions)
         engines.share_scratch()
-        loop = DeviceLoop(device, unet.unet, self.backend, lambda: engines.generation, unet.time)
+        loop = DeviceLoop(device, unet.unet, lambda: engines.generation, unet.time)
         inputs = self.work.inputs()
         for name, array in conditions.items():
             device.upload(array, inputs[name])

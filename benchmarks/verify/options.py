@@ -2,14 +2,14 @@
 """What `lamp-trt verify` can be asked for. Loads no torch, so that the command line can."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from lamp_trt.engine.backends.registry import parse_device
 from lamp_trt.engine.families import MOTION_CHECKPOINT
 from lamp_trt.engine.networks import Origin
 from lamp_trt.runtime.algorithm.config import GenerationConfig
+from lamp_trt.runtime.requests import Placement
 
 PROMPT = "a horse runs on the road"
 STEPS = 10
@@ -41,13 +41,12 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
+class VerifyOptions(Placement):
     """What `lamp-trt verify` was asked for.
 
     first_frame          None for a synthetic picture
     num_inference_steps  of the loops, 0 for networks alone
-    num_threads          CPU threads of both sides
-    device, backend, engine_dir: where the bundle runs, as lamp_trt.load takes them
+    num_threads          CPU threads of both sides, also where the bundle runs on a GPU
     Raises InputError for a prompt that is no text, and a seed or a number of steps that no loop takes.
     """
 
@@ -57,14 +56,11 @@ class VerifyOptions:
     first_frame: Path | None = None
     seed: int = 0
     num_inference_steps: int = STEPS
-    num_threads: int | None = None
-    device: str = "auto"
-    backend: str = "auto"
-    engine_dir: Path | None = None
 
     def __post_init__(self) -> None:
         from lamp_trt.runtime.media.tokenizer import prompt_text  # NumPy, which the parser does without
 
+        super().__post_init__()
         prompt_text(self.prompt)
         prompt_text(self.negative_prompt or "")
         if self.num_inference_steps:
@@ -75,11 +71,6 @@ class VerifyOptions:
         return parse_device(self.device) is not None
 
     @property
-    def loading(self) -> dict[str, Any]:
-        """What the loaders of runtime/load.py are given."""
-        return {
-            "device": self.device,
-            "backend": self.backend,
-            "engine_dir": self.engine_dir,
-            "num_threads": None if self.on_gpu else self.num_threads,
-        }
+    def loading(self) -> Placement:
+        """Where the bundle runs."""
+        return replace(self.placement, num_threads=None if self.on_gpu else self.num_threads)

@@ -14,7 +14,7 @@ from lamp_trt.engine.precompute import HOISTED, networks_beside
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.host.conditioning import conditions_by_step
 from lamp_trt.runtime.kernels.arrays import DeviceArray
-from lamp_trt.runtime.load import Placement
+from lamp_trt.runtime.load import Place
 
 
 class PlainEngine(Protocol):
@@ -27,7 +27,7 @@ class PlainEngine(Protocol):
     def set_motion(self, motion: str) -> None: ...
 
     def close(self) -> None:
-        """Give memory back; the engine is of no use afterwards."""
+        """Give memory back; the engine is unusable afterwards."""
         ...
 
 
@@ -42,7 +42,7 @@ def plain_inputs(bundle: Bundle, network: str) -> tuple[IOTensor, ...]:
     return NETWORKS[network].resolve(bundle.manifest.sizes, precision)[0]
 
 
-def plain_engine(bundle: Bundle, network: str, place: Placement, motion: str | None = None) -> PlainEngine:
+def plain_engine(bundle: Bundle, network: str, place: Place, motion: str | None = None) -> PlainEngine:
     """`network` as a pipeline at `place` runs it. EngineError if it cannot be loaded."""
     if place.ordinal is None:
         return HostPlainEngine(bundle, network, partial(place.host_engine, bundle), motion)
@@ -72,7 +72,8 @@ class HostPlainEngine:
         self._engine.set_motion(motion)
 
     def close(self) -> None:
-        """Nothing is kept that does not go with this object."""
+        for engine in (self._engine, *self._beside):
+            engine.close()
 
 
 class DevicePlainEngine:
@@ -104,3 +105,4 @@ class DevicePlainEngine:
 
     def close(self) -> None:
         self._engines.close()
+        self._engines.device.close()

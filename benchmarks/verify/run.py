@@ -25,7 +25,7 @@ from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS, component_of
 from lamp_trt.engine.torch_threads import torch_threads
 from lamp_trt.export.checkpoints.files import find_component
-from lamp_trt.runtime.load import Placement
+from lamp_trt.runtime.load import Place
 
 _LIBRARIES = ("lamp_trt", "torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
 
@@ -41,7 +41,7 @@ def verify_bundle(path: Path, options: VerifyOptions) -> Report:
     checkpoints = options.checkpoints
     for motion in checkpoints.motions:
         bundle.motion(motion)
-    place = Placement.of(bundle, **options.loading)
+    place = Place.of(bundle, options.loading)
     held = [name for name in NETWORKS if name in bundle.manifest.networks]
     networks = [name for name in held if checkpoints.given(component_of(name).origin)]
     judged = [name for name in held if why_not_judged(bundle, name, place, options) is None]
@@ -74,7 +74,7 @@ def _run_loops(report: Report, bundle: Bundle, networks: list[str], options: Ver
             verify_first_frame(report, bundle, options)
 
 
-def _not_verified(bundle: Bundle, networks: list[str], place: Placement, options: VerifyOptions) -> list[str]:
+def _not_verified(bundle: Bundle, networks: list[str], place: Place, options: VerifyOptions) -> list[str]:
     """networks: those whose checkpoint is given."""
     manifest, checkpoints = bundle.manifest, options.checkpoints
     reasons = {
@@ -97,7 +97,7 @@ def _not_verified(bundle: Bundle, networks: list[str], place: Placement, options
     return missing
 
 
-def _subject(bundle: Bundle, place: Placement) -> dict[str, Any]:
+def _subject(bundle: Bundle, place: Place) -> dict[str, Any]:
     """What is verified, and with which programs; neither paths nor names of hosts and users."""
     manifest = bundle.manifest
     compilers = [trt.tensorrt().__name__] if place.backend == "tensorrt" else []

@@ -26,8 +26,12 @@ class Engine(Protocol):
         """Run once. Arrays must have the names, shapes and dtypes of `inputs`; outputs are new arrays."""
         ...
 
-    def set_motion(self, motion: str) -> None:
-        """Make `motion` the one that the network shows. Only the LAMP UNet has motions."""
+    def set_motion(self, motion: str) -> bool:
+        """As DeviceEngine's; nothing is captured on the host, so always False."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; a second time does nothing. The engine is unusable afterwards."""
         ...
 
 
@@ -36,7 +40,7 @@ class DeviceEngine(Protocol):
 
     Once constructed its weights are on the device. Then every tensor of `inputs` and `outputs` is bound, the
     scratch given, and runs are enqueued, any number. Pointers are device addresses of C-contiguous memory,
-    streams are cudaStream_t. Methods raise EngineError; one that leaves the engine unfit for use says so, and
+    streams are cudaStream_t. Methods raise EngineError; one that leaves the engine unusable says so, and
     every later call raises too.
     """
 
@@ -73,15 +77,17 @@ class DeviceEngine(Protocol):
         ...
 
     def set_motion(self, motion: str) -> bool:
-        """Make `motion` the one that the network shows, while nothing is pending on any stream.
+        """Make `motion` the one that the network shows, while nothing is pending on any stream. Only the LAMP
+        UNet has motions.
 
-        True if what was captured before is stale, and must be captured anew. The motion that it shows already
-        costs nothing, and leaves captures valid.
+        True if captures made before are stale, and the scratch that was given may be too small; False if they
+        stay valid. The motion that it shows already costs nothing. If a switch fails, the next `set_motion`
+        tries again, unless the error says that the engine is unusable.
         """
         ...
 
     def close(self) -> None:
-        """Give the device memory back. The engine is unfit for use afterwards."""
+        """Give the device memory back; a second time does nothing. The engine is unusable afterwards."""
         ...
 
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """LAMP's constants, each with its source, and the settings of one generation."""
+# ruff: noqa: RUF009  (`setting` makes dataclass fields)
 
 import json
 import math
 import numbers
 import operator
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat, get_args
+from types import NoneType
+from typing import Any, Literal, SupportsFloat, get_args, get_type_hints
 
 from lamp_trt.engine.errors import InputError
 
@@ -21,6 +24,11 @@ Adain = Literal["none", "first_frame", "schedule"]
 
 Histogram = Literal["none", "official", "exact"]
 """Histogram matching of the decoded frames to frame 0, see histogram.py."""
+
+Fit = Literal["stretch", "crop", "pad"]
+"""How an image of another aspect ratio becomes the video's: `stretch` ignores the ratio, as the official
+script does; `crop` cuts the longer side equally at both ends; `pad` adds black at both ends of the shorter
+side, whatever the background of transparent pixels is."""
 
 NOISE_BASE_WEIGHT = 0.2
 """Weight of the noise that all frames share; their own has 1 - 0.2. Algorithm 1 and official code."""
@@ -87,7 +95,12 @@ def _shown(value: object) -> str:
 
 def one_of(name: str, value: object, choices: object) -> Any:
     """The argument of the Literal type `choices` that `value` equals; InputError if none does."""
-    allowed, scalar = get_args(choices), _scalar(value)
+    return choice_of(name, value, get_args(choices))
+
+
+def choice_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    """That of `allowed` which `value` equals; InputError if none does."""
+    scalar = _scalar(value)
     if not isinstance(scalar, str) or scalar not in allowed:
         raise InputError(f"{name} is {_shown(value)}; choose one of {', '.join(allowed)}.")
     return allowed[allowed.index(scalar)]
@@ -165,22 +178,83 @@ def early_steps(preset: Preset, adain_switch_step: int | None) -> int:
     return whole_number("adain_switch_step", adain_switch_step, 0)
 
 
-def _plain_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a GenerationConfig, checked, as Python's own values, which JSON can hold."""
-    plain: dict[str, Any] = {"seed": whole_number("seed", given["seed"], 0, MAX_SEED)}
-    for name in ("num_inference_steps", "first_frame_num_inference_steps"):
-        plain[name] = whole_number(name, given[name], 1, MAX_INFERENCE_STEPS)
-    for name in ("guidance_scale", "first_frame_guidance_scale"):
-        plain[name] = finite_number(name, given[name])
-    plain |= {name: one_of(name, given[name], choices) for name, choices in _CHOICES.items()}
-    switch, histogram = given["adain_switch_step"], given["histogram"]
-    plain["adain_switch_step"] = None if switch is None else whole_number("adain_switch_step", switch, 0)
-    plain["histogram"] = None if histogram is None else one_of("histogram", histogram, Histogram)
-    plain["mix_noise"] = truth_value("mix_noise", given["mix_noise"])
-    return plain
+Kept = Literal["video", "first_frame", "no"]
+"""Which sidecars keep a setting: all, those of first frames that SDXL made, or none, since they hold the
+image."""
 
 
-_CHOICES = {"preset": Preset, "adain": Adain}
+def setting(default: Any, help: str, *, kept: Kept = "video", **more: Any) -> Any:
+    """A field of a settings record: the one place that says what the setting is, see `Setting` for `more`."""
+    return field(default=default, metadata={"help": help, "kept": kept, **more})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, as the records' fields state it. Command line, job files and sidecars are made from these.
+
+    kind          int, float, str, bool or Path; choices: of a Literal. None is allowed where `optional`
+    low, high     limits of an integer
+    metavar       of the command line
+    kept          see Kept
+    in_jobs       whether job files and the command line may set it
+    check         in place of its kind: (name, value) → value as Python's own
+    """
+
+    name: str
+    kind: type
+    default: Any
+    optional: bool
+    choices: tuple[str, ...]
+    help: str
+    kept: Kept = "video"
+    low: int = 0
+    high: int | None = None
+    metavar: str | None = None
+    in_jobs: bool = True
+    check: Callable[[str, Any], Any] | None = None
+
+    def checked(self, value: object) -> Any:
+        """`value` as Python's own, which JSON can hold; InputError if it is none of this setting's."""
+        if value is None and self.optional:
+            return None
+        if self.check is not None:
+            return self.check(self.name, value)
+        if self.choices:
+            return choice_of(self.name, value, self.choices)
+        if self.kind is int:
+            return whole_number(self.name, value, self.low, self.high)
+        return _PLAIN[self.kind](self.name, value)
+
+
+_PLAIN: dict[type, Callable[[str, object], Any]] = {
+    float: finite_number,
+    bool: truth_value,
+    str: plain_text,
+    Path: file_path,
+}
+
+
+@cache
+def settings_of(record: type) -> tuple[Setting, ...]:
+    """The settings of a dataclass whose fields are made by `setting`; other fields are left out."""
+    hints = get_type_hints(record)
+    return tuple(_setting(each, hints[each.name]) for each in fields(record) if "help" in each.metadata)
+
+
+def _setting(each: "Field[Any]", hint: Any) -> Setting:
+    literal = get_args(hint) and NoneType not in get_args(hint)
+    kinds = [hint] if literal or not get_args(hint) else [k for k in get_args(hint) if k is not NoneType]
+    choices = get_args(kinds[0])
+    kind = str if choices else kinds[0]
+    return Setting(each.name, kind, each.default, kinds[0] is not hint, choices, **each.metadata)
+
+
+def _colour(name: str, value: Any) -> str:
+    """A colour that background_rgb takes."""
+    from lamp_trt.runtime.media.image_colour import background_rgb  # NumPy, which the parser does without
+
+    background_rgb(value)
+    return plain_text(name, value)
 
 
 @dataclass(frozen=True)
@@ -193,21 +267,53 @@ class GenerationConfig:
     mix_noise: False for editing, where the noise is DDIM-inverted latents and used as given.
     """
 
-    seed: int = 0
-    num_inference_steps: int = 50
-    guidance_scale: float = 12.5
-    first_frame_num_inference_steps: int = 50
-    first_frame_guidance_scale: float = 5.0
-    preset: Preset = "official"
-    adain: Adain = "schedule"
-    adain_switch_step: int | None = None
-    histogram: Histogram | None = None
-    mix_noise: bool = True
+    fit: Fit = setting("stretch", "of an image of another aspect ratio", kept="no")
+    background: str = setting(
+        "white",
+        "behind transparent pixels of an image file: #rrggbb or a name of CSS",
+        kept="no",
+        metavar="COLOUR",
+        check=_colour,
+    )
+    first_frame_prompt: str | None = setting(
+        None, "for SDXL; default: the prompt", kept="first_frame", metavar="PROMPT"
+    )
+    first_frame_num_inference_steps: int = setting(
+        50, "of SDXL's loop", kept="first_frame", low=1, high=MAX_INFERENCE_STEPS, metavar="STEPS"
+    )
+    first_frame_guidance_scale: float = setting(5.0, "of SDXL's loop", kept="first_frame", metavar="SCALE")
+    negative_prompt: str | None = setting(None, "of the first frame and the video", metavar="PROMPT")
+    seed: int = setting(0, "of all noise, 0 to 2^64-1", high=MAX_SEED)
+    num_inference_steps: int = setting(
+        50, "of the video's loop", low=1, high=MAX_INFERENCE_STEPS, metavar="STEPS"
+    )
+    guidance_scale: float = setting(12.5, "1 or less turns guidance off", metavar="SCALE")
+    preset: Preset = setting("official", "the published code, or Algorithm 1 to the letter")
+    adain: Adain = setting("schedule", "frames that a step matches the others to")
+    adain_switch_step: int | None = setting(
+        None, "number of early steps; default: the preset's", metavar="STEPS"
+    )
+    histogram: Histogram | None = setting(None, "matching to frame 0; default: the preset's")
+    mix_noise: bool = setting(True, "whether frames share noise; False for editing", in_jobs=False)
 
     def __post_init__(self) -> None:
-        vars(self).update(_plain_settings(vars(self)))
+        vars(self).update(checked(self))
 
     @property
     def histogram_mode(self) -> Histogram:
         """The histogram matching that is done: `histogram`, or the preset's."""
         return self.histogram if self.histogram is not None else PRESET_HISTOGRAM[self.preset]
+
+    def kept(self, kept: Kept) -> dict[str, Any]:
+        """The settings that a sidecar keeps so, by name."""
+        return {each.name: getattr(self, each.name) for each in SETTINGS if each.kept == kept}
+
+
+def checked(record: Any) -> dict[str, Any]:
+    """The settings of a record by name, each checked. InputError for the first that cannot be."""
+    kind: type = type(record)
+    return {each.name: each.checked(getattr(record, each.name)) for each in settings_of(kind)}
+
+
+SETTINGS = settings_of(GenerationConfig)
+"""What may be set for one video."""

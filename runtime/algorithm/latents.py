@@ -24,10 +24,11 @@ from lamp_trt.runtime.algorithm.config import (
 from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, step_coefficients
 
 Array = NDArray[Any]
+Latents = NDArray[np.float32]
 
 
 class StepMode(IntFlag):
-    """What a step does beside guidance and DDIM, in this order. kernels/latent_step.cu reads these bits."""
+    """AdaIN of a step after guidance and DDIM, in this order. kernels/latent_step.cu reads the same bits."""
 
     NONE = 0
     FRAME_1_TO_FRAME_0 = 1
@@ -43,7 +44,8 @@ class StepMode(IntFlag):
 
 
 STEP_ROW = np.dtype([("cx", "f4"), ("ce", "f4"), ("guidance", "f4"), ("mode", "u4")])
-"""One step for the GPU: x' = cx * x + ce * (u + guidance * (c - u)), then what the StepMode bits say."""
+"""One step: x' = cx * x + ce * (u + guidance * (c - u)), then the AdaIN of the StepMode bits. `apply_row` and
+kernels/latent_step.cu interpret the same rows."""
 
 
 def mix_noise(noise: Array, first_frame_latents: Array, base_noise: Array | None = None) -> Array:
@@ -78,14 +80,17 @@ def posterior_sample(mean: Array, logvar: Array, noise: Array, scaling_factor: f
 
         (mean + exp(clamp(logvar, -30, 20) / 2) * noise) * scaling_factor
 
-    mean, logvar, noise (1, 4, h, w). The twin of kernels/noise.cu posterior_sample. Raises InputError if
-    shapes do not fit.
+    mean, logvar, noise (1, 4, h, w). NaN where logvar is not finite, which the clamp would hide. The twin of
+    kernels/noise.cu posterior_sample. Raises InputError if shapes do not fit.
     """
     if mean.ndim != 4:
         raise InputError(f"latent_mean has shape {mean.shape}; expected (1, 4, height // 8, width // 8).")
     _expect_shape("latent_logvar", logvar, mean.shape)
     _expect_shape("posterior_noise", noise, mean.shape)
-    deviation = np.exp(np.clip(logvar.astype(np.float32), -30, 20) / 2)
+    log_variance = logvar.astype(np.float32)
+    deviation = np.where(
+        np.isfinite(log_variance), np.exp(np.clip(log_variance, -30, 20) / 2), np.float32(np.nan)
+    )
     sample = mean.astype(np.float32) + deviation * noise.astype(np.float32)
     scaled: Array = sample * np.float32(scaling_factor)
     return scaled[:, :, None]
@@ -175,8 +180,20 @@ def denoise_step(
     _expect_shape("noise_pred", noise_pred, (len(noise_pred), *shape[1:]))
     whole_number("step", step, 0, len(schedule) - 1)
     mode = adain_mode(step, preset, adain, adain_switch_step)
-    out = ddim_step(latents, noise_pred, schedule.alpha_t[step], schedule.alpha_prev[step], guidance_scale)
-    out[:, :, 0] = latents[:, :, 0]
+    return apply_row(latents, noise_pred, _row(schedule, step, guidance_scale, mode)[0])
+
+
+def apply_row(latents: Array, noise_pred: Array, row: np.void) -> Array:
+    """Guidance, DDIM and AdaIN as one of `step_table`'s rows says: the twin of kernels/latent_step.cu.
+
+    latents (1, c, f, h, w) or (1, c, h, w); noise_pred of the same shape, batch 2 = [unconditional,
+    conditional], or 1 where the row's guidance is 1. Returns float32 like latents.
+    """
+    mode = StepMode(int(row["mode"]))
+    out: Array = row["cx"] * latents.astype(np.float32, copy=False)
+    out = out + row["ce"] * guided(noise_pred, row["guidance"])
+    if StepMode.STEP_FRAME_0 not in mode:
+        out[:, :, 0] = latents[:, :, 0]
     return _match_frames(out, mode)
 
 
@@ -203,26 +220,30 @@ def step_table(
     adain_switch_step: int | None = None,
     step_frame_0: bool = False,
 ) -> NDArray[np.void]:
-    """The whole loop as STEP_ROW rows (n,), computed in float64 and stored as float32.
+    """The whole loop as STEP_ROW rows (n,), which host and device interpret; computed in float64, stored as
+    float32.
 
     The final AdaIN is part of the last row's mode. Without guidance the row says 1, for equal halves of
     noise_pred. SDXL's loop is the table with adain "none" and step_frame_0.
     """
     n = len(schedule)
-    rows = np.zeros(n, STEP_ROW)
-    ends = zip(schedule.alpha_t, schedule.alpha_prev, strict=True)
-    rows["cx"], rows["ce"] = np.array([step_coefficients(t, prev) for t, prev in ends]).T
-    rows["guidance"] = max(guidance_scale, 1)
     modes = [adain_mode(i, preset, adain, adain_switch_step) for i in range(n)]
     if has_final_adain(preset, adain):
         modes[-1] |= StepMode.FINAL_TO_FRAME_0
-    rows["mode"] = [mode | StepMode.STEP_FRAME_0 if step_frame_0 else mode for mode in modes]
-    return rows
+    frame_0 = StepMode.STEP_FRAME_0 if step_frame_0 else StepMode.NONE
+    rows = [_row(schedule, i, guidance_scale, mode | frame_0) for i, mode in enumerate(modes)]
+    return np.concatenate(rows)
+
+
+def _row(schedule: DDIMSchedule, step: int, guidance_scale: float, mode: StepMode) -> NDArray[np.void]:
+    """One STEP_ROW (1,)."""
+    cx, ce = step_coefficients(schedule.alpha_t[step], schedule.alpha_prev[step])
+    return np.array([(cx, ce, max(guidance_scale, 1), mode)], STEP_ROW)
 
 
 def _match_frames(latents: Array, mode: StepMode) -> Array:
-    """The AdaIN of `mode`, in place, in the order of its flags."""
-    if latents.shape[2] == 1:
+    """The AdaIN of `mode`, in place, in the order of its flags. An image has no frames to match."""
+    if latents.ndim == 4 or latents.shape[2] == 1:
         return latents
     frame_0, frame_1 = latents[:, :, :1], latents[:, :, 1:2]
     rest, others = latents[:, :, 2:], latents[:, :, 1:]

@@ -8,11 +8,13 @@ before a CudaDevice is made.
 import ctypes
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lamp_trt.engine.backends.cuda.calls import release
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.runtime.kernels.arrays import DeviceArray, contiguous_strides
 from lamp_trt.runtime.kernels.launch import Launcher
@@ -84,9 +86,23 @@ class Device(Protocol):
 
     def free_bytes(self) -> int: ...
 
+    def close(self) -> None:
+        """Give the stream and all memory back, of `mapped` and `upload` too; a second time does nothing.
+        Waits. No method works afterwards."""
+        ...
+
+
+class Mark:
+    """A CUDA event, destroyed with the object."""
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+        finalize(self, release, "cudaEventDestroy", event).atexit = False
+
 
 class CudaDevice:
-    """Device `ordinal` of this machine. EngineError where there is no driver or no such device.
+    """Device `ordinal` of this machine, a context manager. EngineError where there is no driver or no such
+    device.
 
     A CUDA error of something enqueued earlier makes the whole process's CUDA context unusable: every later
     call raises too, and says so.
@@ -103,9 +119,11 @@ class CudaDevice:
         from cuda.core import Device as CoreDevice
 
         self._cuda = runtime
-        self._lost: str | None = None
+        self._unusable: str | None = None
+        self._closed = False
         self._blocks: dict[int, int] = {}
         self._staging: dict[int, tuple[int, Array]] = {}
+        self._mapped: list[int] = []
         (count,) = self._call("cudaGetDeviceCount")
         if not 0 <= ordinal < count:
             raise InputError(f"device is cuda:{ordinal}; this machine has {count} CUDA devices, from cuda:0.")
@@ -138,6 +156,7 @@ class CudaDevice:
 
     def mapped(self, dtype: Any) -> tuple[DeviceArray, Array]:
         host_pointer, values = self._host_memory((1,), np.dtype(dtype))
+        self._mapped.append(host_pointer)
         (pointer,) = self._call("cudaHostGetDevicePointer", host_pointer, 0)
         return DeviceArray(int(pointer), (1,), np.dtype(dtype), owner=values), values
 
@@ -201,27 +220,51 @@ class CudaDevice:
 
     def mark(self) -> Any:
         (event,) = self._call("cudaEventCreate")
+        mark = Mark(event)
         self._call("cudaEventRecord", event, self.stream)
-        return event
+        return mark
 
     def reached(self, mark: Any) -> bool:
-        (status,) = self._cuda.cudaEventQuery(mark)
+        self._require_usable()
+        (status,) = self._cuda.cudaEventQuery(mark.event)
         if status == self._cuda.cudaError_t.cudaErrorNotReady:
             return False
         self._check("cudaEventQuery", status, asynchronous=True)
         return True
 
     def seconds(self, start: Any, end: Any) -> float:
-        (milliseconds,) = self._call("cudaEventElapsedTime", start, end)
+        (milliseconds,) = self._call("cudaEventElapsedTime", start.event, end.event)
         return float(milliseconds) / 1e3
 
     def synchronize(self) -> None:
+        self._require_usable()
         (status,) = self._cuda.cudaStreamSynchronize(self.stream)
         self._check("cudaStreamSynchronize", status, asynchronous=True)
 
     def free_bytes(self) -> int:
         free, _ = self._call("cudaMemGetInfo")
         return int(free)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._unusable is None:  # a lost context takes its memory with it
+            self.synchronize()
+            for pointer in self._blocks:
+                self._call("cudaFree", pointer)
+            for pointer in (*self._mapped, *(pointer for pointer, _ in self._staging.values())):
+                self._call("cudaFreeHost", pointer)
+            self._call("cudaStreamDestroy", self.stream)
+        for owned in (self._blocks, self._staging, self._mapped):
+            owned.clear()
+        self._unusable = f"cuda:{self.ordinal} was closed by its pipeline; load the bundle again."
 
     def _staged(self, array: DeviceArray) -> Array:
         """The pinned host memory that belongs to a device array, as values of its dtype."""
@@ -239,23 +282,26 @@ class CudaDevice:
 
     def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
         """A function of the CUDA runtime, its results without the status."""
+        self._require_usable()
         status, *results = getattr(self._cuda, name)(*arguments)
         self._check(name, status)
         return tuple(results)
 
+    def _require_usable(self) -> None:
+        if self._unusable:
+            raise EngineError(self._unusable)
+
     def _check(self, name: str, status: Any, *, asynchronous: bool = False) -> None:
-        if self._lost:
-            raise EngineError(self._lost)
         if status == self._cuda.cudaError_t.cudaSuccess:
             return
         _, text = self._cuda.cudaGetErrorString(status)
         message = f"{name} failed on cuda:{getattr(self, 'ordinal', '?')}: {text.decode()}"
         if asynchronous:
-            self._lost = (
+            self._unusable = (
                 f"{message}. This process can use the GPU no longer, and this pipeline neither: load the "
                 "bundle in a new process; `lamp-trt doctor` checks the GPU."
             )
-            raise EngineError(self._lost)
+            raise EngineError(self._unusable)
         raise EngineError(f"{message}.")
 
 

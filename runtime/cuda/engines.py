@@ -4,6 +4,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from lamp_trt.engine.backends.contract import DeviceEngine
 from lamp_trt.engine.errors import EngineError
@@ -31,21 +32,25 @@ class BoundEngine:
 
 
 class EngineSet:
-    """Loads engines and binds them. They never run at the same time, so the scratch is the largest one's, not
-    the sum."""
+    """Loads engines and binds them; a context manager, which closes them. They never run at the same time, so
+    the scratch is the largest one's, not the sum."""
 
     def __init__(self, device: Device, load: LoadEngine) -> None:
         self.device, self._load = device, load
         self._engines: list[DeviceEngine] = []
         self._made: list[DeviceArray] = []
         self._scratch: DeviceArray | None = None
+        self._closed = False
         self.generation = 0
         """Grows when the scratch moved: what was captured before is stale."""
 
     def add(self, network: str, given: Mapping[str, DeviceArray] | None = None) -> BoundEngine:
-        """Load a network. Arrays for its tensors are made, but for those that are `given`: what another
-        engine writes or reads, under the same name and of the same dtype and size."""
+        """Load a network. Allocates every tensor except those in `given`: arrays that another engine writes
+        or reads, under the same name and of the same dtype and size."""
+        if self._closed:
+            raise EngineError(f"{network} cannot be loaded: these engines were closed.")
         engine = self._load(network)
+        self._engines.append(engine)
         arrays = {}
         for tensor in (*engine.inputs, *engine.outputs):
             array = (given or {}).get(tensor.name)
@@ -55,7 +60,6 @@ class EngineSet:
             _check(network, tensor, array)
             engine.bind(tensor.name, array.pointer)
             arrays[tensor.name] = array
-        self._engines.append(engine)
         return BoundEngine(network, engine, arrays, self.device)
 
     def share_scratch(self) -> None:
@@ -71,8 +75,19 @@ class EngineSet:
             for engine in self._engines:
                 engine.use_scratch(self._scratch.pointer, self._scratch.nbytes)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Give the memory of the engines, of their scratch and of the arrays that were made back. Waits."""
+        """Give the memory of the engines, of their scratch and of the arrays that were made back. Waits. A
+        second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self.device.synchronize()
         for engine in self._engines:
             engine.close()
         self.device.release(*self._made, *([self._scratch] if self._scratch else []))

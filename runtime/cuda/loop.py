@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising loop on a device: one step captured, replayed n times, with no host round trip in between.
+"""The denoising loop on a device: one step captured, replayed n times; the device never waits for the host.
 
-The reference is loop.py. A step is the UNet and one kernel; what differs between steps lies in device tables.
+The reference is host/loop.py. A step is the UNet and one kernel; what differs between steps lies in device
+tables.
 """
 
 import logging
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,30 +15,25 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.precompute import TIME_PROJECTIONS
-from lamp_trt.engine.progress import progress
-from lamp_trt.runtime.algorithm.latents import STEP_ROW
+from lamp_trt.runtime.algorithm.latents import STEP_ROW, final_adain
+from lamp_trt.runtime.control import Control
 from lamp_trt.runtime.cuda.device import Device
 from lamp_trt.runtime.cuda.engines import BoundEngine
-from lamp_trt.runtime.host.loop import Latents, StepCallback, not_finite
+from lamp_trt.runtime.cuda.work import DeviceWork, RunningLoop
+from lamp_trt.runtime.finite import not_finite, step_of
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays, begin_loop, latent_step
 from lamp_trt.runtime.kernels.launch import NO_STEP, PROGRESS
+from lamp_trt.runtime.ops import Loop
 
 log = logging.getLogger("lamp_trt")
 
 FIRST_CAPACITY = 50
 """Steps that the tables hold at first; they grow when a longer loop is asked for."""
 
-POLL_SECONDS = 0.002
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A loop whose progress is watched. `values`: PROGRESS (1,) in mapped memory."""
-
-    label: str
-    values: NDArray[Any]
-    num_steps: int
+STEPS_AHEAD = 3
+"""Steps that are enqueued and not done, the running one included. Enough that the device has the next one
+while the host looks away, few enough that a cancelled loop ends soon: what is enqueued runs."""
 
 
 class DeviceLoop:
@@ -46,18 +41,16 @@ class DeviceLoop:
 
     unet   the bound UNet; its time input is `timestep`, or `time_projections` made by `time`
     time   the network timestep → time_projections, or None
-    label  the progress bar's
     """
 
     def __init__(
         self,
         device: Device,
         unet: BoundEngine,
-        label: str,
         generation: Callable[[], int],
         time: BoundEngine | None = None,
     ) -> None:
-        self._device, self._unet, self._label, self._time = device, unet, label, time
+        self._device, self._unet, self._time = device, unet, time
         self._generation, self._captured_in = generation, -1
         self._replay: Callable[[], None] | None = None
         self._progress_on_device, self.progress = device.mapped(PROGRESS)
@@ -93,43 +86,58 @@ class DeviceLoop:
         """Whether steps are replayed; after `prepare`."""
         return self._replay is not None
 
-    def enqueue(self, num_steps: int, *, launch: bool = False) -> Shown:
-        """All steps of the loop that `begin` started, replayed, or launched one by one if `launch`; what
-        `watch` takes."""
+    def enqueue(self, num_steps: int, *, launch: bool = False) -> None:
+        """All steps of the loop that `begin` started, replayed, or launched one by one if `launch`."""
         step = self._step if launch or self._replay is None else self._replay
         for _ in range(num_steps):
             step()
-        return Shown(self._label, self.progress, num_steps)
 
-    def run_with_callback(
-        self, num_steps: int, timesteps: NDArray[np.int64], on_step: StepCallback
-    ) -> Latents:
-        """The steps one by one: waits for each, and goes on with the latents that `on_step` returns. Nothing
-        is pending at the end."""
-        latents = np.empty(0, np.float32)
-        for i in range(num_steps):
+    def run(self, loop: Loop, work: DeviceWork, control: Control) -> None:
+        """The steps of the loop that `begin` started, STEPS_AHEAD of the device. Does not wait for the last
+        ones, unless the loop has a callback. EngineError if latents do not fit the UNet's precision."""
+        if loop.on_step is not None:
+            self._run_with_callback(loop, control)
+            return
+        running = RunningLoop(loop.stage, self.progress, len(loop))
+        work.follow(running, control)
+        work.flag(lambda: self._require_finite(loop))
+        mark = None
+        for step in range(len(loop)):
+            if step >= STEPS_AHEAD:
+                work.wait(mark, control, partial(running.has_done, step - STEPS_AHEAD + 1))
             (self._replay or self._step)()
-            after = self.arrays.latents.rows((num_steps - i - 1) % 2, (num_steps - i - 1) % 2 + 1)
+            mark = self._device.mark()
+
+    def _run_with_callback(self, loop: Loop, control: Control) -> None:
+        """The steps one by one: waits for each, and goes on with the latents that the callback returns."""
+        assert loop.on_step is not None
+        n, latents = len(loop), np.empty(0, np.float32)
+        control.report(loop.stage, 0, n)
+        for i in range(n):
+            control.check()
+            (self._replay or self._step)()
+            after = self.arrays.latents.rows((n - i - 1) % 2, (n - i - 1) % 2 + 1)
             latents = self._device.download(after)
-            self.require_finite(num_steps, timesteps)
-            changed = on_step(i, int(timesteps[i]), latents.copy())
+            self._require_finite(loop)
+            changed = loop.on_step(i, int(loop.timesteps[i]), latents.copy())
             if not np.array_equal(changed, latents):
                 latents = np.asarray(changed, np.float32)
                 self._device.upload(after, latents)
                 sample = self.arrays.sample
                 self._device.upload(sample, np.repeat(latents, sample.shape[0], axis=0).astype(sample.dtype))
-        self._device.synchronize()
-        return latents
+            control.report(loop.stage, i + 1, n)
+        if loop.final_adain:
+            self._device.synchronize()
+            self._device.upload(self.final_latents, final_adain(latents))
 
-    def require_finite(self, num_steps: int, timesteps: NDArray[np.int64]) -> None:
+    def _require_finite(self, loop: Loop) -> None:
         """EngineError, naming the step, if latents left the range of the UNet's precision. After a wait."""
         step = int(self.progress["first_overflow"][0])
         if step != NO_STEP:
-            where = f"{self._unet.network} at step {step} of {num_steps} (timestep {timesteps[step]})"
-            raise not_finite(where, self.arrays.sample.dtype)
+            raise not_finite(step_of(loop.unet, step, loop.timesteps), self.arrays.sample.dtype)
 
     def invalidate(self) -> None:
-        """Forget the captured step; the next `begin` captures anew."""
+        """Forget the captured step; the next `begin` captures again."""
         self._replay, self._captured_in = None, -1
 
     def prepare(self) -> None:
@@ -189,18 +197,3 @@ class DeviceLoop:
             state=device.empty((1,), LOOP_STATE),
             progress=self._progress_on_device,
         )
-
-
-def watch(device: Device, end: Any, loops: Sequence[Shown]) -> None:
-    """Wait until the stream reaches the mark `end`, showing progress. Ctrl-C is raised once it is idle."""
-    try:
-        for loop in loops:
-            with progress(label=loop.label, total=loop.num_steps, unit=" steps") as bar:
-                while bar.n < loop.num_steps:
-                    arrived = device.reached(end)
-                    bar.update(int(loop.values["steps_done"][0]) - bar.n)
-                    if arrived:
-                        break
-                    time.sleep(POLL_SECONDS)
-    finally:
-        device.synchronize()

@@ -15,9 +15,9 @@ __device__ __forceinline__ float level(float x) {
   return fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f) * 255.f;
 }
 
-/* Called by every thread of a block: tells the host if any met NaN. */
-__device__ __forceinline__ void report_nan(bool nan, LampProgress* progress) {
-  if (__syncthreads_or(nan) && threadIdx.x == 0 && progress != nullptr) progress->decoder_nan = 1u;
+/* Called by every thread of a block: reports to the host if any met a value that is not finite. */
+__device__ __forceinline__ void report_not_finite(bool met, LampProgress* progress) {
+  if (__syncthreads_or(met) && threadIdx.x == 0 && progress != nullptr) progress->image_not_finite = 1u;
 }
 
 /* A level 0..255 in [-1, 1]. fp16: two roundings, as officially. */
@@ -32,7 +32,7 @@ __device__ __forceinline__ void first_frame(const In* decoded, unsigned char* pi
                                             LampProgress* progress, int height, int width) {
   const int at = blockIdx.x * blockDim.x + threadIdx.x, area = height * width;
   const int row = at / width, column = at % width;
-  bool nan = false;
+  bool not_finite = false;
 #pragma unroll
   for (int channel = 0; channel < 3 && at < area; ++channel) {
     int sum = 2;
@@ -43,7 +43,7 @@ __device__ __forceinline__ void first_frame(const In* decoded, unsigned char* pi
       load<2>(decoded + static_cast<long long>(channel) * 4 * area + place, pair);
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
-        nan |= pair[x] != pair[x];
+        not_finite |= !is_finite(pair[x]);
         const int value = static_cast<int>(rintf(level(pair[x])));
         pixels[3LL * (place + x) + channel] = static_cast<unsigned char>(value);
         sum += value;
@@ -51,7 +51,7 @@ __device__ __forceinline__ void first_frame(const In* decoded, unsigned char* pi
     }
     image[static_cast<long long>(channel) * area + at] = model_value<Out>(sum >> 2);
   }
-  report_nan(nan, progress);
+  report_not_finite(not_finite, progress);
 }
 
 /* pixels (H, W, 3) uint8 -> image (3, H, W) in [-1, 1]. One thread for one pixel. */

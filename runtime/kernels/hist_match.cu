@@ -20,14 +20,14 @@ constexpr int kCopies = 8;   // of a block's histograms, chosen by lane: equal n
 /* V pixels from planes (3, P) to levels, which go to `frame` (P, 3) too. */
 template <int V, typename T>
 __device__ __forceinline__ void levels_of(const T* planes, long long pixels, int pixel,
-                                          unsigned char (&out)[V][kColours], unsigned char* frame, bool& nan) {
+                                          unsigned char (&out)[V][kColours], unsigned char* frame, bool& not_finite) {
 #pragma unroll
   for (int c = 0; c < kColours; ++c) {
     float x[V];
     load<V>(planes + c * pixels + pixel, x);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      nan |= x[j] != x[j];
+      not_finite |= !is_finite(x[j]);
       out[j][c] = static_cast<unsigned char>(level(x[j]));   // truncated
     }
   }
@@ -45,16 +45,16 @@ __device__ __forceinline__ void hist_count(const T* planes, unsigned char* frame
   const int tid = threadIdx.x, threads = blockDim.x, copy = tid % kCopies;
   for (int i = tid; i < kColours * kCopies * (kBins + 1); i += threads) (&part[0][0][0])[i] = 0;
   __syncthreads();
-  bool nan = false;
+  bool not_finite = false;
   for (int p = (blockIdx.x * threads + tid) * V; p < pixels; p += gridDim.x * threads * V) {
     unsigned char value[V][kColours];
-    levels_of<V>(planes, pixels, p, value, frame, nan);
+    levels_of<V>(planes, pixels, p, value, frame, not_finite);
 #pragma unroll
     for (int j = 0; j < V; ++j)
 #pragma unroll
       for (int c = 0; c < kColours; ++c) atomicAdd(&part[c][copy][value[j][c]], 1u);
   }
-  report_nan(nan, progress);   // and: every count is in
+  report_not_finite(not_finite, progress);   // and: every count is in
   unsigned* out = counts + (static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x) * kColours * kBins;
   for (int i = tid; i < kColours * kBins; i += threads) {
     unsigned n = 0;

@@ -22,7 +22,7 @@ struct LampLoopState {
 /* The same for the host, in mapped pinned memory; begin_loop resets it. */
 struct alignas(8) LampProgress {
   unsigned steps_done, first_overflow;
-  unsigned decoder_nan;    // 1 once a decoder's image held NaN, which becomes level 0
+  unsigned image_not_finite;   // 1 once a decoder's image held NaN or infinity
   unsigned unused;
 };
 
@@ -62,6 +62,8 @@ template <typename T>
 constexpr float kLargest = 3.402823466e38f;
 template <>
 constexpr float kLargest<__half> = 65504.f;
+
+__device__ __forceinline__ bool is_finite(float x) { return fabsf(x) <= kLargest<float>; }
 
 /* p must be aligned to V * sizeof(T) bytes. */
 template <int V, typename T>

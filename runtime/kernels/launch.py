@@ -24,9 +24,12 @@ DRAW = 4
 ALIGNMENT = 32
 """Bytes of VECTOR float32 values."""
 
-PROGRESS = np.dtype([("steps_done", "u4"), ("first_overflow", "u4"), ("decoder_nan", "u4"), ("unused", "u4")])
+PROGRESS = np.dtype(
+    [("steps_done", "u4"), ("first_overflow", "u4"), ("image_not_finite", "u4"), ("unused", "u4")]
+)
 """What kernels tell the host, in mapped pinned memory; begin_loop resets it. first_overflow: first step whose
-latents are not finite in the UNet's type, or NO_STEP. decoder_nan: 1 once a decoded image held NaN."""
+latents do not fit the UNet's type, or NO_STEP. image_not_finite: 1 once a decoded image held NaN or
+infinity."""
 
 NO_STEP = 0xFFFFFFFF
 """In place of a step number: none so far."""

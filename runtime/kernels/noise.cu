@@ -113,12 +113,13 @@ __device__ __forceinline__ void begin_loop(const float* noise, const float* base
     if (threadIdx.x == 0) {
       *state = {0u, static_cast<unsigned>(num_steps), 0u, kNoStep};
       report(progress, 0u, kNoStep);
-      if (progress != nullptr) progress->decoder_nan = 0u;
+      if (progress != nullptr) progress->image_not_finite = 0u;
     }
   }
 }
 
-/* out = (mean + exp(clamp(logvar, -30, 20) / 2) * n) * scaling_factor; one thread for one Philox block. */
+/* out = (mean + exp(clamp(logvar, -30, 20) / 2) * n) * scaling_factor, NaN where logvar is not finite, which the clamp
+   would hide; one thread for one Philox block. */
 template <typename T>
 __device__ __forceinline__ void posterior_sample(const T* mean, const T* logvar, const float* noise, float* out,
                                                  unsigned long long seed, int purpose, float scaling_factor,
@@ -130,7 +131,9 @@ __device__ __forceinline__ void posterior_sample(const T* mean, const T* logvar,
 #pragma unroll
   for (int j = 0; j < kDraw; ++j)
     if (i + j < count) {
-      const float deviation = expf(0.5f * fminf(fmaxf(to_float(logvar[i + j]), -30.f), 20.f));
+      const float log_variance = to_float(logvar[i + j]);
+      const float deviation = is_finite(log_variance) ? expf(0.5f * fminf(fmaxf(log_variance, -30.f), 20.f))
+                                                      : log_variance - log_variance;
       const float value = noise != nullptr ? noise[i + j] : n[j];
       out[i + j] = (to_float(mean[i + j]) + deviation * value) * scaling_factor;
     }

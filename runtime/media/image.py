@@ -3,20 +3,15 @@
 
 import base64
 import os
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.algorithm.config import one_of
+from lamp_trt.runtime.algorithm.config import Fit, one_of
 from lamp_trt.runtime.media.image_colour import background_rgb
 from lamp_trt.runtime.media.image_files import decode_image, read_image
-
-Fit = Literal["stretch", "crop", "pad"]
-"""How an image of another aspect ratio becomes the video's: `stretch` ignores the ratio, as the official
-script does; `crop` cuts the longer side equally at both ends; `pad` adds black at both ends of the shorter
-side, whatever the background of transparent pixels is."""
 
 Image = NDArray[np.uint8]
 

@@ -58,7 +58,7 @@ def load(
     expect_bundle: str | None = None,
     verify_files: bool = False,
 ) -> "LampPipeline":
-    """Load a bundle that `lamp-trt build` made.
+    """Load a bundle that `lamp-trt build` made. `close`, or a `with` block, gives the pipeline's memory back.
 
     bundle       its folder; every file is checked against its digest (remembered while a file is unchanged)
     device       "auto" or "cpu", or a GPU: "cuda", "cuda:1"
@@ -75,16 +75,17 @@ def load(
     Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
     EngineError if a network cannot be loaded.
     """
+    from lamp_trt.runtime.algorithm.config import file_path
     from lamp_trt.runtime.load import load_pipeline
+    from lamp_trt.runtime.requests import Placement
 
-    return load_pipeline(
-        bundle,
+    placement = Placement(
         device=device,
         backend=backend,
-        motion=motion,
         num_threads=num_threads,
-        engine_dir=engine_dir,
+        engine_dir=None if engine_dir is None else file_path("engine_dir", engine_dir),
         resident_motions=resident_motions,
-        expect_bundle=expect_bundle,
-        verify_files=verify_files,
+    )
+    return load_pipeline(
+        bundle, placement, motion=motion, expect_bundle=expect_bundle, verify_files=verify_files
     )

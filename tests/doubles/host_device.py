@@ -106,6 +106,7 @@ class HostDevice:
         self._arrays: dict[int, np.ndarray] = {}
         self._uploading: dict[int, np.ndarray] = {}
         self.waits = 0
+        self.closed = False
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
         array = self.memory.empty(shape, dtype)
@@ -175,12 +176,18 @@ class HostDevice:
         return 0.25
 
     def synchronize(self) -> None:
+        assert not self.closed, "the device was closed"
         self.waits += 1
         self.queue.drain()
         self._uploading.clear()
 
     def free_bytes(self) -> int:
         return self.free
+
+    def close(self) -> None:
+        if not self.closed:
+            self.synchronize()
+            self.closed = True
 
 
 class HostDeviceEngine:
@@ -247,7 +254,9 @@ class HostDeviceEngine:
         return switched and self._stale_after_switch
 
     def close(self) -> None:
+        assert self._device.queue.idle, "an engine is closed while work is pending"
         self.closed = True
+        self._engine.close()
 
     def _array(self, tensor: IOTensor) -> DeviceArray:
         return DeviceArray(self._bound[tensor.name], tensor.shape, np.dtype(tensor.dtype))

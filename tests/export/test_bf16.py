@@ -41,8 +41,8 @@ from lamp_trt.export.checkpoints.files import find_component
 from lamp_trt.export.motions import add_motion
 from lamp_trt.export.recipe import BuildOptions, recipe_from_options
 from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
+from lamp_trt.runtime.finite import not_finite
 from lamp_trt.runtime.host.conditioning import conditions_by_step
-from lamp_trt.runtime.host.loop import not_finite
 from tests.export.test_build import altered_checkpoint
 from tests.export.test_onnx import random_inputs
 from tests.fixtures.reference_clip import reference_clip, smooth_picture

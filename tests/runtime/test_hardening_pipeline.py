@@ -84,8 +84,8 @@ class Spoiled:
         self._left -= 1
         return values
 
-    def set_motion(self, motion: str) -> None:
-        self._engine.set_motion(motion)
+    def set_motion(self, motion: str) -> bool:
+        return bool(self._engine.set_motion(motion))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -99,7 +99,7 @@ def test_a_value_that_is_not_finite_names_network_and_step(
     unharmed: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engines = pipe._stages._engines  # type: ignore[attr-defined]
+    engines = pipe._ops._engines  # type: ignore[attr-defined]
     spoiled = Spoiled(engines[network], output, value, CALLS_BEFORE.get(network, 0))
     monkeypatch.setitem(engines, network, spoiled)
     with pytest.raises(EngineError, match=OUTPUTS[network, output] + " values that are not finite.*damaged"):

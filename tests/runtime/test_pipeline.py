@@ -24,8 +24,11 @@ from lamp_trt.runtime.algorithm.config import GenerationConfig
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
 from lamp_trt.runtime.algorithm.latents import mix_noise, posterior_sample, with_first_frame
-from lamp_trt.runtime.host.loop import denoise_video, require_finite
+from lamp_trt.runtime.control import Control
+from lamp_trt.runtime.finite import require_finite
+from lamp_trt.runtime.host.loop import run_loop
 from lamp_trt.runtime.pipeline import LampPipeline
+from lamp_trt.runtime.stages import VideoJob, video_loop
 from tests.conftest import GoldenClose
 from tests.fixtures.reference_clip import reference_clip, smooth_picture
 from tests.tolerances import (
@@ -108,14 +111,15 @@ def test_the_loop_on_onnx_runtime_follows_the_official_one(
         after.append(latents[0])
         return latents
 
-    final = denoise_video(
-        golden_engines["lamp_unet"],
-        initial,
-        arrays["text"],
+    job = VideoJob(
+        np.zeros((2, 77), np.int64),
+        None,
         ddim_schedule(steps, golden_bundle.manifest.scheduler),
         GenerationConfig(num_inference_steps=steps, guidance_scale=float(arrays["guidance"])),
-        remember,
+        on_step=remember,
     )
+    text = {"encoder_hidden_states": arrays["text"]}
+    final = run_loop(golden_engines["lamp_unet"], (), video_loop(job), initial, text, Control())
     golden_close(np.stack(after), arrays["latents_after"], **GOLDEN_LATENTS_FREE)
     golden_close(final, arrays["latents_final"], **GOLDEN_LATENTS_FINAL)
     if case != "loop50":

@@ -30,6 +30,7 @@ from lamp_trt.runtime.algorithm.noise import Purpose, latent_noise
 from lamp_trt.runtime.first_frame import FirstFrameMaker
 from lamp_trt.runtime.load import load_first_frame_maker
 from lamp_trt.runtime.pipeline import LampPipeline
+from lamp_trt.runtime.requests import FirstFrameRequest, Placement
 from tests.fixtures.sdxl import FIRST_FRAME_SIZE
 from tests.fixtures.toy import toy_options
 from tests.tolerances import (
@@ -66,7 +67,7 @@ def diffusers_pipeline(sdxl: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def maker(sdxl_bundle: Path) -> FirstFrameMaker:
-    return load_first_frame_maker(Bundle.open(sdxl_bundle), num_threads=1)
+    return load_first_frame_maker(Bundle.open(sdxl_bundle), Placement(num_threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -217,14 +218,10 @@ def test_every_step_and_the_image_equal_diffusers(
         ours.append(latents)
         return latents
 
-    made = maker(
-        PROMPT,
-        negative_prompt=negative_prompt,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        noise=noise,
-        on_step=watch,
+    request = FirstFrameRequest(
+        PROMPT, negative_prompt, num_inference_steps=steps, guidance_scale=guidance_scale, noise=noise
     )
+    made = maker(request, on_step=watch)
     assert len(ours) == len(theirs) == steps
     worst = max(distance(mine, other).rel_l2 for mine, other in zip(ours, theirs, strict=True))
     assert worst <= SDXL_LOOP_REL_L2
@@ -247,7 +244,7 @@ def test_no_negative_prompt_is_zeros_where_the_checkpoint_says_so(maker: FirstFr
     origin = FirstFrameEntry({}, force_zeros_for_empty_prompt=False)
     manifest = dataclasses.replace(maker.bundle.manifest, first_frame=origin)
     bundle = dataclasses.replace(maker.bundle, manifest=manifest)
-    other = FirstFrameMaker(bundle, lambda: maker.stages, maker._tokenizers)
+    other = FirstFrameMaker(bundle, lambda: maker.ops, maker._tokenizers)
     np.testing.assert_array_equal(other.encode_prompt(PROMPT)[0], empty_states)
 
 
@@ -259,10 +256,15 @@ def test_the_second_tokenizer_pads_with_id_0(maker: FirstFrameMaker) -> None:
 
 
 def test_a_seed_draws_from_sdxls_own_stream(maker: FirstFrameMaker) -> None:
-    drawn = maker("x", seed=3, num_inference_steps=1)
+    drawn = maker(FirstFrameRequest("x", seed=3, num_inference_steps=1))
     noise = latent_noise(3, Purpose.SDXL_LATENTS, NOISE_SHAPE)
-    np.testing.assert_array_equal(drawn.latents, maker("x", noise=noise, num_inference_steps=1).latents)
-    assert np.abs(drawn.latents - maker("x", seed=4, num_inference_steps=1).latents).max() > 0.1
+    np.testing.assert_array_equal(
+        drawn.latents, maker(FirstFrameRequest("x", noise=noise, num_inference_steps=1)).latents
+    )
+    assert (
+        np.abs(drawn.latents - maker(FirstFrameRequest("x", seed=4, num_inference_steps=1)).latents).max()
+        > 0.1
+    )
 
 
 # --- text to video ------------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ def test_a_video_begins_with_the_frame_that_sdxl_makes(
         negative_prompt="dark",
         **options,
     )
-    made = maker("a red car", negative_prompt="dark", seed=5, num_inference_steps=3, guidance_scale=4.0)
+    made = maker(FirstFrameRequest("a red car", "dark", 5, 3, 4.0))
     np.testing.assert_array_equal(video.first_frame, made.image)
     settings = json.loads(json.dumps(video.settings))
     assert settings["first_frame_prompt"] == "a red car"
@@ -299,7 +301,9 @@ def test_the_prompt_is_the_first_frames_prompt_too(pipe: LampPipeline, maker: Fi
     video = pipe(PROMPT, num_inference_steps=1, first_frame_num_inference_steps=2, first_frame_noise=noise)
     made = pipe.make_first_frame(PROMPT, num_inference_steps=2, noise=noise)
     np.testing.assert_array_equal(video.first_frame, made.image)
-    np.testing.assert_array_equal(made.latents, maker(PROMPT, num_inference_steps=2, noise=noise).latents)
+    np.testing.assert_array_equal(
+        made.latents, maker(FirstFrameRequest(PROMPT, num_inference_steps=2, noise=noise)).latents
+    )
     assert video.settings["injected"] == []  # the sidecar holds the image
     assert made.settings["injected"] == ["noise"]
 
@@ -366,7 +370,9 @@ def test_a_bundle_without_sdxl_says_what_to_do(toy_bundle: Path, tmp_path: Path)
 
 def test_prompts_in_any_script_make_images(maker: FirstFrameMaker) -> None:
     for prompt in ("", "!", "一匹马在路上奔跑", "حصان 🐎", "x " * 400):
-        assert maker(prompt, num_inference_steps=1).image.shape == (HEIGHT, WIDTH, 3)
+        assert maker(FirstFrameRequest(prompt, num_inference_steps=1)).image.shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(InputError, match="is not all text"):
+        maker(FirstFrameRequest("\ud800", num_inference_steps=1))
 
 
 def test_generate_goes_from_text_to_video_and_image_makes_its_first_frame(

@@ -46,6 +46,7 @@ class SharedPipeline:
         finally:
             self._users -= 1
             if not self._users:
+                self._pipeline.close()
                 self._pipeline = None
 
 
@@ -100,15 +101,7 @@ def video_entries(subject: Subject) -> list[Entry]:
 
 
 def _load(subject: Subject) -> LampPipeline:
-    options = subject.options
-    return load_pipeline(
-        subject.bundle.path,
-        device=options.device,
-        backend=options.backend,
-        num_threads=options.num_threads,
-        engine_dir=options.engine_dir,
-        expect_bundle=subject.bundle.digest,
-    )
+    return load_pipeline(subject.bundle.path, subject.options.placement, expect_bundle=subject.bundle.digest)
 
 
 @contextmanager
@@ -208,7 +201,7 @@ def _in_flight(subject: Subject, steps: int) -> Iterator[Callable[[], float]]:
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(IN_FLIGHT))
         make = _video(subject.options.prompt, steps)
-        videos = [make(_load(subject)) for _ in range(IN_FLIGHT)]
+        videos = [make(stack.enter_context(_load(subject))) for _ in range(IN_FLIGHT)]
 
         def run() -> float:
             start = time.perf_counter()

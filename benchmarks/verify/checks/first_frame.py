@@ -29,7 +29,7 @@ def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -
     before = [check for check in report.checks if check.name.startswith("sdxl")]
     cause = follows(before) or "every network agrees, so the loop between them differs"
     try:
-        maker = load_first_frame_maker(bundle, **options.loading)
+        maker = load_first_frame_maker(bundle, options.loading)
         traces = first_frame_traces(maker, options)
     except LampError as error:
         report.checks.append(Check("clip", "sdxl image", problem=f"{error} ({cause})"))

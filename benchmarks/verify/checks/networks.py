@@ -32,19 +32,19 @@ from lamp_trt.engine.backends.registry import in_bfloat16
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import LAMP, component_of
-from lamp_trt.runtime.load import Placement
+from lamp_trt.runtime.load import Place
 
 log = logging.getLogger("lamp_trt")
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def onnx_runtime(num_threads: int | None) -> Placement:
+def onnx_runtime(num_threads: int | None) -> Place:
     """The CPU and the backend that every other one is compared beside."""
-    return Placement(None, "onnxruntime", num_threads, None)
+    return Place(None, "onnxruntime", num_threads)
 
 
-def why_not_judged(bundle: Bundle, network: str, place: Placement, options: VerifyOptions) -> str | None:
+def why_not_judged(bundle: Bundle, network: str, place: Place, options: VerifyOptions) -> str | None:
     """What is missing to tell whether a network is right; None if nothing is."""
     origin = component_of(network).origin
     option = origin.option
@@ -57,19 +57,19 @@ def why_not_judged(bundle: Bundle, network: str, place: Placement, options: Veri
     return None
 
 
-def is_onnx_runtime(place: Placement) -> bool:
+def is_onnx_runtime(place: Place) -> bool:
     return place.ordinal is None and place.backend == "onnxruntime"
 
 
 class NetworkProof:
     """The checks of one network at `place`, the UNet with every motion that is asked about."""
 
-    def __init__(self, bundle: Bundle, network: str, place: Placement, options: VerifyOptions) -> None:
+    def __init__(self, bundle: Bundle, network: str, place: Place, options: VerifyOptions) -> None:
         self._bundle, self._network, self._place, self._options = bundle, network, place, options
         self._component = component_of(network)
         self._from_pytorch = options.checkpoints.given(self._component.origin)
         self._onnx_runtime = onnx_runtime(options.num_threads)
-        self._engines: dict[Placement, PlainEngine] = {}
+        self._engines: dict[Place, PlainEngine] = {}
 
     @property
     def motions(self) -> list[str]:
@@ -138,7 +138,7 @@ class NetworkProof:
 
         return HostPlainEngine(self._bundle, self._network, load, motion or None)
 
-    def _run(self, place: Placement, motion: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    def _run(self, place: Place, motion: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         if place not in self._engines:
             self._engines[place] = plain_engine(self._bundle, self._network, place, motion or None)
         elif motion:
@@ -147,7 +147,7 @@ class NetworkProof:
 
     def _judged(
         self,
-        place: Placement,
+        place: Place,
         motion: str,
         outputs: Arrays,
         exact: Arrays,
@@ -168,13 +168,13 @@ class NetworkProof:
             for name, expected in exact.items()
         ]
 
-    def _suspect(self, place: Placement) -> str:
+    def _suspect(self, place: Place) -> str:
         graph = self._bundle.network(self._network).graph
         if is_onnx_runtime(place):
             return f"{graph} or ONNX Runtime computes something else: build it again, try another version"
         return f"ONNX Runtime computes {graph} rightly, {place} something else: build its engine again"
 
-    def _title(self, place: Placement, tensor: str = "") -> str:
+    def _title(self, place: Place, tensor: str = "") -> str:
         words = [self._network, tensor]
         if not is_onnx_runtime(self._place):
             against = "" if self._from_pytorch else " against its graph in fp32"

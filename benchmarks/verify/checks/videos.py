@@ -24,8 +24,16 @@ def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> Non
     """Every motion's video, through one pipeline that is switched before each."""
     motions = list(options.checkpoints.motions)
     own = yardstick(bundle.network(LAMP.unet).precision, options.on_gpu)
-    pipeline = load_pipeline(bundle.path, motion=motions[-1], expect_bundle=bundle.digest, **options.loading)
-    for motion in motions:
+    with load_pipeline(
+        bundle.path, options.loading, motion=motions[-1], expect_bundle=bundle.digest
+    ) as pipeline:
+        _verify_motions(report, pipeline, options, own)
+
+
+def _verify_motions(
+    report: Report, pipeline: LampPipeline, options: VerifyOptions, own: Arithmetic | None
+) -> None:
+    for motion in options.checkpoints.motions:
         log.info("comparing the video of %s", motion)
         before = [c for c in report.checks if c.motion in ("", motion) and not c.name.startswith("sdxl")]
         cause = follows(before) or "every network agrees, so the loop between them differs"

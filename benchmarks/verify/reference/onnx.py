@@ -27,6 +27,8 @@ class Fp32OnnxEngine:
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs
         self._bundle, self._network, self._num_threads = bundle, network, num_threads
+        self._session: Any = None
+        self._weights: dict[str, Array] = {}
         self._load(motion)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -35,8 +37,12 @@ class Fp32OnnxEngine:
         outputs = self._session.run(names, {**values, **self._weights})
         return dict(zip(names, outputs, strict=True))
 
-    def set_motion(self, motion: str) -> None:
+    def set_motion(self, motion: str) -> bool:
         self._load(motion)
+        return False
+
+    def close(self) -> None:
+        self._session, self._weights = None, {}
 
     def _load(self, motion: str | None) -> None:
         model = cpu_model(self._bundle, self._network, motion)

@@ -25,6 +25,7 @@ from lamp_trt.benchmarks.verify.reference.networks import (
 )
 from lamp_trt.benchmarks.verify.reference.traces import Latents, LoopTrace
 from lamp_trt.runtime.first_frame import FirstFrameMaker
+from lamp_trt.runtime.requests import FirstFrameRequest
 
 DDIM_SETTINGS: Mapping[str, Any] = {
     "timestep_spacing": "leading",
@@ -51,12 +52,13 @@ class ImageJob:
 
 def sdxl_runtime_trace(maker: FirstFrameMaker, job: ImageJob, forced_from: tuple[Latents, ...]) -> LoopTrace:
     """The image that a user of the bundle gets, and each step from the other side's latents."""
-    arguments: dict[str, Any] = {
-        "negative_prompt": job.negative_prompt,
-        "num_inference_steps": job.num_inference_steps,
-        "guidance_scale": GUIDANCE_SCALE,
-        "noise": job.noise,
-    }
+    request = FirstFrameRequest(
+        job.prompt,
+        job.negative_prompt,
+        num_inference_steps=job.num_inference_steps,
+        guidance_scale=GUIDANCE_SCALE,
+        noise=job.noise,
+    )
     steps: list[Latents] = []
     forced: list[Latents] = []
     timesteps: list[int] = []
@@ -70,8 +72,8 @@ def sdxl_runtime_trace(maker: FirstFrameMaker, job: ImageJob, forced_from: tuple
         forced.append(latents.copy())
         return forced_from[step].copy()
 
-    made = maker(job.prompt, **arguments, on_step=watch)
-    maker(job.prompt, **arguments, on_step=force)
+    made = maker(request, on_step=watch)
+    maker(request, on_step=force)
     hidden_states, text_embeds = maker.encode_prompt(job.prompt, job.negative_prompt)
     return LoopTrace(
         timesteps=tuple(timesteps),

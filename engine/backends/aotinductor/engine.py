@@ -76,11 +76,13 @@ class AotInductorEngine:
         self._weights = _Weights(bundle, network, self._constants)
         self._motion = motion
         self._attached = False
+        self._unusable: str | None = None
         self._attach(self._weights.all(motion), complete=True)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         import torch
 
+        self._require_usable()
         if not self._attached:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         check_arrays(self._network, self.inputs, arrays)
@@ -92,12 +94,22 @@ class AotInductorEngine:
             for tensor, value in zip(self.outputs, outputs, strict=True)
         }
 
-    def set_motion(self, motion: str) -> None:
+    def set_motion(self, motion: str) -> bool:
+        self._require_usable()
         if motion == self._motion and self._attached:
-            return
+            return False
         complete = not self._attached or self._weights.is_full(self._motion) or self._weights.is_full(motion)
         self._attach(self._weights.all(motion) if complete else self._weights.of_motion(motion), complete)
         self._motion = motion
+        return False
+
+    def close(self) -> None:
+        self._unusable = f"{self._network} was closed."
+        self._model = None
+
+    def _require_usable(self) -> None:
+        if self._unusable:
+            raise EngineError(self._unusable)
 
     def _attach(self, values: "Mapping[str, Tensor]", complete: bool) -> None:
         """Let the package use `values`, which are all of its constants if `complete`."""

@@ -33,12 +33,14 @@ class OnnxRuntimeEngine:
         self._motion_arrays: dict[str, Array] = {}
         self._motion_shapes: dict[str, tuple[int, ...]] = {}
         self._session: Any = None
+        self._unusable: str | None = None
         if motion is None:
             self._session = self._new_session(None)
         else:
             self.set_motion(motion)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        self._require_usable()
         if self._session is None:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         check_arrays(self._network, self.inputs, arrays)
@@ -49,15 +51,26 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime failed in {self._network}: {error}") from error
         return dict(zip(names, values, strict=True))
 
-    def set_motion(self, motion: str) -> None:
+    def set_motion(self, motion: str) -> bool:
+        self._require_usable()
         if motion == self._motion:
-            return
+            return False
         shown, self._motion = self._motion, None
         if shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown):
             self._session = None  # one live session: the UNet's memory is not needed twice
             self._session = self._new_session(motion)
         self._motion_arrays = motion_arrays(self._bundle, motion, self._motion_shapes)
         self._motion = motion
+        return False
+
+    def close(self) -> None:
+        self._unusable = f"{self._network} was closed."
+        self._session = None
+        self._motion_arrays = {}
+
+    def _require_usable(self) -> None:
+        if self._unusable:
+            raise EngineError(self._unusable)
 
     def _new_session(self, motion: str | None) -> Any:
         from lamp_trt.engine.graph.locate import take_motion_as_inputs

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         compare=tuple(args.compare),
         expect_bundle=args.expect_bundle,
-        **placement(args),
+        **vars(placement(args)),
     )
     if args.out:
         check_folder(args.out)

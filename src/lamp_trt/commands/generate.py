@@ -7,34 +7,24 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
-import lamp_trt
+from lamp_trt.commands.bars import Bars
+from lamp_trt.commands.flags import add_settings
+from lamp_trt.commands.flags import given as given_settings
 from lamp_trt.commands.shared import add_placement, add_verify_files, file_path, log_timings, placement
-from lamp_trt.engine.backends.registry import Residence
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.text import without_marks
-from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig
+from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, Setting
 
 DESCRIPTION = "Make videos from prompts, and from first frames if given."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What shapes a video has no default here: a sidecar or the pipeline supplies what is not given."""
-    config = GenerationConfig()
-
-    def shaping(flag: str, help: str, **options: Any) -> None:
-        parser.add_argument(flag, help=help, default=argparse.SUPPRESS, **options)
-
     parser.add_argument("prompt", nargs="*", type=without_marks, help="one video for each", metavar="PROMPT")
-    add_placement(parser)
+    add_placement(parser, residence=True)
     add_verify_files(parser)
-    parser.add_argument(
-        "--resident-motions",
-        choices=get_args(Residence),
-        default="mapped",
-        help="TensorRT: keep motions, once shown, where the next switch to them is faster",
-    )
     parser.add_argument(
         "--motion",
         action="append",
@@ -42,53 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the bundle; repeat it for a video of each; default: the bundle's default motion",
         metavar="NAME",
     )
-    shaping(
+    parser.add_argument(
         "--first-frame",
-        "an image file; default: SDXL makes one, if the bundle has it",
         type=file_path,
+        default=argparse.SUPPRESS,
+        help="an image file; default: SDXL makes one, if the bundle has it",
         metavar="IMAGE",
-    )
-    shaping(
-        "--fit", "of an image of another aspect ratio; default: stretch", choices=["stretch", "crop", "pad"]
-    )
-    shaping(
-        "--background",
-        "behind transparent pixels of an image: #rrggbb or a name of CSS; default: white",
-        type=_colour,
-        metavar="COLOUR",
-    )
-    shaping("--first-frame-prompt", "for SDXL; default: the prompt", type=without_marks, metavar="PROMPT")
-    shaping(
-        "--first-frame-steps",
-        f"of SDXL's loop; default: {config.first_frame_num_inference_steps}",
-        type=int,
-        dest="first_frame_num_inference_steps",
-        metavar="STEPS",
-    )
-    shaping(
-        "--first-frame-guidance-scale",
-        f"of SDXL's loop; default: {config.first_frame_guidance_scale}",
-        type=float,
-        metavar="SCALE",
     )
     parser.add_argument(
         "--save-first-frame", action="store_true", help="also as NAME.first_frame.png beside the video"
     )
-    shaping("--negative-prompt", "of the first frame and the video", type=without_marks, metavar="PROMPT")
-    shaping("--seed", f"default: {config.seed}", type=int)
-    shaping(
-        "--steps",
-        f"default: {config.num_inference_steps}",
-        type=int,
-        dest="num_inference_steps",
-        metavar="STEPS",
-    )
-    shaping("--guidance-scale", f"default: {config.guidance_scale}", type=float, metavar="SCALE")
-    shaping("--preset", f"default: {config.preset}", choices=["official", "paper"])
-    shaping("--adain", f"default: {config.adain}", choices=["schedule", "first_frame", "none"])
-    shaping("--adain-switch-step", "default: the preset's", type=int, metavar="STEPS")
-    shaping("--histogram", "default: the preset's", choices=["none", "official", "exact"])
-    shaping("--fps", f"default: {FPS}", type=float)
+    add_settings(parser, job_settings(), suppress=True)
+    parser.add_argument("--fps", type=float, default=argparse.SUPPRESS, help=f"default: {FPS}")
     parser.add_argument(
         "--out",
         type=file_path,
@@ -121,7 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from lamp_trt.runtime.first_frame import save_png
     from lamp_trt.runtime.jobs import (
-        OPTIONS,
         Job,
         first_frame_path,
         job_from_sidecar,
@@ -129,11 +83,12 @@ def run(args: argparse.Namespace) -> None:
         run_jobs,
         with_destinations,
     )
+    from lamp_trt.runtime.load import load_pipeline
 
     if sum(map(bool, (args.prompt, args.prompts, args.sidecar))) != 1:
         raise InputError("give either prompts, or --prompts FILE, or --from SIDECAR.")
     given = {name: getattr(args, name) for name in ("first_frame", "fps") if hasattr(args, name)}
-    options = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
+    options = given_settings(args, job_settings())
     defaults = Job("", options=options, **given)
     if args.sidecar:
         job = job_from_sidecar(args.sidecar)
@@ -149,31 +104,21 @@ def run(args: argparse.Namespace) -> None:
         jobs = [replace(job, motion=job.motion or motion) for motion in args.motion for job in jobs]
     jobs = with_destinations(jobs, args.out, "" if args.format == "png" else f".{args.format}")
     before_save = _function(args.before_save) if args.before_save else None
-    pipeline = lamp_trt.load(
-        args.bundle,
-        resident_motions=args.resident_motions,
-        expect_bundle=args.expect_bundle,
-        verify_files=args.verify_files,
-        **placement(args),
+    pipeline = load_pipeline(
+        args.bundle, placement(args), expect_bundle=args.expect_bundle, verify_files=args.verify_files
     )
-    for path, video in run_jobs(pipeline, jobs, before_save):
-        log_timings(video.timings)
-        settings = {name: value for name, value in video.settings.items() if name != "first_frame_png"}
-        result = {"path": str(path), "timings": video.timings, "settings": settings}
-        if args.save_first_frame:
-            result["first_frame"] = str(save_png(video.first_frame, first_frame_path(path)))
-        print(json.dumps(result) if args.json else path, flush=True)
+    with pipeline, Bars() as bars:
+        for path, video in run_jobs(pipeline, jobs, before_save, progress=bars):
+            log_timings(video.timings)
+            settings = {name: value for name, value in video.settings.items() if name != "first_frame_png"}
+            result = {"path": str(path), "timings": video.timings, "settings": settings}
+            if args.save_first_frame:
+                result["first_frame"] = str(save_png(video.first_frame, first_frame_path(path)))
+            print(json.dumps(result) if args.json else path, flush=True)
 
 
-def _colour(text: str) -> str:
-    """A colour as `background_rgb` takes it."""
-    from lamp_trt.runtime.media.image_colour import background_rgb
-
-    try:
-        background_rgb(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
+def job_settings() -> list[Setting]:
+    return [each for each in SETTINGS if each.in_jobs]
 
 
 def _function(name: str) -> Callable[[Any], Any]:

@@ -7,13 +7,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lamp_trt.commands.flags import add_settings, given
+from lamp_trt.commands.flags import file_path as file_path
 from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.algorithm.config import settings_of
 
 if TYPE_CHECKING:
     from lamp_trt.export.planned import BuildReport
+    from lamp_trt.runtime.requests import Placement
 
 log = logging.getLogger("lamp_trt")
 
@@ -28,40 +32,27 @@ class HelpFormatter(argparse.HelpFormatter):
         return text if stated or unset else f"{text} (default: %(default)s)"
 
 
-def file_path(text: str) -> Path:
-    """An argument that names a file or a folder, there or to be made."""
-    try:
-        return Path(possible_path(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def require_parent(out: Path) -> None:
     """InputError if the file `--out` would have no folder to be in."""
     if not out.parent.is_dir():
         raise InputError(f"--out is {out}, but {out.parent} is no folder; create it first.")
 
 
-def add_placement(parser: argparse.ArgumentParser) -> None:
-    """Which bundle, and where its networks run."""
+def add_placement(parser: argparse.ArgumentParser, *, residence: bool = False) -> None:
+    """The bundle, and where its networks run; residence: where its motions wait, too."""
     parser.add_argument("--bundle", type=file_path, required=True, help="the bundle's folder", metavar="DIR")
     parser.add_argument(
         "--expect-bundle", help="refuse any bundle but this, as `inspect` shows it", metavar="SHA256"
     )
-    add_engines(parser)
+    add_engines(parser, residence=residence)
 
 
-def add_engines(parser: argparse.ArgumentParser) -> None:
+def add_engines(parser: argparse.ArgumentParser, *, residence: bool = False) -> None:
     """Where networks run."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is the CPU")
-    parser.add_argument("--backend", default="auto", help="onnxruntime, aotinductor or tensorrt")
-    parser.add_argument(
-        "--engine-dir",
-        type=file_path,
-        help="where compiled engines are; default: in the bundle",
-        metavar="DIR",
-    )
-    parser.add_argument("--num-threads", type=int, help="CPU threads; default: the backend's choice")
+    from lamp_trt.runtime.requests import Placement
+
+    settings = settings_of(Placement)
+    add_settings(parser, [each for each in settings if residence or each.name != "resident_motions"])
 
 
 def add_verify_files(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +63,11 @@ def add_verify_files(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def placement(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_placement` took but for the bundle, as lamp_trt.load names it."""
-    return {name: getattr(args, name) for name in ("device", "backend", "engine_dir", "num_threads")}
+def placement(args: argparse.Namespace) -> "Placement":
+    """Where networks run, as `add_engines` took it. InputError for values that nothing could be."""
+    from lamp_trt.runtime.requests import Placement
+
+    return Placement(**given(args, settings_of(Placement)))
 
 
 def add_checkpoints(parser: argparse.ArgumentParser, motion_help: str) -> None:

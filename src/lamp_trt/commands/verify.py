@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         first_frame=args.first_frame,
         seed=args.seed,
         num_inference_steps=args.num_inference_steps,
-        **placement(args),
+        **vars(placement(args)),
     )
     report = verify_bundle(args.bundle, options)
     as_json = json.dumps(report.to_json(), indent=2, allow_nan=False)

@@ -41,9 +41,8 @@ Faults = dict[str, Callable[[Array], Array]]
 class Forgetful(OnnxRuntimeEngine):
     """After a switch it goes on showing what it showed first."""
 
-    def set_motion(self, motion: str) -> None:
-        if self._motion is None:
-            super().set_motion(motion)
+    def set_motion(self, motion: str) -> bool:
+        return super().set_motion(motion) if self._motion is None else False
 
 
 class Sticky(OnnxRuntimeEngine):
@@ -51,9 +50,10 @@ class Sticky(OnnxRuntimeEngine):
 
     trace = 0.0
 
-    def set_motion(self, motion: str) -> None:
-        super().set_motion(motion)
+    def set_motion(self, motion: str) -> bool:
+        stale = super().set_motion(motion)
         self.trace += 1e-9
+        return stale
 
     def run(self, arrays: Any) -> dict[str, Array]:
         return {name: values + np.float32(self.trace) for name, values in super().run(arrays).items()}
@@ -67,6 +67,10 @@ class Gpu:
         self.engine: type[OnnxRuntimeEngine] = OnnxRuntimeEngine
         self.faults: Faults = {}
         self.loaded: list[HostDeviceEngine] = []
+
+    def new_device(self, ordinal: int) -> HostDevice:
+        self.device = HostDevice()
+        return self.device
 
     def device_engine(
         self, backend: str, bundle: Bundle, network: str, *, motion: str | None, **_: Any
@@ -83,7 +87,7 @@ class Gpu:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     gpu = Gpu()
-    monkeypatch.setattr(load, "CudaDevice", lambda ordinal: gpu.device)
+    monkeypatch.setattr(load, "CudaDevice", gpu.new_device)
     monkeypatch.setattr(load, "device_engine", gpu.device_engine)
     return gpu
 

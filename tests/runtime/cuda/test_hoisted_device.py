@@ -18,10 +18,10 @@ from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import NETWORKS
 from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.runtime.cuda.engines import EngineSet
-from lamp_trt.runtime.cuda.images import CudaImageStages
+from lamp_trt.runtime.cuda.image_ops import CudaImageOps
 from lamp_trt.runtime.cuda.memory import memory_need
-from lamp_trt.runtime.cuda.stages import CudaVideoStages
-from lamp_trt.runtime.load import Placement
+from lamp_trt.runtime.cuda.ops import CudaVideoOps
+from lamp_trt.runtime.load import Place
 from tests.benchmarks.verify.test_verify import checkpoints, edit_tensors, faulty, verified
 from tests.doubles.host_device import HostDevice, HostDeviceEngine
 from tests.runtime.cuda.test_stages import OnDevice, assert_same_video
@@ -86,7 +86,7 @@ def test_memory_is_asked_for_what_stands_beside_a_unet_too(
     def load(network: str) -> HostDeviceEngine:
         raise AssertionError(f"{network} was loaded")
 
-    stages = CudaVideoStages if what == "videos" else CudaImageStages
+    stages = CudaVideoOps if what == "videos" else CudaImageOps
     with pytest.raises(EngineError, match=f"making {what} needs .* on the GPU, .* are free"):
         stages(manifest, EngineSet(device, load))
 
@@ -126,7 +126,7 @@ def test_a_weight_that_only_a_network_beside_reads_is_caught_and_named(
     assert failed.keys() == {"weights", "networks"}
 
 
-ONNX_RUNTIME = Placement(None, "onnxruntime", 1, None)
+ONNX_RUNTIME = Place(None, "onnxruntime", 1, None)
 
 
 @pytest.mark.parametrize("unet", HOISTED)

@@ -15,7 +15,7 @@ from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.families import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.memory import memory_need
-from lamp_trt.runtime.cuda.stages import CudaVideoStages
+from lamp_trt.runtime.cuda.ops import CudaVideoOps
 from lamp_trt.runtime.first_frame import first_frame_maker, missing_networks
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.media.tokenizer import load_tokenizer
@@ -41,10 +41,10 @@ class OnDevice:
 
         self.device = HostDevice()
         load_engine, self.engines = host_engines(self.device, load, motion=motion, **options)
-        self.stages = CudaVideoStages(bundle.manifest, EngineSet(self.device, load_engine))
-        maker = None if missing_networks(bundle) else first_frame_maker(bundle, self.stages.image_stages)
+        self.ops = CudaVideoOps(bundle.manifest, EngineSet(self.device, load_engine))
+        maker = None if missing_networks(bundle) else first_frame_maker(bundle, self.ops.images)
         tokenizer = load_tokenizer(bundle.tokenizer_folder("tokenizer"), bundle.manifest.sizes["tokens"])
-        self.pipe = LampPipeline(bundle, self.stages, tokenizer, motion, maker)
+        self.pipe = LampPipeline(bundle, self.ops, tokenizer, motion, maker)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_ctrl_c_while_the_device_works_waits_for_it_and_leaves_it_usable(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("lamp_trt.runtime.cuda.loop.time.sleep", interrupt)
+        patch.setattr("lamp_trt.runtime.cuda.work.time.sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
             on_device.pipe(PROMPT, **options)
     assert on_device.device.queue.idle
@@ -264,8 +264,8 @@ class Broken:
     [
         ("text_encoder", "last_hidden_state", 0, "the text encoder returned values that are not finite"),
         ("vae_encoder", "latent_mean", 0, "the VAE encoder returned values that are not finite"),
-        ("lamp_unet", "noise_pred", 2, r"lamp_unet at step 2 of 4 \(timestep \d+\) returned values"),
-        ("vae_decoder", "image", 1, "the VAE decoder returned NaN"),
+        ("lamp_unet", "noise_pred", 2, r"the LAMP UNet at step 2 of 4 \(timestep \d+\) returned values"),
+        ("vae_decoder", "image", 1, "the VAE decoder returned values that are not finite"),
     ],
 )
 def test_nan_stops_with_the_network_that_made_it(
@@ -315,7 +315,7 @@ def test_too_little_memory_is_an_error_with_both_figures(toy_bundle: Path) -> No
         raise AssertionError(f"{network} was loaded")
 
     with pytest.raises(EngineError, match=r"making videos needs .*weights .*scratch on the GPU, .* are free"):
-        CudaVideoStages(manifest, EngineSet(device, load))
+        CudaVideoOps(manifest, EngineSet(device, load))
 
 
 def test_scratch_is_the_largest_engines_and_grows_for_sdxl(
@@ -324,7 +324,7 @@ def test_scratch_is_the_largest_engines_and_grows_for_sdxl(
     caplog.set_level(logging.DEBUG, "lamp_trt")
     on_device = OnDevice(sdxl_bundle)
     assert {engine.scratch_bytes for engine in on_device.engines.values()} == {4096}
-    engines = on_device.stages._engines
+    engines = on_device.ops._engines
     assert engines._scratch is not None
     assert engines._scratch.nbytes == 4096
     before = engines.generation

@@ -29,8 +29,11 @@ class Recorder:
         total = sum(float(array.sum()) for array in arrays.values())
         return {tensor.name: np.array([total], np.float32) for tensor in self.outputs}
 
-    def set_motion(self, motion: str) -> None:
+    def set_motion(self, motion: str) -> bool:
         raise AssertionError(motion)
+
+    def close(self) -> None:
+        raise AssertionError("closed")
 
 
 def given(unet: Recorder, *beside: Recorder, **conditions: Array) -> list[dict[str, list[float]]]:

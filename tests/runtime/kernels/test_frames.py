@@ -63,7 +63,7 @@ def test_the_first_frame_is_the_host_paths(
     want = uint8_frames(x, rounding="round")[0]
     np.testing.assert_array_equal(pixels, want)
     np.testing.assert_array_equal(image, model_input(resize_to(want, height, width), target))
-    assert reported["decoder_nan"] == 0
+    assert reported["image_not_finite"] == 0
 
 
 def test_every_level_survives_to_the_encoders_input(memory: Memory) -> None:
@@ -120,7 +120,7 @@ def check_decoded(
     np.testing.assert_array_equal(video.counts.sum(axis=1), counts)
     match_histograms(launch, video.arrays, mode)
     np.testing.assert_array_equal(video.frames, match_histograms_twin(frames, mode))
-    assert video.progress["decoder_nan"] == want_nan
+    assert video.progress["image_not_finite"] == want_nan
 
 
 @pytest.mark.parametrize("mode", ["none", "official", "exact"])
@@ -220,18 +220,21 @@ def test_histograms_do_not_depend_on_the_video_before(memory: Memory) -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize(("value", "level"), [(np.nan, 0), (np.inf, 255), (-np.inf, 0)])
 @pytest.mark.parametrize("size", [(8, 8), (5, 5)])
-def test_nan_from_the_decoder_is_reported(memory: Memory, size: tuple[int, int]) -> None:
+def test_what_is_not_finite_from_the_decoder_is_reported(
+    memory: Memory, size: tuple[int, int], value: float, level: int
+) -> None:
     x = decoded(2, 3, *size)
-    x[1, 2, 4, 3] = np.nan
+    x[1, 2, 4, 3] = value
     check_decoded(memory, x, "official", 1, launcher(), want_nan=1)
 
     image = memory.array(decoded(1, 3, 4, 4))
-    image[0, 1, 3, 2] = np.nan
+    image[0, 1, 3, 2] = value
     pixels, small = memory.empty((4, 4, 3), np.uint8), memory.empty((1, 3, 2, 2), np.float32)
     reported = progress(memory)
     first_frame(launcher(), device(image), device(pixels), device(small), device(reported))
-    assert (reported["decoder_nan"], pixels[3, 2, 1]) == (1, 0)
+    assert (reported["image_not_finite"], pixels[3, 2, 1]) == (1, level)
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:

@@ -33,7 +33,7 @@ from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError
 from lamp_trt.engine.families import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda.engines import EngineSet
-from lamp_trt.runtime.cuda.stages import CudaVideoStages
+from lamp_trt.runtime.cuda.ops import CudaVideoOps
 from lamp_trt.runtime.media.tokenizer import load_tokenizer
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -696,7 +696,7 @@ class OnTensorRt:
                 bundle, network, device=0, stream=stream, motion=shown, engine_dir=engine_dir
             )
 
-        stages = CudaVideoStages(bundle.manifest, EngineSet(self.device, load))
+        stages = CudaVideoOps(bundle.manifest, EngineSet(self.device, load))
         tokenizer = load_tokenizer(bundle.tokenizer_folder("tokenizer"), bundle.manifest.sizes["tokens"])
         self.pipe = LampPipeline(bundle, stages, tokenizer, motion, None)
 

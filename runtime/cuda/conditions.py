@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A UNet on a device with everything that makes its inputs besides the sample."""
+
+from collections.abc import Mapping
+
+from lamp_trt.engine.bundle.manifest import Manifest
+from lamp_trt.engine.precompute import HOISTED, TIME_PROJECTIONS
+from lamp_trt.runtime.cuda.engines import EngineSet
+from lamp_trt.runtime.kernels.arrays import DeviceArray
+
+
+class Conditions:
+    """A UNet with what it is given beside the sample: from the text, and from the timestep.
+
+    The networks of HOISTED stand between them where the bundle has them: their outputs are the UNet's inputs
+    under the same names.
+    """
+
+    def __init__(
+        self,
+        engines: EngineSet,
+        manifest: Manifest,
+        unet: str,
+        given: Mapping[str, DeviceArray],
+    ) -> None:
+        beside = HOISTED[unet]
+        self._text = engines.add(beside.text, given) if beside.text in manifest.networks else None
+        self.time = engines.add(beside.time, given) if beside.time in manifest.networks else None
+        made: dict[str, DeviceArray] = dict(given)
+        for bound in (self._text, self.time):
+            if bound is not None:
+                made |= {tensor.name: bound.arrays[tensor.name] for tensor in bound.engine.outputs}
+        if self.time is not None:
+            del made[TIME_PROJECTIONS]  # the loop copies a row of its table into the UNet's own
+        self.unet = engines.add(unet, made)
+
+    def enqueue_text(self) -> None:
+        """What depends on the prompt alone, once the text embeddings are enqueued."""
+        if self._text is not None:
+            self._text.enqueue()

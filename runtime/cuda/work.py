@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One piece of work on a device: its start and end, its loops as they run, values that are not finite."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.runtime.control import Control
+from lamp_trt.runtime.cuda.device import Device
+from lamp_trt.runtime.finite import require_finite
+from lamp_trt.runtime.kernels.arrays import DeviceArray
+
+POLL_SECONDS = 0.002
+
+
+class DeviceClock:
+    """See ops.Clock; by marks of the stream."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._marks = [("", device.mark())]
+
+    def end(self, stage: str) -> None:
+        self._marks.append((stage, self._device.mark()))
+
+    def seconds(self) -> dict[str, float]:
+        pairs = zip(self._marks[:-1], self._marks[1:], strict=True)
+        return {stage: self._device.seconds(before, mark) for (_, before), (stage, mark) in pairs}
+
+
+class RunningLoop:
+    """A loop whose steps were enqueued, all or some. values: PROGRESS (1,) in mapped memory."""
+
+    def __init__(self, stage: str, values: NDArray[Any], num_steps: int) -> None:
+        self.stage, self.num_steps = stage, num_steps
+        self._values, self._reported = values, -1
+
+    @property
+    def done(self) -> int:
+        """Steps that the device has finished."""
+        return int(self._values["steps_done"][0])
+
+    def has_done(self, steps: int) -> bool:
+        return self.done >= steps
+
+    def report(self, control: Control) -> None:
+        """What is new since the last report."""
+        done = self.done
+        if done != self._reported:
+            self._reported = done
+            control.report(self.stage, done, self.num_steps)
+
+
+class DeviceWork:
+    """The work of one device, shared by all operations on it.
+
+    Nothing of it waits for the stream, except `working` and `finish`.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._loops: list[RunningLoop] = []
+        self._flags: list[Callable[[], None]] = []
+        self._causes: list[tuple[DeviceArray, str]] = []
+
+    @contextmanager
+    def working(self, control: Control) -> Iterator[DeviceClock]:
+        """See ops.Ops. After an error, Ctrl-C or cancelling the stream is idle."""
+        control.check()
+        self.device.synchronize()
+        for list_ in (self._loops, self._flags, self._causes):
+            list_.clear()
+        try:
+            yield DeviceClock(self.device)
+        except BaseException:
+            self.device.synchronize()
+            raise
+
+    def follow(self, loop: RunningLoop, control: Control) -> None:
+        """Report the loop's progress from now on."""
+        self._loops.append(loop)
+        loop.report(control)
+
+    def poll(self, mark: Any, control: Control) -> bool:
+        """Whether the stream has reached `mark`. Reports progress; raises Cancelled if the token is set."""
+        reached = self.device.reached(mark)
+        for loop in self._loops:
+            loop.report(control)
+        control.check()
+        return reached
+
+    def wait(self, mark: Any, control: Control, enough: Callable[[], bool] = lambda: False) -> None:
+        """Poll until the stream has reached `mark`, or it is `enough`."""
+        while not self.poll(mark, control) and not enough():
+            time.sleep(POLL_SECONDS)
+
+    def flag(self, check: Callable[[], None]) -> None:
+        """`check` raises EngineError if a kernel met values that are not finite; called after the wait."""
+        self._flags.append(check)
+
+    def cause(self, array: DeviceArray, where: str) -> None:
+        """An output of `where`, looked at only if a flag is up: if it is not finite, that came first."""
+        self._causes.append((array, where))
+
+    def finish(self, control: Control) -> None:
+        """See ops.Ops. The error names the first network whose output is not finite."""
+        self.wait(self.device.mark(), control)
+        self.device.synchronize()
+        try:
+            for check in self._flags:
+                check()
+        except EngineError:
+            for array, where in self._causes:
+                require_finite(self.device.download(array), where)
+            raise

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What callers ask for, as values: where networks run, a first frame, a video.
+
+Loads no NumPy, so that the command line can be made of the fields: arrays are Any here.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lamp_trt.engine.backends.registry import Residence
+from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.algorithm.config import (
+    MAX_THREADS,
+    GenerationConfig,
+    checked,
+    plain_text,
+    setting,
+)
+
+NOISES = ("noise", "base_noise", "first_frame_noise", "posterior_noise")
+"""The injected arrays of a VideoRequest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a bundle's networks are to run, as the arguments of `lamp_trt.load`. Raises InputError for values
+    that nothing could be."""
+
+    device: str = setting("auto", "cpu, cuda or cuda:N; auto is the CPU")
+    backend: str = setting("auto", "onnxruntime, aotinductor or tensorrt")
+    num_threads: int | None = setting(
+        None, "CPU threads; default: the backend's choice", low=1, high=MAX_THREADS, metavar="NUM_THREADS"
+    )
+    engine_dir: Path | None = setting(
+        None, "where compiled engines are; default: in the bundle", metavar="DIR"
+    )
+    resident_motions: Residence = setting(
+        "mapped", "TensorRT: keep motions, once shown, where the next switch to them is faster"
+    )
+
+    def __post_init__(self) -> None:
+        vars(self).update(checked(self))
+
+    @property
+    def placement(self) -> "Placement":
+        """This alone, of a record that holds more."""
+        return Placement(**{each.name: getattr(self, each.name) for each in fields(Placement)})
+
+
+@dataclass(frozen=True, eq=False)
+class FirstFrameRequest:
+    """A first frame to be made of a text. Raises InputError for a value out of range.
+
+    negative_prompt  None: all-zero embeddings, or the empty text's, as the checkpoint says
+    guidance_scale   <= 1 turns guidance off
+    noise            (1, 4, h // 8, w // 8), instead of the seed's
+    """
+
+    prompt: str
+    negative_prompt: str | None = setting(None, "default: what the checkpoint says of none", metavar="PROMPT")
+    seed: int = setting(0, "0 to 2^64-1")
+    num_inference_steps: int = setting(50, "of SDXL's loop", metavar="STEPS")
+    guidance_scale: float = setting(5.0, "1 or less turns guidance off", metavar="SCALE")
+    noise: Any | None = None
+
+    def __post_init__(self) -> None:
+        config = GenerationConfig(
+            negative_prompt=self.negative_prompt,
+            seed=self.seed,
+            first_frame_num_inference_steps=self.num_inference_steps,
+            first_frame_guidance_scale=self.guidance_scale,
+        )
+        vars(self).update(
+            prompt=plain_text("prompt", self.prompt),
+            negative_prompt=config.negative_prompt,
+            seed=config.seed,
+            num_inference_steps=config.first_frame_num_inference_steps,
+            guidance_scale=config.first_frame_guidance_scale,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What makes the same image again from its seed, as JSON values."""
+        kept = {name: value for name, value in vars(self).items() if name != "noise"}
+        return {**kept, "injected": ["noise"] * (self.noise is not None)}
+
+
+@dataclass(frozen=True, eq=False)
+class VideoRequest:
+    """A video to be made, as the arguments of `LampPipeline.__call__`. Raises InputError for arguments that
+    exclude each other.
+
+    noise              (1, 4, f, h // 8, w // 8), instead of the seed's; DDIM-inverted latents, used as given,
+                       where the config's mix_noise is False
+    base_noise         (1, 4, 1, h // 8, w // 8), likewise, for preset "paper"
+    first_frame_noise  (1, 4, h // 8, w // 8) of the first frame that SDXL makes, likewise
+    posterior_noise    (1, 4, h // 8, w // 8), likewise; zeros give the posterior's mean
+    """
+
+    prompt: str
+    config: GenerationConfig
+    motion: str | None = None
+    first_frame: Any | None = None
+    noise: Any | None = None
+    base_noise: Any | None = None
+    first_frame_noise: Any | None = None
+    posterior_noise: Any | None = None
+
+    def __post_init__(self) -> None:
+        vars(self)["prompt"] = plain_text("prompt", self.prompt)
+        if self.motion is not None:
+            vars(self)["motion"] = plain_text("motion", self.motion)
+        config = self.config
+        if self.first_frame is not None and (
+            config.first_frame_prompt is not None or self.first_frame_noise is not None
+        ):
+            raise InputError("give either first_frame, or first_frame_prompt and first_frame_noise for SDXL.")
+        if self.noise is None and not config.mix_noise:
+            raise InputError("mix_noise=False is for editing and needs `noise`: DDIM-inverted latents.")
+        if self.base_noise is not None and (config.preset != "paper" or not config.mix_noise):
+            raise InputError(
+                'base_noise belongs to preset="paper" with mix_noise=True; nothing else uses it.'
+            )
+
+    @property
+    def injected(self) -> list[str]:
+        """Names of the noise that a sidecar cannot repeat. A made first frame's is not among them: the
+        sidecar holds the image."""
+        names = set(NOISES) - {"first_frame_noise"}
+        return sorted(name for name in names if getattr(self, name) is not None)
+
+    def check_shapes(self, frames: int, height: int, width: int) -> None:
+        """InputError for injected noise that does not fit the video's latents."""
+        from lamp_trt.runtime.algorithm.noise import check_noise
+
+        shapes = {
+            "noise": (1, 4, frames, height, width),
+            "base_noise": (1, 4, 1, height, width),
+            "posterior_noise": (1, 4, height, width),
+        }
+        for name in self.injected:
+            check_noise(name, getattr(self, name), shapes[name])
+
+    def first_frame_request(self) -> FirstFrameRequest:
+        """The first frame that SDXL is to make."""
+        config = self.config
+        return FirstFrameRequest(
+            self.prompt if config.first_frame_prompt is None else config.first_frame_prompt,
+            config.negative_prompt,
+            config.seed,
+            config.first_frame_num_inference_steps,
+            config.first_frame_guidance_scale,
+            self.first_frame_noise,
+        )
