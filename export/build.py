@@ -19,9 +19,10 @@ from lamp_trt.engine.bundle.paths import MANIFEST, graph_path, motion_path, weig
 from lamp_trt.engine.bundle.unchanged import write_if_needed
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.bundle.writer import BundleWriter
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.errors import BundleError
 from lamp_trt.engine.files.tokenizer import tokenizer_files
-from lamp_trt.engine.networks import NETWORKS, Precision, is_motion_tensor
+from lamp_trt.engine.networks import NETWORKS, is_motion_tensor
 from lamp_trt.engine.precompute import HOISTED, unet_of
 from lamp_trt.export.bundle_files import (
     GRAPH_KEY,

@@ -20,16 +20,10 @@ import lamp_trt
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.paths import validate_motion_name
+from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.files.tokenizer import read_tokenizer_files, tokenizer_files
-from lamp_trt.engine.networks import (
-    COMPONENT_PRECISION,
-    NETWORKS,
-    PRECISIONS,
-    IOTensor,
-    NetworkSpec,
-    Precision,
-)
+from lamp_trt.engine.networks import COMPONENT_PRECISION, NETWORKS, IOTensor, NetworkSpec
 from lamp_trt.engine.precompute import HOISTED, HOISTS, hoisted_specs
 from lamp_trt.export.checkpoints.family import check_vae
 from lamp_trt.export.checkpoints.files import (

@@ -21,7 +21,7 @@ from lamp_trt.benchmarks.verify.reference.networks import reference_outputs
 from lamp_trt.engine.backends.contract import DeviceEngine
 from lamp_trt.engine.bundle.paths import ENGINES
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.networks import Precision
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.export import published
 from lamp_trt.export.convert import DTYPES
 from lamp_trt.export.recipe import BuildOptions, hoisted_from

@@ -30,9 +30,10 @@ from lamp_trt.engine.backends.onnxruntime.cuda import OnnxRuntimeCudaEngine
 from lamp_trt.engine.backends.registry import choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.dtypes import PRECISIONS
 from lamp_trt.engine.errors import CheckpointError, EngineError
 from lamp_trt.engine.graph.digest import graph_digest
-from lamp_trt.engine.networks import FLOAT, NETWORKS, PRECISIONS, VIDEO_NETWORKS, is_motion_tensor
+from lamp_trt.engine.networks import FLOAT, NETWORKS, VIDEO_NETWORKS, is_motion_tensor
 from lamp_trt.engine.precompute import HOISTS, networks_beside
 from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
 from lamp_trt.export.build import build_bundle

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.probe import probe
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.errors import LampError
-from lamp_trt.engine.networks import Precision
 
 log = logging.getLogger("lamp_trt")
 

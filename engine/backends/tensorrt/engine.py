@@ -24,9 +24,10 @@ from lamp_trt.engine.backends.tensorrt.refit import (
     restore_weights,
     show_motion,
 )
-from lamp_trt.engine.backends.tensorrt.trt import logger, taken_errors, tensorrt
+from lamp_trt.engine.backends.tensorrt.trt import data_type, logger, taken_errors, tensorrt
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.dtypes import BY_NAME
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
 
@@ -169,7 +170,7 @@ class TensorRtEngine:
         """EngineError unless the plan's inputs and outputs are the bundle's, on the device."""
         trt = self._trt
         wanted = {
-            tensor.name: (mode, getattr(trt.DataType, DTYPES[tensor.dtype]), trt.TensorLocation.DEVICE)
+            tensor.name: (mode, data_type(trt, BY_NAME[tensor.dtype]), trt.TensorLocation.DEVICE)
             for mode, tensors in (
                 (trt.TensorIOMode.INPUT, self.inputs),
                 (trt.TensorIOMode.OUTPUT, self.outputs),
@@ -226,7 +227,3 @@ def deserialize(trt: Any, plan: CompiledEngine) -> tuple[Any, Any]:
     if engine is None:
         raise EngineError(f"TensorRT does not load {plan.path}: {taken_errors(trt)}")
     return runtime, engine
-
-
-DTYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64"}
-"""NumPy's names to trt.DataType's."""

@@ -14,17 +14,8 @@ import numpy as np
 from lamp_trt.engine.backends.onnxruntime.session import bundle_model
 from lamp_trt.engine.backends.tensorrt.refit import PlacedTensor, PlacedWeights
 from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.dtypes import BY_ONNX
 from lamp_trt.engine.errors import BundleError
-
-DTYPES = {
-    "FLOAT": "F32",
-    "FLOAT16": "F16",
-    "BFLOAT16": "BF16",
-    "INT64": "I64",
-    "INT32": "I32",
-    "BOOL": "BOOL",
-}
-"""The dtypes of ONNX as weight files name them."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +84,6 @@ def placed_weights(bundle: Bundle, model: Any) -> PlacedWeights:
         else:
             constants[name] = np.ascontiguousarray(numpy_helper.to_array(initializer))
             address = constants[name].ctypes.data
-        dtype = DTYPES[TensorProto.DataType.Name(initializer.data_type)]
+        dtype = BY_ONNX[TensorProto.DataType.Name(initializer.data_type)].stored
         tensors[name] = PlacedTensor(dtype, int(address), count)
     return PlacedWeights(tensors, on_device=False, owner=(files, constants))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from lamp_trt.commands.shared import file_path, mb, named_folders, print_report
 from lamp_trt.engine.backends.tensorrt.options import HARDWARE_COMPATIBILITY, ShapeRange, TensorRtOptions
+from lamp_trt.engine.dtypes import PRECISIONS
 from lamp_trt.engine.errors import InputError
-from lamp_trt.engine.networks import NETWORKS, PRECISIONS
+from lamp_trt.engine.networks import NETWORKS
 from lamp_trt.engine.precompute import HOISTS
 
 if TYPE_CHECKING:

@@ -12,13 +12,8 @@ from pathlib import Path
 from lamp_trt.doctor.findings import Finding
 from lamp_trt.doctor.gpu import Gpu
 from lamp_trt.doctor.machine import memory_bytes
-from lamp_trt.engine.networks import (
-    COMPONENT_PRECISION,
-    FIRST_FRAME_NETWORKS,
-    NETWORKS,
-    VIDEO_NETWORKS,
-    Precision,
-)
+from lamp_trt.engine.dtypes import PRECISIONS, Precision
+from lamp_trt.engine.networks import COMPONENT_PRECISION, FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
 
 _SECTION = "needs at the published size"
 
@@ -39,9 +34,6 @@ HELD_ONCE = {"sdxl_text_encoder"}
 MOTION_PARAMETERS = 253_935_834
 """What LAMP trains, a part of the UNet: every further motion."""
 
-BYTES_PER_VALUE: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
-"""Size of a stored weight."""
-
 BUILD_MEMORY_BYTES = 2 << 30
 """A build handles one tensor at a time and exports graphs without weights; a test holds it to this."""
 
@@ -50,7 +42,7 @@ def weight_bytes(networks: Iterable[str], precision: Precision) -> int:
     """Size of the weight files of `networks` in a bundle of `precision`."""
     components = {NETWORKS[name].component for name in networks} - HELD_ONCE
     return sum(
-        PARAMETERS[name] * BYTES_PER_VALUE[COMPONENT_PRECISION.get(name, precision)] for name in components
+        PARAMETERS[name] * PRECISIONS[COMPONENT_PRECISION.get(name, precision)].size for name in components
     )
 
 
@@ -80,8 +72,8 @@ def _disk_finding(folder: Path) -> Finding:
     detail = (
         f"a bundle takes {_gb(needed['fp16_bytes'])} in fp16 or {_gb(needed['fp32_bytes'])} in fp32, "
         f"with SDXL {_gb(needed['fp16_with_sdxl_bytes'])} or {_gb(needed['fp32_with_sdxl_bytes'])}, "
-        f"a further motion {_gb(MOTION_PARAMETERS * BYTES_PER_VALUE['fp16'])} "
-        f"or {_gb(MOTION_PARAMETERS * BYTES_PER_VALUE['fp32'])}; "
+        f"a further motion {_gb(MOTION_PARAMETERS * PRECISIONS['fp16'].size)} "
+        f"or {_gb(MOTION_PARAMETERS * PRECISIONS['fp32'].size)}; "
         f"{_gb(needed['free_bytes'])} are free"
     )
     if needed["free_bytes"] < needed["fp16_bytes"]:
