@@ -10,6 +10,7 @@ from lamp_trt.engine.backends.contract import Array
 from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.graph.model import external_tensors
 from lamp_trt.engine.networks import IOTensor
 
 
@@ -50,8 +51,6 @@ class Fp32OnnxEngine:
 def _widen(model: Any, bundle: Bundle) -> dict[str, Array]:
     """Make FLOAT of every FLOAT16 in `model`. Weights in files become inputs: their values, widened."""
     from onnx import TensorProto, helper, numpy_helper
-
-    from lamp_trt.engine.backends.tensorrt.graph import external_tensors
 
     graph, half, single = model.graph, TensorProto.FLOAT16, TensorProto.FLOAT
     files = {tensor.name: tensor.file for tensor in external_tensors(model)}

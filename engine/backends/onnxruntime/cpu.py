@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamp_trt.engine.backends.contract import Array, check_arrays
-from lamp_trt.engine.backends.onnxruntime.session import cpu_model, motion_arrays, new_session, shared_file
+from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
 from lamp_trt.engine.backends.registry import refuse_bfloat16
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.graph.model import motion_arrays, shared_file
 from lamp_trt.engine.networks import IOTensor
 
 

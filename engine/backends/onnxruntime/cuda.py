@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lamp_trt.engine.backends.onnxruntime.session import bundle_model, motion_arrays, new_session, shared_file
+from lamp_trt.engine.backends.onnxruntime.session import new_session
 from lamp_trt.engine.backends.registry import refuse_bfloat16
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.graph.model import bundle_model, motion_arrays, shared_file
 from lamp_trt.engine.networks import IOTensor
 
 PROVIDER = "CUDAExecutionProvider"

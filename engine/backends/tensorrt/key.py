@@ -9,12 +9,11 @@ from types import ModuleType
 
 from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey
-from lamp_trt.engine.backends.onnxruntime.session import bundle_model
 from lamp_trt.engine.backends.tensorrt import trt
-from lamp_trt.engine.backends.tensorrt.graph import external_tensors
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.graph.digest import graph_digest
+from lamp_trt.engine.graph.model import bundle_model, external_tensors
 
 MOTION_NETWORK = "lamp_unet"
 ANY_RTX = "any RTX"

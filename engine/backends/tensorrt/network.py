@@ -6,12 +6,13 @@ from types import ModuleType
 from typing import Any
 
 from lamp_trt.engine.backends.tensorrt import trt
-from lamp_trt.engine.backends.tensorrt.graph import external_tensors, placed_weights, tensorrt_model
+from lamp_trt.engine.backends.tensorrt.graph import placed_weights, tensorrt_model
 from lamp_trt.engine.backends.tensorrt.options import ShapeRange, shape_text
 from lamp_trt.engine.backends.tensorrt.refit import PlacedWeights
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.dtypes import DTYPES
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.graph.model import external_tensors
 from lamp_trt.engine.networks import IOTensor
 
 

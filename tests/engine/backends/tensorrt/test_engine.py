@@ -22,7 +22,7 @@ import pytest
 
 import lamp_trt
 from lamp_trt.engine.backends import compiled
-from lamp_trt.engine.backends.onnxruntime.session import bundle_model, cpu_model, new_session
+from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
 from lamp_trt.engine.backends.tensorrt import engine as backend_tensorrt
 from lamp_trt.engine.backends.tensorrt import layers as tensorrt_layers
 from lamp_trt.engine.backends.tensorrt.engine import TensorRtEngine
@@ -31,6 +31,7 @@ from lamp_trt.engine.backends.tensorrt.refit import motion_weights
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError
+from lamp_trt.engine.graph.model import bundle_model
 from lamp_trt.engine.networks import VIDEO_NETWORKS
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.stages import CudaVideoStages
