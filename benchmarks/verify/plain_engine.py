@@ -26,7 +26,7 @@ class PlainEngine(Protocol):
     def set_motion(self, motion: str) -> None: ...
 
     def close(self) -> None:
-        """Give memory back; the engine is of no use afterwards."""
+        """Give memory back; the engine is unusable afterwards."""
         ...
 
 
@@ -71,7 +71,8 @@ class HostPlainEngine:
         self._engine.set_motion(motion)
 
     def close(self) -> None:
-        """Nothing is kept that does not go with this object."""
+        for engine in (self._engine, *self._beside):
+            engine.close()
 
 
 class DevicePlainEngine:

@@ -105,16 +105,19 @@ class PacedEngine:
             outputs["noise_pred"] = outputs["noise_pred"] + outputs["noise_pred"].dtype.type(self.error)
         return outputs
 
-    def set_motion(self, motion: str) -> None:
-        self._engine.set_motion(motion)
+    def set_motion(self, motion: str) -> bool:
+        return self._engine.set_motion(motion)
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 class MotionResidue(PacedEngine):
     """Keeps a trace of every motion that it showed."""
 
-    def set_motion(self, motion: str) -> None:
-        super().set_motion(motion)
+    def set_motion(self, motion: str) -> bool:
         self.error += 0.5
+        return super().set_motion(motion)
 
 
 class ReplayedOtherwise(HostDeviceEngine):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, find_package
-from lamp_trt.engine.backends.contract import Array, check_arrays
+from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.bundle.manifest import MotionEntry
 from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
@@ -48,7 +48,7 @@ class Constant:
     values: Any = None
 
 
-class AotInductorEngine:
+class AotInductorEngine(BaseEngine):
     """One network of a bundle as a package for this CPU.
 
     Weights are views of the mapped files, so they take no memory of their own, and a switch of the motion
@@ -79,6 +79,7 @@ class AotInductorEngine:
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         import torch
 
+        self.require_usable()
         if not self._attached:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         check_arrays(self._network, self.inputs, arrays)
@@ -90,12 +91,19 @@ class AotInductorEngine:
             for tensor, value in zip(self.outputs, outputs, strict=True)
         }
 
-    def set_motion(self, motion: str) -> None:
+    def set_motion(self, motion: str) -> bool:
+        self.require_usable()
         if motion == self._motion and self._attached:
-            return
+            return False
         complete = not self._attached or self._weights.is_full(self._motion) or self._weights.is_full(motion)
         self._attach(self._weights.all(motion) if complete else self._weights.of_motion(motion), complete)
         self._motion = motion
+        return False
+
+    def close(self) -> None:
+        self.unusable = f"{self._network} is closed."
+        self._model = None
+        self._weights.close()
 
     def _attach(self, values: "Mapping[str, Tensor]", complete: bool) -> None:
         """Let the package use `values`, which are all of its constants if `complete`."""
@@ -106,7 +114,7 @@ class AotInductorEngine:
         self._attached = True
 
 
-class AotInductorCudaEngine:
+class AotInductorCudaEngine(BaseEngine):
     """One network of a bundle as a package for CUDA device `device`, to be run on `stream`.
 
     Weights are copied to the device once, in the layout that the code expects; a switch of the motion copies
@@ -144,7 +152,6 @@ class AotInductorCudaEngine:
         package = find_package(bundle, network, cuda_name(capability), engine_dir)
         self._bound: dict[str, Tensor] = {}
         self._motion = motion
-        self._broken: str | None = None
         with self._on_stream():
             self._model, self._constants = _load(package.path, network, device)
             self._weights = _Weights(bundle, network, self._constants)
@@ -153,6 +160,7 @@ class AotInductorCudaEngine:
             self._model.load_constants(self._values, check_full_update=True, user_managed=True)
 
     def bind(self, name: str, pointer: int) -> None:
+        self.require_usable()
         tensor = next(t for t in (*self.inputs, *self.outputs) if t.name == name)
         self._bound[name] = _device_tensor(pointer, tensor, self._device)
 
@@ -194,16 +202,16 @@ class AotInductorCudaEngine:
             return False
         complete = self._weights.is_full(self._motion) or self._weights.is_full(motion)
         values = self._weights.all(motion) if complete else self._weights.of_motion(motion)
-        self._broken = f"{self._network} has no motion since a switch failed; load it again."
+        self.unusable = f"{self._network} has no motion since a switch failed; load it again."
         with self._on_stream():
             self._fill(values)
-        self._motion, self._broken = motion, None
+        self._motion, self.unusable = motion, None
         return False
 
     def close(self) -> None:
         import torch
 
-        self._broken = f"{self._network} is closed."
+        self.unusable = f"{self._network} is closed."
         self._model = None
         self._bound.clear()
         for value in self._values.values():
@@ -244,8 +252,7 @@ class AotInductorCudaEngine:
             yield
 
     def _check(self, stream: int) -> None:
-        if self._broken:
-            raise EngineError(self._broken)
+        self.require_usable()
         if stream != self._pointer:
             raise EngineError(f"{self._network} was loaded for another stream than it is to run on.")
 
@@ -287,6 +294,10 @@ class _Weights:
     def is_full(self, motion: str | None) -> bool:
         """Whether a motion brings shared tensors of its own."""
         return self._has_motions and self._entry(motion).kind == "full"
+
+    def close(self) -> None:
+        """Drop the mapped files."""
+        self._mapped.clear()
 
     def _entry(self, motion: str | None) -> MotionEntry:
         """BundleError if there is no such motion."""

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lamp_trt.engine.backends.contract import Array, check_arrays
+from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
 from lamp_trt.engine.backends.registry import refuse_bfloat16
 from lamp_trt.engine.bundle.reader import Bundle
@@ -13,7 +13,7 @@ from lamp_trt.engine.graph.model import motion_arrays, shared_file
 from lamp_trt.engine.networks import IOTensor
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(BaseEngine):
     """One network of a bundle in an ONNX Runtime session on the CPU.
 
     A session's weights cannot be exchanged, so the motion's tensors are inputs of it, fed from the mapped
@@ -40,6 +40,7 @@ class OnnxRuntimeEngine:
             self.set_motion(motion)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        self.require_usable()
         if self._session is None:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         check_arrays(self._network, self.inputs, arrays)
@@ -50,15 +51,22 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime failed in {self._network}: {error}") from error
         return dict(zip(names, values, strict=True))
 
-    def set_motion(self, motion: str) -> None:
+    def set_motion(self, motion: str) -> bool:
+        self.require_usable()
         if motion == self._motion:
-            return
-        shown, self._motion = self._motion, None
+            return False
+        shown, session = self._motion, self._session
         if shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown):
-            self._session = None  # one live session: the UNet's memory is not needed twice
-            self._session = self._new_session(motion)
+            session = self._session = self._motion = None  # one live session: not twice the UNet's memory
+            session = self._new_session(motion)
         self._motion_arrays = motion_arrays(self._bundle, motion, self._motion_shapes)
-        self._motion = motion
+        self._session, self._motion = session, motion
+        return False
+
+    def close(self) -> None:
+        self.unusable = f"{self._network} is closed."
+        self._session = None
+        self._motion_arrays = {}
 
     def _new_session(self, motion: str | None) -> Any:
         from lamp_trt.engine.graph.locate import take_motion_as_inputs

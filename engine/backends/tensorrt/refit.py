@@ -70,7 +70,7 @@ def show_motion(trt: Any, engine: Any, logger: Any, weights: PlacedWeights) -> N
     """Write a motion into `engine`, on which nothing may be pending; done when this returns.
 
     EngineError if the engine takes other tensors than the motion has: it is as it was. RefitFailed if
-    TensorRT fails on the way: it must not be used any more.
+    TensorRT fails on the way: it is unusable.
     """
     refitter = trt.Refitter(engine, logger)
     _check_names(set(refitter.get_all_weights()), set(weights.tensors))

@@ -41,9 +41,8 @@ Faults = dict[str, Callable[[Array], Array]]
 class Forgetful(OnnxRuntimeEngine):
     """After a switch it goes on showing what it showed first."""
 
-    def set_motion(self, motion: str) -> None:
-        if self._motion is None:
-            super().set_motion(motion)
+    def set_motion(self, motion: str) -> bool:
+        return self._motion is None and super().set_motion(motion)
 
 
 class Sticky(OnnxRuntimeEngine):
@@ -51,9 +50,9 @@ class Sticky(OnnxRuntimeEngine):
 
     trace = 0.0
 
-    def set_motion(self, motion: str) -> None:
-        super().set_motion(motion)
+    def set_motion(self, motion: str) -> bool:
         self.trace += 1e-9
+        return super().set_motion(motion)
 
     def run(self, arrays: Any) -> dict[str, Array]:
         return {name: values + np.float32(self.trace) for name, values in super().run(arrays).items()}

@@ -88,6 +88,15 @@ def test_switching_a_motion_there_and_back_is_bit_for_bit(engine: AotInductorEng
     assert distance(other, first).rel_l2 > 0.1
 
 
+def test_a_closed_engine_says_so(bundle: Bundle) -> None:
+    with AotInductorEngine(bundle, "lamp_unet", motion="a", num_threads=1) as engine:
+        assert engine.set_motion("b") is False
+    engine.close()  # again
+    for use in (lambda: run(engine), lambda: engine.set_motion("a")):
+        with pytest.raises(EngineError, match="lamp_unet is closed"):
+            use()
+
+
 def test_gate_biases_alone_switch_too(engine: AotInductorEngine) -> None:
     first = run(engine)
     engine.set_motion("gates")
@@ -443,9 +452,12 @@ def test_a_failed_switch_and_a_closed_engine_say_so(
     with pytest.raises(EngineError, match="no motion since a switch failed; load it again"):
         bound.run()
     closed = BoundBlock(bundle)
-    closed.engine.close()
-    with pytest.raises(EngineError, match="lamp_unet is closed"):
-        closed.run()
+    with closed.engine as engine:
+        assert engine.unusable is None
+    closed.engine.close()  # again
+    for use in (closed.run, lambda: closed.engine.set_motion("b"), lambda: closed.engine.bind("x", 0)):
+        with pytest.raises(EngineError, match="lamp_unet is closed"):
+            use()
 
 
 # --- whole clips ------------------------------------------------------------------------------------------

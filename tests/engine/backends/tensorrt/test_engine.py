@@ -401,8 +401,14 @@ def test_an_engine_says_what_it_lacks_before_tensorrt_is_asked(
         engine.use_scratch((1 << 20) + 8, 1 << 20)
     with pytest.raises(EngineError, match="must run once before it is captured"):
         engine.capture(device.stream, lambda: None)
-    engine.close()
-    for use in (lambda: engine.enqueue(device.stream), lambda: engine.scratch_bytes):
+    with engine:
+        assert engine.unusable is None
+    engine.close()  # again
+    for use in (
+        lambda: engine.enqueue(device.stream),
+        lambda: engine.scratch_bytes,
+        lambda: engine.set_motion("rain"),
+    ):
         with pytest.raises(EngineError, match="text_encoder was closed"):
             use()
 
@@ -566,7 +572,7 @@ def test_a_motion_of_other_sizes_is_refused_and_the_engine_is_as_it_was(
     assert_equal(bound.run(inputs), expected(bundle, UNET, inputs, "horse_run"))
 
 
-def test_a_refit_that_breaks_makes_the_engine_unfit_for_good(
+def test_a_refit_that_breaks_makes_the_engine_unusable_for_good(
     unet: Callable[..., Bound], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound = unet()
