@@ -7,14 +7,9 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
+from lamp_trt.engine.backends.backend import Residence, parse_device
 from lamp_trt.engine.backends.contract import DeviceEngine, Engine
-from lamp_trt.engine.backends.registry import (
-    Residence,
-    choose_backend,
-    device_engine,
-    host_engine,
-    parse_device,
-)
+from lamp_trt.engine.backends.registry import check_residence, choose_backend, device_engine, host_engine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.networks import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
@@ -68,10 +63,7 @@ class Placement:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
         chosen = choose_backend(ordinal, backend, bundle, folder)
         resident_motions = one_of("resident_motions", resident_motions, Residence)
-        if resident_motions != "mapped" and chosen != "tensorrt":
-            raise InputError(
-                f"resident_motions is {resident_motions!r}, which is TensorRT's; {chosen} has no such choice."
-            )
+        check_residence(chosen, resident_motions)
         place = cls(ordinal, chosen, threads, folder, resident_motions)
         log.info("%s", place)
         return place

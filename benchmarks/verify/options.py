@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lamp_trt.engine.backends.registry import parse_device
+from lamp_trt.engine.backends.backend import parse_device
 from lamp_trt.runtime.algorithm.config import GenerationConfig
 
 PROMPT = "a horse runs on the road"

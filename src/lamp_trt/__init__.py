@@ -19,7 +19,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lamp_trt.engine.backends.registry import Residence
+    from lamp_trt.engine.backends.backend import Residence
     from lamp_trt.runtime.pipeline import LampPipeline
 
 __version__ = "0.1.0"

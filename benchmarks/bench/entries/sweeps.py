@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.probe import probe
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.engine.backends.registry import REFERENCE
 from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.errors import LampError
 
@@ -69,8 +70,8 @@ def run_sweep(subject: Subject) -> tuple[list[dict[str, Any]], list[str]]:
     """The growth's points for BenchResult, and what was not measured."""
     sizes, options = subject.bundle.manifest.sizes, subject.options
     precision = subject.bundle.network("lamp_unet").precision
-    if precision == "bf16":
-        return [], ["growth: it is measured on ONNX Runtime, which does not run bf16"]
+    if precision not in REFERENCE.precisions:
+        return [], [f"growth: it is measured on {REFERENCE.title}, which does not run {precision}"]
     growth, missing = [], []
     for point in points(sizes["height"], sizes["width"], sizes["num_frames"], precision):
         log.info("sweep: %s", point.label)
@@ -101,7 +102,7 @@ def measure(point: Point, options: BenchOptions) -> dict[str, Any]:
                 num_frames=point.num_frames,
             ),
         )
-        run = probe("network", str(out), "lamp_unet", "onnxruntime", "", str(options.num_threads or ""))
+        run = probe("network", str(out), "lamp_unet", REFERENCE.name, "", str(options.num_threads or ""))
         work = Subject(Bundle.open(out), options).work["lamp_unet"]
     return {
         "height": point.height,

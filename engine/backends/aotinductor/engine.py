@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -327,10 +327,10 @@ class _Weights:
         return stored.view(constant.shape)
 
 
-def import_torch() -> None:
-    """EngineError if torch cannot be imported."""
+def import_torch() -> ModuleType:
+    """torch. EngineError if it cannot be imported."""
     try:
-        importlib.import_module("torch")
+        return importlib.import_module("torch")
     except ImportError as error:
         raise EngineError(
             f"AOTInductor packages need torch, which does not import ({error}): "

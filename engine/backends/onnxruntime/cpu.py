@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
+from lamp_trt.engine.backends.onnxruntime import BACKEND
 from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
-from lamp_trt.engine.backends.registry import refuse_bfloat16
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.graph.model import motion_arrays, shared_file
@@ -25,7 +25,7 @@ class OnnxRuntimeEngine(BaseEngine):
     def __init__(
         self, bundle: Bundle, network: str, *, motion: str | None = None, num_threads: int | None = None
     ) -> None:
-        refuse_bfloat16(bundle)
+        BACKEND.require_precision(bundle)
         record = bundle.manifest.networks[network]
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs

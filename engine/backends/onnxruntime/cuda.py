@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lamp_trt.engine.backends.contract import BaseEngine
+from lamp_trt.engine.backends.onnxruntime import BACKEND
 from lamp_trt.engine.backends.onnxruntime.session import new_session
-from lamp_trt.engine.backends.registry import refuse_bfloat16
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.graph.model import bundle_model, motion_arrays, shared_file
@@ -44,7 +44,7 @@ class OnnxRuntimeCudaEngine(BaseEngine):
         cuda_graph: bool = True,
         prefer_nhwc: bool = False,
     ) -> None:
-        refuse_bfloat16(bundle)
+        BACKEND.require_precision(bundle)
         record = bundle.manifest.networks[network]
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs

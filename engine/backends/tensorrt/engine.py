@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.engine.backends.backend import Residence
 from lamp_trt.engine.backends.compiled import CompiledEngine
 from lamp_trt.engine.backends.contract import BaseEngine
 from lamp_trt.engine.backends.cuda import graph as cuda_graph
 from lamp_trt.engine.backends.cuda.calls import architecture
-from lamp_trt.engine.backends.registry import Residence
 from lamp_trt.engine.backends.tensorrt.graph import graph_weights
 from lamp_trt.engine.backends.tensorrt.key import find_engine
 from lamp_trt.engine.backends.tensorrt.refit import (

@@ -16,8 +16,8 @@ from weakref import finalize
 
 import numpy as np
 
+from lamp_trt.engine.backends.backend import Residence
 from lamp_trt.engine.backends.cuda.calls import cuda, release
-from lamp_trt.engine.backends.registry import Residence
 from lamp_trt.engine.backends.tensorrt.trt import data_type
 from lamp_trt.engine.bundle.weights import WeightFile
 from lamp_trt.engine.dtypes import BY_STORED

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import lamp_trt
 from lamp_trt.commands.shared import add_placement, add_verify_files, file_path, log_timings, placement
-from lamp_trt.engine.backends.registry import Residence
+from lamp_trt.engine.backends.backend import Residence
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.config import FPS, GenerationConfig
 

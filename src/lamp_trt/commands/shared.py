@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lamp_trt.engine.backends.registry import names
 from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError
 
@@ -54,7 +55,7 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
 def add_engines(parser: argparse.ArgumentParser) -> None:
     """Where networks run."""
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is the CPU")
-    parser.add_argument("--backend", default="auto", help="onnxruntime, aotinductor or tensorrt")
+    parser.add_argument("--backend", default="auto", help=one_of(names()))
     parser.add_argument(
         "--engine-dir",
         type=file_path,
@@ -109,6 +110,12 @@ def print_report(report: "BuildReport", as_json: bool) -> None:
         print(f"{file.path:40} {mb(file.size_bytes):>12}  {took}")
     total = sum(file.size_bytes for file in report.files)
     print(f"{report.path}: {mb(total)} in {len(report.files)} files, {report.seconds:.1f} s")
+
+
+def one_of(words: Sequence[str], last: str = "or") -> str:
+    """Like "a, b or c"."""
+    *first, end = words
+    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 def mb(size_bytes: float) -> str:

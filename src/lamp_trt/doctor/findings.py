@@ -5,14 +5,11 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from lamp_trt.engine.backends.probe import Purpose, Status
 from lamp_trt.engine.errors import LampError
 
-Status = Literal["ok", "note", "problem"]
-"""`note`: worth knowing, and nothing that is asked for today fails for it."""
-
-Purpose = Literal["build", "generate"]
 PURPOSES: tuple[Purpose, ...] = ("build", "generate")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lamp_trt.doctor.findings import Finding
-from lamp_trt.doctor.gpu import Gpu
 from lamp_trt.doctor.machine import memory_bytes
+from lamp_trt.engine.backends.probe import Gpu
 from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.networks import COMPONENT_PRECISION, FIRST_FRAME_NETWORKS, NETWORKS, VIDEO_NETWORKS
 

@@ -22,7 +22,6 @@ from lamp_trt.benchmarks.proof.hoists import HoistsProof, Row
 from lamp_trt.benchmarks.proof.random_checkpoints import write_component
 from lamp_trt.benchmarks.proof.unet import UnetProof
 from lamp_trt.benchmarks.proof.work import LAMP, SDXL, Work
-from lamp_trt.engine.backends.registry import DEVICE_ENGINES
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.networks import is_motion_tensor
@@ -234,7 +233,7 @@ def test_a_checkpoint_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
 def test_parts_take_either_unet_to_every_backend(works: dict[str, Work], tmp_path: Path) -> None:
     session = gpu_proof.Session(tmp_path, tmp_path, deadline=0.0, _works=dict(works))
     claims = {part: [claim for claim, _ in gpu_proof.PARTS[part](session)] for part in ("sdxl", "hoists")}
-    for backend in DEVICE_ENGINES:
+    for backend in gpu_proof.on_gpus():
         assert f"{backend}: SDXL's UNet loads" in claims["sdxl"]
         for title, form in (("the LAMP UNet", "prefix"), ("SDXL's UNet", "time")):
             assert (
