@@ -14,7 +14,7 @@ from lamp_trt.doctor.machine import cpu_count, memory_bytes, processor
 from lamp_trt.engine.backends.registry import backends
 
 _PACKAGES = ("lamp-trt", "numpy", "onnx", "torch", "diffusers", "transformers", "cuda-core")
-"""Beside those of the backends."""
+"""And those of the backends."""
 _GPU_FACTS = {
     "name": "gpu",
     "driver_version": "driver",

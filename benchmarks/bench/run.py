@@ -103,10 +103,10 @@ def _look_inside(result: BenchResult, subject: Subject, deadline: float, clock: 
         result.memory[name], problem = network_memory(subject, name)
         result.not_measured += [problem] * bool(problem)
         if subject.ordinal is None:
-            result.operators |= _operators(result, subject, name)
+            result.operators |= operators(result, subject, name)
 
 
-def _operators(result: BenchResult, subject: Subject, network: str) -> dict[str, dict[str, float]]:
+def operators(result: BenchResult, subject: Subject, network: str) -> dict[str, dict[str, float]]:
     """By network, from the first backend measured that has a profiler; empty if none has."""
     for backend in backends_on(None):
         if backend.operator_seconds and result.row(network, backend.name):

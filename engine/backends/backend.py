@@ -164,7 +164,8 @@ class OperatorSeconds(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """
+    """One backend: where its engines are, what it runs, how it is built, shown and chosen.
+
     name              as --backend takes it
     title             as sentences have it
     extras            that bring it

@@ -2,8 +2,8 @@
 """Each network of a bundle, as its backend runs it, on equal inputs: against its PyTorch module where the
 checkpoint is given, else against its own graph in fp32 on ONNX Runtime.
 
-Outside of REFERENCE on the CPU that one is compared too, so that a fault of the graph can be told from one of
-the engine.
+REFERENCE on the CPU is compared together with any other backend or device, to tell a fault of the graph from
+one of the engine.
 """
 
 import logging

@@ -28,6 +28,8 @@ class Fp32OnnxEngine(BaseEngine):
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs
         self._bundle, self._network, self._num_threads = bundle, network, num_threads
+        self._session: Any = None
+        self._weights: dict[str, Array] = {}
         self._load(motion)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:

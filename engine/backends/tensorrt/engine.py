@@ -14,8 +14,8 @@ from typing import Any
 from lamp_trt.engine.backends.backend import Residence
 from lamp_trt.engine.backends.compiled import CompiledEngine
 from lamp_trt.engine.backends.contract import BaseEngine
-from lamp_trt.engine.backends.cuda import graph as cuda_graph
 from lamp_trt.engine.backends.cuda.calls import architecture
+from lamp_trt.engine.backends.cuda.graph import capture
 from lamp_trt.engine.backends.tensorrt.graph import graph_weights
 from lamp_trt.engine.backends.tensorrt.key import find_engine
 from lamp_trt.engine.backends.tensorrt.refit import (
@@ -114,7 +114,7 @@ class TensorRtEngine(BaseEngine):
                 f"{self._network} must run once before it is captured: the first run finishes what a new "
                 "address or motion needs."
             )
-        return cuda_graph.capture(stream, work)
+        return capture(stream, work)
 
     def set_motion(self, motion: str) -> bool:
         """See DeviceEngine; after True the engine may need more scratch than before."""

@@ -16,7 +16,7 @@ import torch
 import lamp_trt
 from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends import compiled
-from lamp_trt.engine.backends.aotinductor import engine as backend_aotinductor
+from lamp_trt.engine.backends.aotinductor import engine as aotinductor_engine
 from lamp_trt.engine.backends.aotinductor import key as aotinductor_key
 from lamp_trt.engine.backends.aotinductor.engine import AotInductorCudaEngine, AotInductorEngine
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, package_key
@@ -193,7 +193,7 @@ def test_a_package_of_another_torch_is_refused(bundle: Bundle, monkeypatch: pyte
 
 
 def test_a_package_of_another_cpu_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_aotinductor, "cpu_name", lambda: "riscv64 baseline (features 0)")
+    monkeypatch.setattr(aotinductor_engine, "cpu_name", lambda: "riscv64 baseline (features 0)")
     with pytest.raises(EngineError, match=r"was built for .*, this device is riscv64 baseline"):
         AotInductorEngine(bundle, "lamp_unet")
 

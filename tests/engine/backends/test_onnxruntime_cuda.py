@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lamp_trt.engine.backends.onnxruntime import cuda as backend_onnxruntime_cuda
+from lamp_trt.engine.backends.onnxruntime import cuda
 from lamp_trt.engine.backends.onnxruntime.cuda import OnnxRuntimeCudaEngine
 from lamp_trt.engine.backends.onnxruntime.session import new_session
 from lamp_trt.engine.bundle.reader import Bundle
@@ -44,7 +44,7 @@ class DeviceValue:
 class Session:
     """The calls of an InferenceSession that the engine makes, noted down."""
 
-    providers: tuple[str, ...] = (backend_onnxruntime_cuda.PROVIDER, "CPUExecutionProvider")
+    providers: tuple[str, ...] = (cuda.PROVIDER, "CPUExecutionProvider")
 
     def __init__(self, model: Any, providers: Any, config: Any) -> None:
         self.model, self.asked, self.config = model, providers, config
@@ -69,8 +69,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
         made.append(Session(model, providers, config))
         return made[-1]
 
-    monkeypatch.setattr(backend_onnxruntime_cuda, "new_session", make)
-    available = [backend_onnxruntime_cuda.PROVIDER, "CPUExecutionProvider"]
+    monkeypatch.setattr(cuda, "new_session", make)
+    available = [cuda.PROVIDER, "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
     monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", DeviceValue)
     return made

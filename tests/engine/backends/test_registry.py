@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ import pytest
 
 import lamp_trt
 from lamp_trt import cli
-from lamp_trt.benchmarks.bench import machine_facts
+from lamp_trt.benchmarks.bench import machine_facts, run
+from lamp_trt.benchmarks.bench.entries.networks import network_entries
 from lamp_trt.benchmarks.bench.options import BenchOptions
-from lamp_trt.benchmarks.bench.run import run_bench
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.benchmarks.proof.run import on_gpus
 from lamp_trt.benchmarks.verify.options import Checkpoints, VerifyOptions
@@ -98,10 +99,10 @@ def test_the_command_line_offers_and_builds_for_it(
 def test_a_module_that_it_lacks_names_its_extra(
     fourth: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def run(args: Any) -> None:
+    def lack(args: Any) -> None:
         raise ModuleNotFoundError("No module named 'fourth'", name="fourth")
 
-    monkeypatch.setattr(cli.inspect, "run", run)
+    monkeypatch.setattr(cli.inspect, "run", lack)
     assert main(["inspect", str(tmp_path)]) == 1
     assert "pip install 'lamp-trt[four]'" in capsys.readouterr().err
 
@@ -134,12 +135,13 @@ def test_bench_measures_it(
     assert Subject(bundle, BenchOptions(engine_dir=tmp_path)).backends == (reference,)
     (tmp_path / "vae_decoder-0.fourth").touch()
     assert Subject(bundle, BenchOptions(engine_dir=tmp_path)).backends == ("fourth", reference)
-    result = run_bench(
-        toy_bundle,
-        BenchOptions(budget_s=1, filter="text_encoder", backend="fourth", num_threads=1, engine_dir=tmp_path),
-    )
-    assert result.row("text_encoder", "fourth")
-    assert result.operators["text_encoder"] == {"Everything": 0.25}
+    subject = Subject(bundle, BenchOptions(backend="fourth", engine_dir=tmp_path))
+    entries = {entry.name: entry for entry in network_entries(subject, lambda network: None)}
+    assert {entry.backend for entry in entries.values()} == {"fourth"}
+    with entries["text_encoder"].setup() as measure:
+        assert measure().keys() == {"last_hidden_state"}
+    measured = SimpleNamespace(row=lambda network, backend: backend == "fourth")
+    assert run.operators(measured, subject, "text_encoder") == {"text_encoder": {"Everything": 0.25}}
 
     def version(name: str) -> str:
         if name != "fourth-runtime":

@@ -23,7 +23,7 @@ import pytest
 import lamp_trt
 from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
-from lamp_trt.engine.backends.tensorrt import engine as backend_tensorrt
+from lamp_trt.engine.backends.tensorrt import engine as tensorrt_engine
 from lamp_trt.engine.backends.tensorrt import layers as tensorrt_layers
 from lamp_trt.engine.backends.tensorrt.engine import TensorRtEngine
 from lamp_trt.engine.backends.tensorrt.key import engine_key
@@ -57,7 +57,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDouble]:
     """TensorRT and CUDA replaced by their doubles."""
     cuda = CudaDouble()
     cuda.install(monkeypatch)
-    monkeypatch.setattr(backend_tensorrt, "tensorrt", lambda: double)
+    monkeypatch.setattr(tensorrt_engine, "tensorrt", lambda: double)
     yield cuda
     gc.collect()  # finalizers find the double still
     assert not cuda.graphs
@@ -566,7 +566,7 @@ def test_a_motion_of_other_sizes_is_refused_and_the_engine_is_as_it_was(
         short = dataclasses.replace(weights.tensors[name], count=1)
         return dataclasses.replace(weights, tensors={**weights.tensors, name: short})
 
-    monkeypatch.setattr(backend_tensorrt, "motion_weights", narrower)
+    monkeypatch.setattr(tensorrt_engine, "motion_weights", narrower)
     with pytest.raises(EngineError, match=r"is 1 values of .*built from another bundle"):
         bound.engine.set_motion("rain")
     assert_equal(bound.run(inputs), expected(bundle, UNET, inputs, "horse_run"))
