@@ -9,15 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from lamp_trt.engine.dtypes import Precision, border_dtype
+
 FLOAT = "float"
-"""What PRECISIONS says for the network's precision; any other dtype is a NumPy name."""
-
-Precision = Literal["bf16", "fp16", "fp32"]
-"""What a network's weights and activations are."""
-
-PRECISIONS: dict[Precision, str] = {"bf16": "float32", "fp16": "float16", "fp32": "float32"}
-"""Each precision and the dtype in which its networks take and give floats. NumPy has no bfloat16, so networks
-in bf16 take float32, round it, and give float32."""
+"""`border_dtype` of the network's precision; any other dtype is a NumPy name."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +51,11 @@ class NetworkSpec:
     def resolve(
         self, axis_sizes: Mapping[str, int], precision: Precision
     ) -> tuple[tuple[IOTensor, ...], tuple[IOTensor, ...]]:
-        """Inputs and outputs with sizes for axis names and PRECISIONS[precision] for FLOAT."""
+        """Inputs and outputs with sizes for axis names and `border_dtype(precision)` for FLOAT."""
 
         def tensor(spec: TensorSpec) -> IOTensor:
             shape = tuple(a if isinstance(a, int) else axis_sizes[a] for a in spec.axes)
-            return IOTensor(spec.name, shape, PRECISIONS[precision] if spec.dtype == FLOAT else spec.dtype)
+            return IOTensor(spec.name, shape, border_dtype(precision) if spec.dtype == FLOAT else spec.dtype)
 
         return tuple(map(tensor, self.inputs)), tuple(map(tensor, self.outputs))
 

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.aotinductor import BACKEND
 from lamp_trt.engine.backends.aotinductor.engine import CONSTANTS
-from lamp_trt.engine.backends.aotinductor.key import SUFFIX, cpu_name, cuda_name, package_key
+from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, package_key
+from lamp_trt.engine.backends.backend import BuildRequest
 from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
@@ -33,9 +35,12 @@ from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.progress import progress
 from lamp_trt.export.attention_choice import KERNELS, attention_calls, cuda_seconds, fastest
 from lamp_trt.export.networks import exported_network
-from lamp_trt.export.recipe import Recipe
+from lamp_trt.export.recipe import Recipe, recipe_from_options
 
 log = logging.getLogger("lamp_trt")
+
+assert BACKEND.build is not None
+SUFFIX = BACKEND.build.suffix
 
 MAX_VALUES = 4096
 """Elements of a constant that is no weight, such as the position ids of CLIP (77). Its values go into the
@@ -79,6 +84,15 @@ class AotInductorOptions:
         """What of it is part of a package's key."""
         layout = str(self.layout).removeprefix("torch.")
         return {"max_autotune": self.max_autotune, "attention": self.attention, "layout": layout}
+
+
+def build_requested(request: BuildRequest) -> list[CompiledEngine]:
+    """The packages that `lamp-trt build --backend aotinductor` asks for, as the backend's record names it."""
+    device = "cpu" if request.device == "auto" else request.device
+    options = AotInductorOptions(device, bool(request.flags.get("max_autotune")))
+    return build_packages(
+        request.bundle, recipe_from_options(request.checkpoints), options, request.engine_dir
+    )
 
 
 def build_packages(

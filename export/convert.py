@@ -9,19 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamp_trt.engine.bundle.weights import DTYPE_SIZES, WeightFile, write_weight_file
+from lamp_trt.engine.bundle.weights import WeightFile, write_weight_file
+from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.networks import Precision, is_motion_tensor
+from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.progress import progress
 from lamp_trt.export.checkpoints.files import ComponentFiles
 from lamp_trt.export.checkpoints.tensors import iter_tensors, tensor_infos
 
 DTYPES: dict[Precision, torch.dtype] = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
+    precision: getattr(torch, dtype.name) for precision, dtype in PRECISIONS.items()
 }
-STORED_DTYPES: dict[Precision, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 _WIDER: dict[Precision, str] = {
     "bf16": ", or needs --precision fp32",
     "fp16": ", or needs --precision bf16 or fp32",
@@ -43,7 +41,7 @@ def write_component(
     Raises CheckpointError for a value that is not finite, or is not any more in `precision`.
     """
     tensors = {
-        name: (STORED_DTYPES[precision], info.shape)
+        name: (PRECISIONS[precision].stored, info.shape)
         for name, info in tensor_infos(files).items()
         if wanted(name)
     }
@@ -56,7 +54,7 @@ def stored_bytes(
     files: ComponentFiles, precision: Precision, wanted: Callable[[str], bool] = lambda name: True
 ) -> int:
     """Size of what `write_component` writes, without the header."""
-    item = DTYPE_SIZES[STORED_DTYPES[precision]]
+    item = PRECISIONS[precision].size
     return sum(prod(info.shape) * item for name, info in tensor_infos(files).items() if wanted(name))
 
 
@@ -91,7 +89,7 @@ def rounding_between(files: ComponentFiles, base: WeightFile, precision: Precisi
 
 def equals_stored(files: ComponentFiles, stored: WeightFile, precision: Precision) -> bool:
     """Whether `files`, in `precision`, are tensor for tensor what `stored` holds."""
-    dtype = STORED_DTYPES[precision]
+    dtype = PRECISIONS[precision].stored
     wanted = {name: (dtype, info.shape) for name, info in tensor_infos(files).items()}
     if wanted != {name: (ref.dtype, ref.shape) for name, ref in stored.tensors.items()}:
         return False

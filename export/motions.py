@@ -25,10 +25,11 @@ from lamp_trt.engine.bundle.paths import (
 from lamp_trt.engine.bundle.unchanged import write_if_needed
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.bundle.writer import BundleWriter
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.files.links import meant_folder
-from lamp_trt.engine.networks import Precision, is_motion_tensor
+from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.export.planned import BuildReport, FileMaker, PathOf, PlannedFile, log, relocated_graph
 from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, motion_source

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamp_trt.engine.dtypes import border_dtype
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.families import LAMP, SDXL
-from lamp_trt.engine.networks import FLOAT, PRECISIONS, NetworkSpec
+from lamp_trt.engine.networks import FLOAT, NetworkSpec
 from lamp_trt.export.checkpoints.files import ComponentFiles
 from lamp_trt.export.checkpoints.tensors import (
     check_tensors,
@@ -265,7 +266,7 @@ def exported_network(recipe: Recipe, name: str) -> nn.Module:
     precision = recipe.precision_of(spec.component)
     config = recipe.components[spec.component].files.config
     network = empty_network(name, spec.component, config, DTYPES[precision], recipe.hoisted_from(name))
-    given = getattr(torch, PRECISIONS[precision])
+    given = getattr(torch, border_dtype(precision))
     return network if given == DTYPES[precision] else cast_at_borders(network, spec, DTYPES[precision], given)
 
 

@@ -18,17 +18,11 @@ import torch
 from torch import nn
 
 from lamp_trt.engine.bundle.weights import TensorRef
+from lamp_trt.engine.dtypes import BY_STORED
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.networks import IOTensor
 
 OPSET = 23
-_DTYPES = {
-    "F64": ir.DataType.DOUBLE,
-    "F32": ir.DataType.FLOAT,
-    "F16": ir.DataType.FLOAT16,
-    "BF16": ir.DataType.BFLOAT16,
-    "I64": ir.DataType.INT64,
-}
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,7 @@ def _attach(model: ir.Model, parameters: set[str], prefix: str, locations: Mappi
         if key not in locations:
             raise CheckpointError(f"the weights hold no tensor {key}, which the network needs.")
         file, ref = locations[key].file, locations[key].ref
-        stored = _DTYPES.get(ref.dtype)
+        stored = ir.DataType[BY_STORED[ref.dtype].onnx]
         if stored != dtype or ref.length != math.prod(shape.numpy()) * dtype.itemsize:
             raise CheckpointError(
                 f"tensor {key} is {ref.dtype} {list(ref.shape)} in {file}, "

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamp_trt.engine.bundle.weights import DTYPE_SIZES, weight_file_header
+from lamp_trt.engine.bundle.weights import weight_file_header
+from lamp_trt.engine.dtypes import BY_STORED
 from lamp_trt.engine.families import COMPONENTS, LAMP
 from lamp_trt.export.checkpoints.files import weight_stems
 
@@ -241,7 +242,7 @@ def write_component(folder: Path, component: str, *, variant: str = "", old_name
 
 
 def _size(dtype: str, shape: tuple[int, ...]) -> int:
-    size = DTYPE_SIZES[dtype]
+    size = BY_STORED[dtype].size
     for axis in shape:
         size *= axis
     return size

@@ -20,6 +20,7 @@ from lamp_trt._version import __version__
 from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.paths import validate_motion_name
+from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.families import (
     COMPONENTS,
@@ -31,7 +32,7 @@ from lamp_trt.engine.families import (
     origins,
 )
 from lamp_trt.engine.files.tokenizer import read_tokenizer_files, tokenizer_files
-from lamp_trt.engine.networks import PRECISIONS, IOTensor, NetworkSpec, Origin, Precision
+from lamp_trt.engine.networks import IOTensor, NetworkSpec, Origin
 from lamp_trt.engine.precompute import HOISTS, hoisted_from, hoisted_specs
 from lamp_trt.export.checkpoints.files import (
     DEFAULT_SCALING_FACTOR,

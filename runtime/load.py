@@ -10,14 +10,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
+from lamp_trt.engine.backends.backend import Residence, parse_device
 from lamp_trt.engine.backends.contract import DeviceEngine, Engine
-from lamp_trt.engine.backends.registry import (
-    Residence,
-    choose_backend,
-    device_engine,
-    host_engine,
-    parse_device,
-)
+from lamp_trt.engine.backends.registry import check_residence, choose_backend, device_engine, host_engine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, SDXL, VIDEO_NETWORKS
@@ -63,11 +58,7 @@ class Place:
         if ordinal is not None and threads is not None:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
         chosen = choose_backend(ordinal, asked.backend, bundle, folder)
-        if asked.resident_motions != "mapped" and chosen != "tensorrt":
-            raise InputError(
-                f"resident_motions is {asked.resident_motions!r}, which is TensorRT's; {chosen} has no such "
-                "choice."
-            )
+        check_residence(chosen, asked.resident_motions)
         place = cls(ordinal, chosen, threads, folder, asked.resident_motions)
         log.info("%s", place)
         return place

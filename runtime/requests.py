@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lamp_trt.engine.backends.registry import Residence
+from lamp_trt.engine.backends.backend import Residence
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.config import (
     MAX_THREADS,
@@ -28,7 +28,7 @@ class Placement:
     that nothing could be."""
 
     device: str = setting("auto", "cpu, cuda or cuda:N; auto is the CPU")
-    backend: str = setting("auto", "onnxruntime, aotinductor or tensorrt")
+    backend: str = setting("auto", "name of a backend")
     num_threads: int | None = setting(
         None, "CPU threads; default: the backend's choice", low=1, high=MAX_THREADS, metavar="NUM_THREADS"
     )

@@ -11,20 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.doctor.machine import cpu_count, memory_bytes, processor
+from lamp_trt.engine.backends.registry import backends
 
-_PACKAGES = (
-    "lamp-trt",
-    "numpy",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnx",
-    "torch",
-    "diffusers",
-    "transformers",
-    "tensorrt-cu13",
-    "tensorrt-rtx",
-    "cuda-core",
-)
+_PACKAGES = ("lamp-trt", "numpy", "onnx", "torch", "diffusers", "transformers", "cuda-core")
+"""And those of the backends."""
 _GPU_FACTS = {
     "name": "gpu",
     "driver_version": "driver",
@@ -68,7 +58,8 @@ def machine_state(ordinal: int | None) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in _PACKAGES:
+    of_backends = (name for backend in backends() for name in backend.packages)
+    for name in dict.fromkeys((*_PACKAGES, *of_backends)):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

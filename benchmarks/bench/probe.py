@@ -69,15 +69,13 @@ def _network(bundle: str, network: str, backend: str, engine_dir: str, threads: 
     """On the CPU. bare_bytes: the process before the network was loaded, its libraries included."""
     from lamp_trt.benchmarks.bench.options import BenchOptions
     from lamp_trt.benchmarks.bench.subject import Subject
-    from lamp_trt.engine.backends.registry import host_engine
+    from lamp_trt.engine.backends.registry import find_backend, host_engine
     from lamp_trt.engine.bundle.reader import Bundle
 
     opened = Bundle.open(bundle)
     subject = Subject(opened, BenchOptions())
     arrays = subject.inputs(network)
-    if backend == "onnxruntime":
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+    find_backend(backend).library()
     bare, _ = memory_bytes()
     start = time.perf_counter()
     engine = host_engine(

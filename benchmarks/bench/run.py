@@ -11,7 +11,6 @@ from lamp_trt.benchmarks.bench.compare import compare
 from lamp_trt.benchmarks.bench.entries.ceilings import ceiling_entries
 from lamp_trt.benchmarks.bench.entries.memory import network_memory
 from lamp_trt.benchmarks.bench.entries.networks import network_entries
-from lamp_trt.benchmarks.bench.entries.ort_profile import operator_seconds
 from lamp_trt.benchmarks.bench.entries.peers import Peers
 from lamp_trt.benchmarks.bench.entries.start import start_entries
 from lamp_trt.benchmarks.bench.entries.sweeps import run_sweep
@@ -22,7 +21,7 @@ from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.result import BenchResult, read_result
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.doctor.machine import memory_bytes
-from lamp_trt.engine.backends.registry import HOST_ENGINES
+from lamp_trt.engine.backends.registry import backends_on
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 
@@ -103,8 +102,18 @@ def _look_inside(result: BenchResult, subject: Subject, deadline: float, clock: 
         log.info("memory and operators of %s", name)
         result.memory[name], problem = network_memory(subject, name)
         result.not_measured += [problem] * bool(problem)
-        if subject.ordinal is None and result.row(name, "onnxruntime"):
-            result.operators[name] = operator_seconds(subject, name)
+        if subject.ordinal is None:
+            result.operators |= operators(result, subject, name)
+
+
+def operators(result: BenchResult, subject: Subject, network: str) -> dict[str, dict[str, float]]:
+    """By network, from the first backend measured that has a profiler; empty if none has."""
+    for backend in backends_on(None):
+        if backend.operator_seconds and result.row(network, backend.name):
+            motion, threads = subject.motion_of(network), subject.options.num_threads
+            arrays = subject.inputs(network)
+            return {network: backend.operator_seconds(subject.bundle, network, arrays, motion, threads)}
+    return {}
 
 
 def _compare_with_pytorch(result: BenchResult, path: Path, options: BenchOptions) -> None:
@@ -135,8 +144,9 @@ def _left_out(subject: Subject) -> list[str]:
     options = subject.options
     missing = []
     if options.backend == "auto":
-        for name in subject.backends_without_engines:
-            if subject.ordinal is not None or name in HOST_ENGINES:
+        for backend in backends_on(subject.ordinal):
+            name = backend.name
+            if name in subject.backends_without_engines:
                 missing.append(f"{name}: it has no engines for this bundle; lamp-trt build --backend {name}")
     if not options.full:
         missing.append("whole videos, PyTorch, builds, several videos in flight: add --full")

@@ -7,14 +7,8 @@ from typing import Any
 
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.verify.network_inputs import Arrays, bundle_ids, seeded_inputs
-from lamp_trt.engine.backends.registry import (
-    DEVICE_ENGINES,
-    ENGINE_SUFFIX,
-    HOST_ENGINES,
-    choose_backend,
-    in_bfloat16,
-    parse_device,
-)
+from lamp_trt.engine.backends.backend import parse_device
+from lamp_trt.engine.backends.registry import backends, backends_on, choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS
 from lamp_trt.engine.networks import IOTensor
@@ -59,21 +53,22 @@ class Subject:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The one that was asked for, or all but those that `backends_without_engines` names, and ONNX
-        Runtime for a bundle in bf16."""
+        """The one that was asked for, or all that run the bundle's precision, but for those that
+        `backends_without_engines` names."""
         if self.options.backend != "auto":
             return (self.options.backend,)
-        known = HOST_ENGINES if self.ordinal is None else DEVICE_ENGINES
-        unable = set(self.backends_without_engines)
-        if in_bfloat16(self.bundle):
-            unable.add("onnxruntime")
-        return tuple(name for name in known if name not in unable)
+        able = (backend.name for backend in backends_on(self.ordinal) if backend.runs(self.bundle))
+        return tuple(name for name in able if name not in self.backends_without_engines)
 
     @cached_property
     def backends_without_engines(self) -> tuple[str, ...]:
         """Backends that compile engines beforehand, and have none for this bundle."""
         folder = self.options.engine_dir or self.bundle.engine_folder
-        return tuple(name for name, suffix in ENGINE_SUFFIX.items() if not any(folder.glob(f"*{suffix}")))
+        return tuple(
+            backend.name
+            for backend in backends()
+            if backend.build and not any(folder.glob(f"*.{backend.build.suffix}"))
+        )
 
     @property
     def pipeline_backend(self) -> str:

@@ -30,8 +30,11 @@ import torch
 
 from lamp_trt.benchmarks.proof.check import Check, Unavailable
 from lamp_trt.benchmarks.proof.timing import file_name, machine
-from lamp_trt.engine.backends.registry import DEVICE_ENGINES, device_engine
+from lamp_trt.engine.backends.backend import BuildRequest
+from lamp_trt.engine.backends.registry import backends_on, device_engine, find_backend
+from lamp_trt.engine.backends.tensorrt import BACKEND as TENSORRT
 from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Outcome:
     seconds: float
 
 
+def on_gpus() -> tuple[str, ...]:
+    """Names of the backends that run on GPUs."""
+    return tuple(backend.name for backend in backends_on(0))
+
+
 @dataclass
 class Session:
     """What one command works with. results: figures of the part under way, for its report."""
@@ -51,7 +59,7 @@ class Session:
     out: Path
     folder: Path
     deadline: float
-    backends: tuple[str, ...] = tuple(DEVICE_ENGINES)
+    backends: tuple[str, ...] = field(default_factory=on_gpus)
     results: dict[str, Any] = field(default_factory=dict)
     _works: dict[str, Any] = field(default_factory=dict)
 
@@ -141,7 +149,7 @@ PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
     "peers": peers,
     "sdxl": sdxl,
     "hoists": hoists,
-    "tensorrt": tensorrt,
+    TENSORRT.name: tensorrt,
     "pipeline": pipeline,
 }
 
@@ -166,19 +174,16 @@ def load_network(backend: str, work: Any, network: str) -> Any:
 
 def compile_networks(backend: str, work: Any, bundle: Bundle) -> None:
     """All of the bundle's, into it, those that are not there yet."""
+    record = find_backend(backend)
+    if record.build is None:
+        return
     start = time.perf_counter()
-    if backend == "tensorrt":
-        from lamp_trt.benchmarks.proof.tensorrt import installed
-        from lamp_trt.engine.backends.tensorrt.build import build_engines
-        from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
-
-        installed()
-        build_engines(bundle, TensorRtOptions(motions=work.subject.motions[: 1 if work.hoist else None]))
-    elif backend == "aotinductor":
-        from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
-        from lamp_trt.export.recipe import recipe_from_options
-
-        build_packages(bundle, recipe_from_options(work.options), AotInductorOptions("cuda"))
+    try:
+        record.library()
+    except EngineError as error:
+        raise Unavailable(str(error)) from error
+    motions = work.subject.motions[: 1 if work.hoist else None]
+    record.build(BuildRequest(bundle, device="cuda", motions=motions, checkpoints=work.options))
     seconds = time.perf_counter() - start
     if seconds > 1:
         print(f"{backend}: compiled in {seconds:.1f} s", flush=True)
@@ -226,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--backend",
         action="append",
-        choices=tuple(DEVICE_ENGINES),
+        choices=on_gpus(),
         help="of unet, sdxl, hoists and pipeline; may be repeated; default: all",
     )
     parser.add_argument(
@@ -250,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        session = Session(options.out, folder, deadline, tuple(options.backend or DEVICE_ENGINES))
+        session = Session(options.out, folder, deadline, tuple(options.backend or on_gpus()))
         parts = options.parts or list(PARTS)
         outcomes = [outcome for name in parts for outcome in run_part(name, session, facts)]
     return 1 if any(outcome.result == "failed" for outcome in outcomes) else 0

@@ -18,7 +18,7 @@ from lamp_trt.benchmarks.proof.unet import UnetProof
 from lamp_trt.benchmarks.proof.work import MOTIONS, Work
 from lamp_trt.engine.backends.contract import DeviceEngine
 from lamp_trt.engine.backends.registry import device_engine
-from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.backends.tensorrt import BACKEND, trt
 from lamp_trt.engine.backends.tensorrt.build import build_engines
 from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
 from lamp_trt.engine.errors import EngineError
@@ -86,7 +86,7 @@ class TensorRtProof:
         def load(backend: str, work: Work, network: str) -> DeviceEngine:
             device = work.device
             return device_engine(
-                "tensorrt",
+                BACKEND.name,
                 work.bundle,
                 network,
                 device=device.ordinal,

@@ -22,7 +22,7 @@ from lamp_trt.engine import families
 from lamp_trt.engine.backends.contract import DeviceEngine
 from lamp_trt.engine.bundle.paths import ENGINES
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.networks import Precision
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.precompute import hoisted_from
 from lamp_trt.export import published
 from lamp_trt.export.convert import DTYPES

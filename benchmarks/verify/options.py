@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lamp_trt.engine.backends.registry import parse_device
+from lamp_trt.engine.backends.backend import parse_device
 from lamp_trt.engine.families import MOTION_CHECKPOINT
 from lamp_trt.engine.networks import Origin
 from lamp_trt.runtime.algorithm.config import GenerationConfig

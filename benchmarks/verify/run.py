@@ -19,7 +19,7 @@ from lamp_trt.benchmarks.verify.checks.networks import NetworkProof, why_not_jud
 from lamp_trt.benchmarks.verify.checks.videos import verify_videos
 from lamp_trt.benchmarks.verify.options import VerifyOptions
 from lamp_trt.benchmarks.verify.report import Report
-from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.backends.registry import find_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS, component_of
@@ -100,14 +100,14 @@ def _not_verified(bundle: Bundle, networks: list[str], place: Place, options: Ve
 def _subject(bundle: Bundle, place: Place) -> dict[str, Any]:
     """What is verified, and with which programs; neither paths nor names of hosts and users."""
     manifest = bundle.manifest
-    compilers = [trt.tensorrt().__name__] if place.backend == "tensorrt" else []
+    library = find_backend(place.backend).library().__name__
     return {
         "bundle": bundle.digest,
         "sizes": manifest.sizes,
         "device": "cpu" if place.ordinal is None else f"cuda:{place.ordinal}",
         "backend": place.backend,
         "precisions": sorted({network.precision for network in manifest.networks.values()}),
-        "versions": {name: import_module(name).__version__ for name in (*_LIBRARIES, *compilers)},
+        "versions": {name: import_module(name).__version__ for name in (*_LIBRARIES, library)},
     }
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends: their contract, the registry, the cache of compiled engines, and a package for each."""
+"""The backends: the contract of their engines, their records and registry, the store of compiled engines."""

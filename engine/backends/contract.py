@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contracts of an engine: one network, compiled or loaded, ready to run."""
+"""The contracts of an engine: one network, compiled or loaded, ready to run.
+
+Rules of both kinds: an engine belongs to one thread at a time. It is closed by `close` or at the end of a
+`with` block. An engine that is closed, or that a failure left half changed, is **unusable**: every later call
+but `close` raises EngineError with the reason.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +19,35 @@ from lamp_trt.engine.networks import IOTensor
 Array = NDArray[np.generic]
 
 
-class Engine(Protocol):
-    """A network that runs on host arrays. An engine belongs to one thread at a time."""
+class Closable(Protocol):
+    """Something to be closed, which a `with` block does at its end."""
+
+    def close(self) -> None:
+        """Give the memory back, while nothing is pending on a stream. A second call does nothing."""
+        ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class BaseEngine(Closable):
+    """Base of the backends' engines. `unusable`: why no call is possible any more, None while one is."""
+
+    unusable: str | None = None
+
+    def require_usable(self) -> None:
+        """EngineError with the reason if the engine is unusable."""
+        if self.unusable:
+            raise EngineError(self.unusable)
+
+
+class Engine(Closable, Protocol):
+    """A network that runs on host arrays."""
 
     @property
     def inputs(self) -> tuple[IOTensor, ...]: ...
@@ -27,21 +60,19 @@ class Engine(Protocol):
         ...
 
     def set_motion(self, motion: str) -> bool:
-        """As DeviceEngine's; nothing is captured on the host, so always False."""
+        """Make `motion` the one that the network shows. Only the LAMP UNet has motions.
+
+        Returns whether earlier captures are stale; a host engine has none, so always False.
+        """
         ...
 
-    def close(self) -> None:
-        """Give the memory back; a second time does nothing. The engine is unusable afterwards."""
-        ...
 
-
-class DeviceEngine(Protocol):
+class DeviceEngine(Closable, Protocol):
     """A network on one CUDA device, between addresses that stay where they are.
 
     Once constructed its weights are on the device. Then every tensor of `inputs` and `outputs` is bound, the
     scratch given, and runs are enqueued, any number. Pointers are device addresses of C-contiguous memory,
-    streams are cudaStream_t. Methods raise EngineError; one that leaves the engine unusable says so, and
-    every later call raises too.
+    streams are cudaStream_t. Methods raise EngineError; one that leaves the engine unusable says so.
     """
 
     @property
@@ -80,14 +111,10 @@ class DeviceEngine(Protocol):
         """Make `motion` the one that the network shows, while nothing is pending on any stream. Only the LAMP
         UNet has motions.
 
-        True if captures made before are stale, and the scratch that was given may be too small; False if they
-        stay valid. The motion that it shows already costs nothing. If a switch fails, the next `set_motion`
-        tries again, unless the error says that the engine is unusable.
+        Returns whether earlier captures are stale and must be made again; then the scratch that was given may
+        be too small. For the motion that it shows already it does nothing and returns False. If a switch
+        fails, the next `set_motion` tries again, unless the error says that the engine is unusable.
         """
-        ...
-
-    def close(self) -> None:
-        """Give the device memory back; a second time does nothing. The engine is unusable afterwards."""
         ...
 
 

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 from lamp_trt.engine.bundle.paths import MANIFEST, check_relative, validate_motion_name
 from lamp_trt.engine.bundle.strict_json import decode, parse_object
+from lamp_trt.engine.dtypes import PRECISIONS, Precision, border_dtype
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.files.links import unreadable
-from lamp_trt.engine.networks import PRECISIONS, IOTensor, Precision
+from lamp_trt.engine.networks import IOTensor
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 << 20
-_DTYPES = (*sorted(set(PRECISIONS.values())), "int32", "int64")
+_DTYPES = (*sorted(set(map(border_dtype, PRECISIONS))), "int32", "int64")
 _MAX_AXIS = 2**31 - 1
 
 BETA_SCHEDULES = ("linear", "scaled_linear")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.bundle.strict_json import unique_keys
+from lamp_trt.engine.dtypes import BY_STORED
 from lamp_trt.engine.errors import CheckpointError
 
 _HEADER_LIMIT = 16 << 20
@@ -23,12 +24,6 @@ _HEADER_LIMIT = 16 << 20
 _MAX_RANK = 16
 _MAX_AXIS = 2**63 - 1
 _DATA_ALIGNMENT = 64
-DTYPE_SIZES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-_NUMPY_DTYPES = {
-    "F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,9 +54,10 @@ class WeightFile:
         views = {}
         for name, raw in self.raw().items():
             ref = self.tensors[name]
-            if ref.dtype not in _NUMPY_DTYPES:
+            dtype = BY_STORED[ref.dtype]
+            if not dtype.in_numpy:
                 raise TypeError(f"{self.path}: {name} is {ref.dtype}, which NumPy cannot represent.")
-            views[name] = raw.view(_NUMPY_DTYPES[ref.dtype]).reshape(ref.shape)
+            views[name] = raw.view(dtype.name).reshape(ref.shape)
         return views
 
 
@@ -108,16 +104,16 @@ def _tensor_ref(name: str, entry: Any, start: int, bad: Callable[..., Checkpoint
             pass
         case _:
             raise bad(f"the entry of tensor {name!r:.100} is malformed")
-    if dtype not in DTYPE_SIZES:
+    if dtype not in BY_STORED:
         raise bad(
-            f"tensor {name!r:.100} has dtype {dtype!r:.20}, expected one of {', '.join(DTYPE_SIZES)}",
+            f"tensor {name!r:.100} has dtype {dtype!r:.20}, expected one of {', '.join(BY_STORED)}",
             "Save the checkpoint in one of these (module.float() in PyTorch).",
         )
     numbers = (*shape, begin, stop)
     plain = len(shape) <= _MAX_RANK and all(type(n) is int and 0 <= n <= _MAX_AXIS for n in numbers)
     if not plain or math.prod(n or 1 for n in shape) > _MAX_AXIS:  # NumPy takes no more, zeros or not
         raise bad(f"the shape or the offsets of tensor {name!r:.100} are none: {shape!r:.100}, {begin!r:.30}")
-    if stop - begin != math.prod(shape) * DTYPE_SIZES[dtype]:
+    if stop - begin != math.prod(shape) * BY_STORED[dtype].size:
         raise bad(f"tensor {name!r:.100} of shape {shape} and dtype {dtype} spans bytes {begin} to {stop}")
     return TensorRef(dtype, tuple(shape), start + begin, stop - begin)
 
@@ -129,7 +125,7 @@ def weight_file_header(
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, (dtype, shape) in tensors.items():
-        length = math.prod(shape) * DTYPE_SIZES[dtype]
+        length = math.prod(shape) * BY_STORED[dtype].size
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + length]}
         position += length
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
@@ -148,7 +144,7 @@ def write_weight_file(
     expected = iter(tensors.items())
     for name, buffer in data:
         wanted, (dtype, shape) = next(expected)
-        length = math.prod(shape) * DTYPE_SIZES[dtype]
+        length = math.prod(shape) * BY_STORED[dtype].size
         assert (name, memoryview(buffer).nbytes) == (wanted, length), (name, wanted, shape, dtype)
         f.write(buffer)
     assert next(expected, None) is None

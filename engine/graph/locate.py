@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the weights of a bundle's graph are, changed before an ONNX Runtime session takes it.
+"""The places of the weights of a bundle's graph, changed in memory before a backend takes it.
 
 Nothing of it is written to disk: there the graph stays plain ONNX, which every other tool can read.
 """

@@ -19,12 +19,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.dtypes import DTYPES
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.files.links import utf8_path
 from lamp_trt.export.checkpoints.files import refuse_lfs_pointer
 
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-"""What is read, and its safetensors spelling."""
+STORED = {getattr(torch, dtype.name): dtype.stored for dtype in DTYPES if dtype.is_float}
+"""The dtypes that are read, by PyTorch's and safetensors' names."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class TensorReader:
 
 def require_float(file: Path, name: str, info: TensorInfo) -> None:
     """Raise CheckpointError unless the tensor is of a dtype that is read."""
-    if info.dtype not in DTYPES.values():
+    if info.dtype not in STORED.values():
         raise CheckpointError(
-            f"{file}: tensor {name:.200} is {info.dtype}, not a float of {', '.join(DTYPES.values())}. "
+            f"{file}: tensor {name:.200} is {info.dtype}, not a float of {', '.join(STORED.values())}. "
             "Save the checkpoint in one of these (module.float())."
         )
 
@@ -132,7 +133,7 @@ def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
                 "Save the state dict of a module whose weights are plain tensors on the CPU."
             )
     infos = {
-        name: TensorInfo(DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        name: TensorInfo(STORED.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
         for name, tensor in tensors.items()
     }
     return tensors, infos

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from lamp_trt._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from lamp_trt.engine.backends.registry import Residence
+    from lamp_trt.engine.backends.backend import Residence
     from lamp_trt.runtime.pipeline import LampPipeline
 
 __all__ = ["load"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from lamp_trt._version import __version__
 from lamp_trt.commands import bench, build, doctor, generate, image, inspect, motion, toy, verify
 from lamp_trt.commands.shared import HelpFormatter
+from lamp_trt.engine.backends.registry import backends
 from lamp_trt.engine.errors import MACHINE_ERRORS, LampError
 from lamp_trt.streams import safe_streams
 
@@ -31,17 +32,8 @@ OFFLINE = {
 }
 """Environment of the command, before any dependency is imported: none of them is to look for a network, and
 what is needed never lies there. The library needs none of them, and leaves them alone."""
-_EXTRAS = {
-    "torch": "export",
-    "diffusers": "export",
-    "transformers": "export",
-    "accelerate": "export",
-    "onnxscript": "export",
-    "onnx_ir": "export",
-    "onnxruntime": "cpu",
-    "onnx": "cpu",
-}
-"""The extra that brings each optional module."""
+_EXPORT = ("torch", "diffusers", "transformers", "accelerate", "onnxscript", "onnx_ir")
+"""Modules that the extra `export` brings."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,11 +63,12 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"lamp-trt {args.command}: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+        extra = _extras().get(error.name or "")
+        if extra is None:
             raise
         print(
             f"lamp-trt {args.command}: this needs {error.name}, which is not installed. "
-            f"Install it: pip install 'lamp-trt[{_EXTRAS[error.name]}]'",
+            f"Install it: pip install 'lamp-trt[{extra}]'",
             file=sys.stderr,
         )
         return 1
@@ -91,6 +84,12 @@ def _run(argv: Sequence[str] | None) -> int:
         )
         return 1 if error.errno in MACHINE_ERRORS else 2
     return 0
+
+
+def _extras() -> dict[str, str]:
+    """The pip extra that brings each optional module."""
+    brought = {m: extra.name for backend in backends() for extra in backend.extras for m in extra.modules}
+    return {**brought, **dict.fromkeys(_EXPORT, "export")}
 
 
 def _parser() -> argparse.ArgumentParser:

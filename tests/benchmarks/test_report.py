@@ -17,7 +17,6 @@ from lamp_trt.benchmarks.bench.compare import RULER, Change
 from lamp_trt.benchmarks.bench.contact_sheet import AMPLIFICATION, MOST_FRAMES, contact_sheet, sheet_png
 from lamp_trt.benchmarks.bench.entries.ceilings import COPY
 from lamp_trt.benchmarks.bench.entries.memory import Fit, fits
-from lamp_trt.benchmarks.bench.entries.ort_profile import seconds_by_operator
 from lamp_trt.benchmarks.bench.entries.sweeps import points
 from lamp_trt.benchmarks.bench.measurement import Measurement
 from lamp_trt.benchmarks.bench.options import BenchOptions, budget_seconds
@@ -30,6 +29,7 @@ from lamp_trt.benchmarks.report.svg import Scale
 from lamp_trt.benchmarks.report.tables import speed_up_table, tables
 from lamp_trt.benchmarks.studies import readme_tables
 from lamp_trt.benchmarks.studies.cpu_tables import unet_cpu_table
+from lamp_trt.engine.backends.onnxruntime.profile import seconds_by_operator
 from lamp_trt.engine.errors import InputError
 
 ROOT = Path(__file__).parents[2]

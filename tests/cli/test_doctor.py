@@ -19,7 +19,9 @@ from lamp_trt import doctor
 from lamp_trt.cli import main
 from lamp_trt.doctor import backends, gpu, machine, needs, packages, tools
 from lamp_trt.doctor.findings import Finding, probe
-from lamp_trt.doctor.gpu import Device, Gpu
+from lamp_trt.engine.backends.onnxruntime import BACKEND as ONNX_RUNTIME
+from lamp_trt.engine.backends.onnxruntime.probe import SESSION
+from lamp_trt.engine.backends.probe import Device, Gpu
 from lamp_trt.engine.families import COMPONENTS, NETWORKS
 
 SOURCES = Path(lamp_trt.__file__).parents[1]
@@ -162,7 +164,7 @@ def test_metadata_of_packages_is_read_as_pip_writes_it(
     write_distribution(tmp_path, "onnxruntime-gpu", "9.9.9")
     monkeypatch.syspath_prepend(tmp_path)
     assert packages.installed("onnxruntime-gpu") == "9.9.9"
-    assert packages.installed_onnx_runtimes() == ["onnxruntime", "onnxruntime-gpu"]
+    assert packages.wheels_of(ONNX_RUNTIME) == ["onnxruntime", "onnxruntime-gpu"]
 
 
 # --- GPUs and backends ----------------------------------------------------------------------------------
@@ -172,9 +174,6 @@ def test_metadata_of_packages_is_read_as_pip_writes_it(
 def backends_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Finding]]:
     def found(have: dict[str, str], runtime: dict[str, Any], gpu: Gpu) -> dict[str, Finding]:
         monkeypatch.setattr(backends, "installed", have.get)
-        monkeypatch.setattr(
-            backends, "installed_onnx_runtimes", lambda: [n for n in have if n.startswith("onnxruntime")]
-        )
         monkeypatch.setattr(backends, "probe", lambda code: runtime)
         return by_name(backends.backend_findings(gpu))
 
@@ -202,7 +201,7 @@ def test_onnx_runtime_gpu_that_would_run_on_the_cpu_is_found_out(
 
 
 def test_the_probe_runs_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = probe(backends._ONNX_RUNTIME)
+    answer = probe(SESSION)
     assert answer == {"version": version("onnxruntime"), "wanted": [CPU], "got": [CPU]}
 
 

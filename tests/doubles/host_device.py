@@ -191,7 +191,7 @@ class HostDevice:
 
 
 class HostDeviceEngine:
-    """engine.backend.DeviceEngine around an engine that runs on host arrays; every rule of it asserted.
+    """The DeviceEngine of engine/backends/contract.py around an engine on host arrays; every rule asserted.
 
     `captures`: "graph", None for an engine that cannot be captured, or an error's text.
     """

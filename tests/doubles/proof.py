@@ -116,9 +116,8 @@ class MotionResidue(PacedEngine):
     """Keeps a trace of every motion that it showed."""
 
     def set_motion(self, motion: str) -> bool:
-        stale = super().set_motion(motion)
         self.error += 0.5
-        return stale
+        return super().set_motion(motion)
 
 
 class ReplayedOtherwise(HostDeviceEngine):

@@ -26,10 +26,11 @@ import numpy as np
 from onnx import numpy_helper
 
 from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
-from lamp_trt.engine.backends.onnxruntime.session import bundle_model, new_session
+from lamp_trt.engine.backends.onnxruntime.session import new_session
 from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.graph.model import bundle_model
 from lamp_trt.engine.networks import IOTensor, is_motion_tensor
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from tests.doubles.host_device import STREAMS, HostStream, values_at

@@ -22,7 +22,7 @@ from lamp_trt.benchmarks.verify.metrics import clip_distance, distance
 from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS, module_inputs
 from lamp_trt.cli import main
 from lamp_trt.engine.backends import compiled
-from lamp_trt.engine.backends import registry as backends
+from lamp_trt.engine.backends.aotinductor import key as aotinductor_key
 from lamp_trt.engine.backends.aotinductor.engine import AotInductorEngine
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, package_key
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
@@ -30,10 +30,11 @@ from lamp_trt.engine.backends.onnxruntime.cuda import OnnxRuntimeCudaEngine
 from lamp_trt.engine.backends.registry import choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.dtypes import PRECISIONS
 from lamp_trt.engine.errors import CheckpointError, EngineError
 from lamp_trt.engine.families import NETWORKS, VIDEO_NETWORKS
 from lamp_trt.engine.graph.digest import graph_digest
-from lamp_trt.engine.networks import FLOAT, PRECISIONS, is_motion_tensor
+from lamp_trt.engine.networks import FLOAT, is_motion_tensor
 from lamp_trt.engine.precompute import HOISTS, networks_beside
 from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
 from lamp_trt.export.build import build_bundle
@@ -201,7 +202,7 @@ def test_on_the_cpu_auto_takes_packages_for_this_cpu(
     compiled.store(tmp_path, key, "pt2", {}, lambda file: None)
     assert choose_backend(None, "auto", small, tmp_path) == "aotinductor"
     assert Subject(small, BenchOptions(engine_dir=tmp_path)).backends == ("aotinductor",)
-    monkeypatch.setattr(backends, "cpu_name", lambda: "another CPU")
+    monkeypatch.setattr(aotinductor_key, "cpu_name", lambda: "another CPU")
     with pytest.raises(EngineError, match="precision bf16"):
         choose_backend(None, "auto", small, tmp_path)
 

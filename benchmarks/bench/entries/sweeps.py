@@ -16,9 +16,10 @@ from typing import Any, Literal
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.probe import probe
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.engine.backends.registry import REFERENCE
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.errors import LampError
 from lamp_trt.engine.families import LAMP
-from lamp_trt.engine.networks import Precision
 
 log = logging.getLogger("lamp_trt")
 
@@ -70,8 +71,8 @@ def run_sweep(subject: Subject) -> tuple[list[dict[str, Any]], list[str]]:
     """The growth's points for BenchResult, and what was not measured."""
     sizes, options = subject.bundle.manifest.sizes, subject.options
     precision = subject.bundle.network(LAMP.unet).precision
-    if precision == "bf16":
-        return [], ["growth: it is measured on ONNX Runtime, which does not run bf16"]
+    if precision not in REFERENCE.precisions:
+        return [], [f"growth: it is measured on {REFERENCE.title}, which does not run {precision}"]
     growth, missing = [], []
     for point in points(sizes["height"], sizes["width"], sizes["num_frames"], precision):
         log.info("sweep: %s", point.label)
@@ -102,7 +103,7 @@ def measure(point: Point, options: BenchOptions) -> dict[str, Any]:
                 num_frames=point.num_frames,
             ),
         )
-        run = probe("network", str(out), LAMP.unet, "onnxruntime", "", str(options.num_threads or ""))
+        run = probe("network", str(out), LAMP.unet, REFERENCE.name, "", str(options.num_threads or ""))
         work = Subject(Bundle.open(out), options).work[LAMP.unet]
     return {
         "height": point.height,

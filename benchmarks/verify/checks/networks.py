@@ -2,8 +2,8 @@
 """Each network of a bundle, as its backend runs it, on equal inputs: against its PyTorch module where the
 checkpoint is given, else against its own graph in fp32 on ONNX Runtime.
 
-Another backend than ONNX Runtime on the CPU is compared beside that one, so that a fault of the graph can be
-told from one of the engine.
+REFERENCE on the CPU is compared together with any other backend or device, to tell a fault of the graph from
+one of the engine.
 """
 
 import logging
@@ -28,7 +28,7 @@ from lamp_trt.benchmarks.verify.plain_engine import HostPlainEngine, PlainEngine
 from lamp_trt.benchmarks.verify.reference.arithmetic import EXACT, Arithmetic, yardstick
 from lamp_trt.benchmarks.verify.reference.networks import prompt_ids, reference_outputs
 from lamp_trt.benchmarks.verify.reference.onnx import Fp32OnnxEngine
-from lamp_trt.engine.backends.registry import in_bfloat16
+from lamp_trt.engine.backends.registry import REFERENCE
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import LAMP, component_of
@@ -39,9 +39,9 @@ log = logging.getLogger("lamp_trt")
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def onnx_runtime(num_threads: int | None) -> Place:
-    """The CPU and the backend that every other one is compared beside."""
-    return Place(None, "onnxruntime", num_threads)
+def reference_place(num_threads: int | None) -> Place:
+    """The CPU and the backend that is compared together with every other one."""
+    return Place(None, REFERENCE.name, num_threads)
 
 
 def why_not_judged(bundle: Bundle, network: str, place: Place, options: VerifyOptions) -> str | None:
@@ -50,15 +50,15 @@ def why_not_judged(bundle: Bundle, network: str, place: Place, options: VerifyOp
     option = origin.option
     if options.checkpoints.given(origin):
         return None
-    if is_onnx_runtime(place) or in_bfloat16(bundle):  # which ONNX Runtime cannot be the reference of
+    if is_reference(place) or not REFERENCE.runs(bundle):
         return f"give {option}"
     if place.ordinal is not None and bundle.network(network).precision == "fp32":
         return f"it computes in TF32, which PyTorch is the measure of: give {option}"
     return None
 
 
-def is_onnx_runtime(place: Place) -> bool:
-    return place.ordinal is None and place.backend == "onnxruntime"
+def is_reference(place: Place) -> bool:
+    return place.ordinal is None and place.backend == REFERENCE.name
 
 
 class NetworkProof:
@@ -68,7 +68,7 @@ class NetworkProof:
         self._bundle, self._network, self._place, self._options = bundle, network, place, options
         self._component = component_of(network)
         self._from_pytorch = options.checkpoints.given(self._component.origin)
-        self._onnx_runtime = onnx_runtime(options.num_threads)
+        self._reference_place = reference_place(options.num_threads)
         self._engines: dict[Place, PlainEngine] = {}
 
     @property
@@ -81,8 +81,8 @@ class NetworkProof:
     def checks(self, before: list[Check]) -> Iterator[Check]:
         """before: what was found out so far, to name causes."""
         places = [self._place]
-        if self._from_pytorch and not is_onnx_runtime(self._place) and not in_bfloat16(self._bundle):
-            places.insert(0, self._onnx_runtime)
+        if self._from_pytorch and not is_reference(self._place) and REFERENCE.runs(self._bundle):
+            places.insert(0, self._reference_place)
         first: tuple[str, Arrays, Arrays] | None = None
         for motion in self.motions:
             log.info("comparing %s %s", self._network, motion)
@@ -125,7 +125,7 @@ class NetworkProof:
         exact = self._fp32_graph(motion).run(inputs)
         if roughly is None:
             return exact, None
-        return exact, self._run(self._onnx_runtime, motion, inputs)
+        return exact, self._run(self._reference_place, motion, inputs)
 
     def _pytorch(self, arithmetic: Arithmetic, motion: str, inputs: Arrays) -> Arrays:
         folder = self._options.checkpoints.folder(self._component.origin, motion)
@@ -169,14 +169,14 @@ class NetworkProof:
         ]
 
     def _suspect(self, place: Place) -> str:
-        graph = self._bundle.network(self._network).graph
-        if is_onnx_runtime(place):
-            return f"{graph} or ONNX Runtime computes something else: build it again, try another version"
-        return f"ONNX Runtime computes {graph} rightly, {place} something else: build its engine again"
+        graph, title = self._bundle.network(self._network).graph, REFERENCE.title
+        if is_reference(place):
+            return f"{graph} or {title} computes something else: build it again, try another version"
+        return f"{title} computes {graph} rightly, {place} something else: build its engine again"
 
     def _title(self, place: Place, tensor: str = "") -> str:
         words = [self._network, tensor]
-        if not is_onnx_runtime(self._place):
+        if not is_reference(self._place):
             against = "" if self._from_pytorch else " against its graph in fp32"
             words.append(f"({place}{against})")
         return " ".join(filter(None, words))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from lamp_trt.engine.networks import Precision
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.export.convert import DTYPES
 
 _TF32_DROPPED_BITS = 13

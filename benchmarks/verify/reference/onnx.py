@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from lamp_trt.engine.backends.contract import Array
+from lamp_trt.engine.backends.contract import Array, BaseEngine
 from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.graph.model import external_tensors
 from lamp_trt.engine.networks import IOTensor
 
 
-class Fp32OnnxEngine:
+class Fp32OnnxEngine(BaseEngine):
     """A network of an fp32 or fp16 bundle on ONNX Runtime's CPU provider, every value of it in fp32.
 
     Takes what the bundle's network takes and returns float32. Weights of fp16 are held in fp32, so that it
@@ -32,17 +33,21 @@ class Fp32OnnxEngine:
         self._load(motion)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        self.require_usable()
         values = {name: _widened(array) for name, array in arrays.items()}
         names = [tensor.name for tensor in self.outputs]
         outputs = self._session.run(names, {**values, **self._weights})
         return dict(zip(names, outputs, strict=True))
 
     def set_motion(self, motion: str) -> bool:
+        self.require_usable()
         self._load(motion)
         return False
 
     def close(self) -> None:
-        self._session, self._weights = None, {}
+        self.unusable = f"{self._network} was closed."
+        self._session = None
+        self._weights = {}
 
     def _load(self, motion: str | None) -> None:
         model = cpu_model(self._bundle, self._network, motion)
@@ -56,8 +61,6 @@ class Fp32OnnxEngine:
 def _widen(model: Any, bundle: Bundle) -> dict[str, Array]:
     """Make FLOAT of every FLOAT16 in `model`. Weights in files become inputs: their values, widened."""
     from onnx import TensorProto, helper, numpy_helper
-
-    from lamp_trt.engine.backends.tensorrt.graph import external_tensors
 
     graph, half, single = model.graph, TensorProto.FLOAT16, TensorProto.FLOAT
     files = {tensor.name: tensor.file for tensor in external_tensors(model)}

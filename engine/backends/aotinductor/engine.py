@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, find_package
-from lamp_trt.engine.backends.contract import Array, check_arrays
+from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.bundle.manifest import MotionEntry
 from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
@@ -50,7 +50,7 @@ class Constant:
     values: Any = None
 
 
-class AotInductorEngine:
+class AotInductorEngine(BaseEngine):
     """One network of a bundle as a package for this CPU.
 
     Weights are views of the mapped files, so they take no memory of their own, and a switch of the motion
@@ -76,13 +76,12 @@ class AotInductorEngine:
         self._weights = _Weights(bundle, network, self._constants)
         self._motion = motion
         self._attached = False
-        self._unusable: str | None = None
         self._attach(self._weights.all(motion), complete=True)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         import torch
 
-        self._require_usable()
+        self.require_usable()
         if not self._attached:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         check_arrays(self._network, self.inputs, arrays)
@@ -95,7 +94,7 @@ class AotInductorEngine:
         }
 
     def set_motion(self, motion: str) -> bool:
-        self._require_usable()
+        self.require_usable()
         if motion == self._motion and self._attached:
             return False
         complete = not self._attached or self._weights.is_full(self._motion) or self._weights.is_full(motion)
@@ -104,12 +103,9 @@ class AotInductorEngine:
         return False
 
     def close(self) -> None:
-        self._unusable = f"{self._network} was closed."
+        self.unusable = f"{self._network} was closed."
         self._model = None
-
-    def _require_usable(self) -> None:
-        if self._unusable:
-            raise EngineError(self._unusable)
+        self._weights.close()
 
     def _attach(self, values: "Mapping[str, Tensor]", complete: bool) -> None:
         """Let the package use `values`, which are all of its constants if `complete`."""
@@ -120,7 +116,7 @@ class AotInductorEngine:
         self._attached = True
 
 
-class AotInductorCudaEngine:
+class AotInductorCudaEngine(BaseEngine):
     """One network of a bundle as a package for CUDA device `device`, to be run on `stream`.
 
     Weights are copied to the device once, in the layout that the code expects; a switch of the motion copies
@@ -158,7 +154,6 @@ class AotInductorCudaEngine:
         package = find_package(bundle, network, cuda_name(capability), engine_dir)
         self._bound: dict[str, Tensor] = {}
         self._motion = motion
-        self._broken: str | None = None
         with self._on_stream():
             self._model, self._constants = _load(package.path, network, device)
             self._weights = _Weights(bundle, network, self._constants)
@@ -167,6 +162,7 @@ class AotInductorCudaEngine:
             self._model.load_constants(self._values, check_full_update=True, user_managed=True)
 
     def bind(self, name: str, pointer: int) -> None:
+        self.require_usable()
         tensor = next(t for t in (*self.inputs, *self.outputs) if t.name == name)
         self._bound[name] = _device_tensor(pointer, tensor, self._device)
 
@@ -208,16 +204,16 @@ class AotInductorCudaEngine:
             return False
         complete = self._weights.is_full(self._motion) or self._weights.is_full(motion)
         values = self._weights.all(motion) if complete else self._weights.of_motion(motion)
-        self._broken = f"{self._network} has no motion since a switch failed; load it again."
+        self.unusable = f"{self._network} has no motion since a switch failed; load it again."
         with self._on_stream():
             self._fill(values)
-        self._motion, self._broken = motion, None
+        self._motion, self.unusable = motion, None
         return False
 
     def close(self) -> None:
         import torch
 
-        self._broken = f"{self._network} is closed."
+        self.unusable = f"{self._network} was closed."
         self._model = None
         self._bound.clear()
         for value in self._values.values():
@@ -258,8 +254,7 @@ class AotInductorCudaEngine:
             yield
 
     def _check(self, stream: int) -> None:
-        if self._broken:
-            raise EngineError(self._broken)
+        self.require_usable()
         if stream != self._pointer:
             raise EngineError(f"{self._network} was loaded for another stream than it is to run on.")
 
@@ -302,6 +297,10 @@ class _Weights:
         """Whether a motion brings shared tensors of its own."""
         return self._has_motions and self._entry(motion).kind == "full"
 
+    def close(self) -> None:
+        """Drop the mapped files."""
+        self._mapped.clear()
+
     def _entry(self, motion: str | None) -> MotionEntry:
         """BundleError if there is no such motion."""
         return self._bundle.motion(motion)
@@ -330,10 +329,10 @@ class _Weights:
         return stored.view(constant.shape)
 
 
-def import_torch() -> None:
-    """EngineError if torch cannot be imported."""
+def import_torch() -> ModuleType:
+    """torch. EngineError if it cannot be imported."""
     try:
-        importlib.import_module("torch")
+        return importlib.import_module("torch")
     except ImportError as error:
         raise EngineError(
             f"AOTInductor packages need torch, which does not import ({error}): "

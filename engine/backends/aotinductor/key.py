@@ -7,12 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.aotinductor import BACKEND
 from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey, Settings
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.graph.digest import graph_digest
 
-BACKEND, SUFFIX = "aotinductor", "pt2"
 _CPUINFO = Path("/proc/cpuinfo")
 _VECTORS = (("avx512f", "avx512"), ("avx2", "avx2"), ("sve", "sve"), ("asimd", "neon"))
 """Features of a CPU and what they are called together, the widest first."""
@@ -27,7 +27,7 @@ def package_key(bundle: Bundle, network: str, device: str, flags: Settings) -> C
     entry = bundle.network(network)
     return CompiledKey(
         network=network,
-        backend=BACKEND,
+        backend=BACKEND.name,
         graph=graph_digest(bundle.graph_bytes(network)),
         weights="",
         motion="",
@@ -49,7 +49,9 @@ def find_package(bundle: Bundle, network: str, device: str, engine_dir: Path | N
     options = " --device cuda" * device.startswith("sm_") + (
         f" --engine-dir {engine_dir}" if engine_dir else ""
     )
-    return compiled.find(folder, key, f"lamp-trt build … --backend {BACKEND}{options} --out {bundle.path}")
+    return compiled.find(
+        folder, key, f"lamp-trt build … --backend {BACKEND.name}{options} --out {bundle.path}"
+    )
 
 
 def cpu_name() -> str:

@@ -4,15 +4,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lamp_trt.engine.backends.contract import Array, check_arrays
-from lamp_trt.engine.backends.onnxruntime.session import cpu_model, motion_arrays, new_session, shared_file
-from lamp_trt.engine.backends.registry import refuse_bfloat16
+from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
+from lamp_trt.engine.backends.onnxruntime import BACKEND
+from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.graph.model import motion_arrays, shared_file
 from lamp_trt.engine.networks import IOTensor
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(BaseEngine):
     """One network of a bundle in an ONNX Runtime session on the CPU.
 
     A session's weights cannot be exchanged, so the motion's tensors are inputs of it, fed from the mapped
@@ -24,7 +25,7 @@ class OnnxRuntimeEngine:
     def __init__(
         self, bundle: Bundle, network: str, *, motion: str | None = None, num_threads: int | None = None
     ) -> None:
-        refuse_bfloat16(bundle)
+        BACKEND.require_precision(bundle)
         record = bundle.manifest.networks[network]
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs
@@ -33,14 +34,13 @@ class OnnxRuntimeEngine:
         self._motion_arrays: dict[str, Array] = {}
         self._motion_shapes: dict[str, tuple[int, ...]] = {}
         self._session: Any = None
-        self._unusable: str | None = None
         if motion is None:
             self._session = self._new_session(None)
         else:
             self.set_motion(motion)
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        self._require_usable()
+        self.require_usable()
         if self._session is None:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         check_arrays(self._network, self.inputs, arrays)
@@ -52,25 +52,21 @@ class OnnxRuntimeEngine:
         return dict(zip(names, values, strict=True))
 
     def set_motion(self, motion: str) -> bool:
-        self._require_usable()
+        self.require_usable()
         if motion == self._motion:
             return False
-        shown, self._motion = self._motion, None
+        shown, session = self._motion, self._session
         if shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown):
-            self._session = None  # one live session: the UNet's memory is not needed twice
-            self._session = self._new_session(motion)
+            session = self._session = self._motion = None  # one live session: not twice the UNet's memory
+            session = self._new_session(motion)
         self._motion_arrays = motion_arrays(self._bundle, motion, self._motion_shapes)
-        self._motion = motion
+        self._session, self._motion = session, motion
         return False
 
     def close(self) -> None:
-        self._unusable = f"{self._network} was closed."
+        self.unusable = f"{self._network} was closed."
         self._session = None
         self._motion_arrays = {}
-
-    def _require_usable(self) -> None:
-        if self._unusable:
-            raise EngineError(self._unusable)
 
     def _new_session(self, motion: str | None) -> Any:
         from lamp_trt.engine.graph.locate import take_motion_as_inputs

@@ -10,22 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from lamp_trt.engine.backends.onnxruntime.session import (
-    bundle_model,
-    import_onnxruntime,
-    motion_arrays,
-    new_session,
-    shared_file,
-)
-from lamp_trt.engine.backends.registry import refuse_bfloat16
+from lamp_trt.engine.backends.contract import BaseEngine
+from lamp_trt.engine.backends.onnxruntime import BACKEND
+from lamp_trt.engine.backends.onnxruntime.session import import_onnxruntime, new_session
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.graph.model import bundle_model, motion_arrays, shared_file
 from lamp_trt.engine.networks import IOTensor
 
 PROVIDER = "CUDAExecutionProvider"
 
 
-class OnnxRuntimeCudaEngine:
+class OnnxRuntimeCudaEngine(BaseEngine):
     """One network of a bundle in an ONNX Runtime session on CUDA device `device`.
 
     Every node runs on the GPU, or the session is refused: neither it nor a node falls back to the CPU. Memory
@@ -48,7 +44,7 @@ class OnnxRuntimeCudaEngine:
         cuda_graph: bool = True,
         prefer_nhwc: bool = False,
     ) -> None:
-        refuse_bfloat16(bundle)
+        BACKEND.require_precision(bundle)
         record = bundle.manifest.networks[network]
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs
@@ -75,6 +71,7 @@ class OnnxRuntimeCudaEngine:
             self.set_motion(motion)
 
     def bind(self, name: str, pointer: int) -> None:
+        self.require_usable()
         if self._binding is not None and self._bound.get(name) != pointer:
             raise EngineError(
                 f"{self._network}: {name} cannot move once the network ran, its graph holds the address."
@@ -85,6 +82,7 @@ class OnnxRuntimeCudaEngine:
         """Not used, see `scratch_bytes`."""
 
     def enqueue(self, stream: int) -> None:
+        self.require_usable()
         if stream != self._stream:
             raise EngineError(f"{self._network} was loaded for another stream than it is enqueued on.")
         if self._session is None:
@@ -105,26 +103,29 @@ class OnnxRuntimeCudaEngine:
         return None
 
     def set_motion(self, motion: str) -> bool:
+        self.require_usable()
         if motion == self._motion:
             return False
         onnxruntime = import_onnxruntime()
 
-        shown, self._motion = self._motion, None
-        anew = shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown)
-        if anew:
-            self._session = self._binding = None  # one live session: not twice its memory
-            self._session = self._new_session(motion)
+        shown, session = self._motion, self._session
+        reloads = shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown)
+        if reloads:
+            session = self._session = self._binding = None  # one live session: not twice its memory
+            session = self._new_session(motion)
         arrays = motion_arrays(self._bundle, motion, self._motion_shapes)
+        self._session = self._motion = None  # until every tensor is the new motion's
         for name, array in arrays.items():
             if name in self._motion_values:
                 self._motion_values[name].update_inplace(np.ascontiguousarray(array))
             else:
                 make = onnxruntime.OrtValue.ortvalue_from_numpy
                 self._motion_values[name] = make(np.ascontiguousarray(array), "cuda", self._device)
-        self._motion = motion
-        return anew
+        self._session, self._motion = session, motion
+        return reloads
 
     def close(self) -> None:
+        self.unusable = f"{self._network} was closed."
         self._session = self._binding = None
         self._motion_values.clear()
 

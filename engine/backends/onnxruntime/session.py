@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every ONNX Runtime session of a bundle has in common: graph, place of the weights, errors."""
+"""ONNX Runtime sessions of a bundle's networks: their graphs, the place of their weights, their errors."""
 
 import importlib
 import os
@@ -9,49 +9,19 @@ from types import ModuleType
 from typing import Any
 
 from lamp_trt import NO_TELEMETRY
-from lamp_trt.engine.backends.contract import Array
-from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.files.links import utf8_path
-
-
-def bundle_model(bundle: Bundle, network: str, motion: str | None) -> Any:
-    """The network's ModelProto without weights; with `motion`, pointing at that motion's tensors."""
-    import onnx
-
-    from lamp_trt.engine.graph.locate import point_at_motion
-
-    model = onnx.load_from_string(bundle.graph_bytes(network))
-    if motion is not None:
-        files = (weights_path(bundle.network(network).component), bundle.manifest.motions[motion].file)
-        base, own = ((file, read_weight_file(bundle.path_of(file))) for file in files)
-        point_at_motion(model, base, own)
-    return model
+from lamp_trt.engine.graph.model import bundle_model
 
 
 def cpu_model(bundle: Bundle, network: str, motion: str | None) -> Any:
-    """The same with the operators that ONNX Runtime's CPU provider has the better kernels for."""
+    """`bundle_model` with the operators that ONNX Runtime's CPU provider has the better kernels for."""
     from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
 
     model = bundle_model(bundle, network, motion)
     use_cpu_kernels(model)
     return model
-
-
-def shared_file(bundle: Bundle, motion: str) -> str:
-    """Where the tensors lie that a session with this motion cannot exchange: all but the motion's, which a
-    full motion brings itself."""
-    entry = bundle.manifest.motions[motion]
-    return entry.file if entry.kind == "full" else weights_path(bundle.network(LAMP.unet).component)
-
-
-def motion_arrays(bundle: Bundle, motion: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """A motion's tensors in the shapes of `take_motion_as_inputs`, views of the mapped file."""
-    arrays = read_weight_file(bundle.motion_path(motion)).arrays()
-    return {name: arrays[name].reshape(shape) for name, shape in shapes.items()}
 
 
 def import_onnxruntime() -> ModuleType:

@@ -15,9 +15,10 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from lamp_trt.engine.backends import compiled
+from lamp_trt.engine.backends.backend import BuildRequest
 from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey, Setting
 from lamp_trt.engine.backends.cuda.calls import architecture, cuda
-from lamp_trt.engine.backends.tensorrt import trt
+from lamp_trt.engine.backends.tensorrt import BACKEND, trt
 from lamp_trt.engine.backends.tensorrt.key import (
     AMPERE_PLUS,
     ANY_RTX,
@@ -25,14 +26,15 @@ from lamp_trt.engine.backends.tensorrt.key import (
     engine_key,
 )
 from lamp_trt.engine.backends.tensorrt.network import ParsedNetwork, add_profile, parse_network
-from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions, shape_text
+from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions, options_from_request, shape_text
 from lamp_trt.engine.backends.tensorrt.progress import interruptible, progress_monitor
 from lamp_trt.engine.bundle.atomic_files import replacing
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.families import LAMP
 
-PLAN_SUFFIX = "plan"
+assert BACKEND.build is not None
+PLAN_SUFFIX = BACKEND.build.suffix
 
 log = logging.getLogger("lamp_trt")
 
@@ -45,6 +47,11 @@ class Target:
     motion: str | None
     refittable: bool
     stripped: bool
+
+
+def build_requested(request: BuildRequest) -> list[CompiledEngine]:
+    """The engines that `lamp-trt build --backend tensorrt` asks for, as the backend's record names it."""
+    return build_engines(request.bundle, options_from_request(request), request.engine_dir)
 
 
 def build_engines(

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.engine.backends.backend import Residence
 from lamp_trt.engine.backends.compiled import CompiledEngine
-from lamp_trt.engine.backends.cuda import graph as cuda_graph
+from lamp_trt.engine.backends.contract import BaseEngine
 from lamp_trt.engine.backends.cuda.calls import architecture
-from lamp_trt.engine.backends.registry import Residence
+from lamp_trt.engine.backends.cuda.graph import capture
 from lamp_trt.engine.backends.tensorrt.graph import graph_weights
 from lamp_trt.engine.backends.tensorrt.key import find_engine
 from lamp_trt.engine.backends.tensorrt.refit import (
@@ -24,9 +25,10 @@ from lamp_trt.engine.backends.tensorrt.refit import (
     restore_weights,
     show_motion,
 )
-from lamp_trt.engine.backends.tensorrt.trt import logger, taken_errors, tensorrt
+from lamp_trt.engine.backends.tensorrt.trt import data_type, logger, taken_errors, tensorrt
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.dtypes import BY_NAME
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
 
@@ -36,7 +38,7 @@ ALIGNMENT = 256
 """Of every address that TensorRT is given, in bytes."""
 
 
-class TensorRtEngine:
+class TensorRtEngine(BaseEngine):
     """One network of a bundle as a TensorRT engine on CUDA device `device`, the calling thread's current one.
 
     engine_dir        where its plan is; None: in the bundle
@@ -68,7 +70,6 @@ class TensorRtEngine:
         self._motions: dict[str, PlacedWeights] = {}
         self._bound: dict[str, int] = {}
         self._scratch = (0, 0)
-        self._unfit: str | None = None
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
@@ -76,11 +77,11 @@ class TensorRtEngine:
 
     @property
     def scratch_bytes(self) -> int:
-        self._require_fit()
+        self.require_usable()
         return -(-int(self._engine.device_memory_size_v2) // ALIGNMENT) * ALIGNMENT
 
     def bind(self, name: str, pointer: int) -> None:
-        self._require_fit()
+        self.require_usable()
         if pointer % ALIGNMENT:
             raise EngineError(f"{self._network}: {name} is at {pointer:#x}, not a multiple of {ALIGNMENT}.")
         if not self._context.set_tensor_address(name, pointer):
@@ -97,7 +98,7 @@ class TensorRtEngine:
         self._scratch, self._warm = (pointer, nbytes), False
 
     def enqueue(self, stream: int) -> None:
-        self._require_fit()
+        self.require_usable()
         if unbound := [t.name for t in (*self.inputs, *self.outputs) if t.name not in self._bound]:
             raise EngineError(f"{self._network}: {unbound[0]} is bound to no address.")
         if self._scratch[1] < self.scratch_bytes:
@@ -107,17 +108,17 @@ class TensorRtEngine:
         self._warm = True
 
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
-        self._require_fit()
+        self.require_usable()
         if not self._warm:
             raise EngineError(
                 f"{self._network} must run once before it is captured: the first run finishes what a new "
                 "address or motion needs."
             )
-        return cuda_graph.capture(stream, work)
+        return capture(stream, work)
 
     def set_motion(self, motion: str) -> bool:
         """See DeviceEngine; after True the engine may need more scratch than before."""
-        self._require_fit()
+        self.require_usable()
         if motion == self._motion:
             return False
         if self._refittable and self._bundle.motion(motion).kind == "motion":
@@ -129,7 +130,7 @@ class TensorRtEngine:
     def close(self) -> None:
         self._context = self._engine = None
         self._motions.clear()
-        self._unfit = f"{self._network} was closed."
+        self.unusable = f"{self._network} was closed."
 
     def _find(self, motion: str | None) -> CompiledEngine:
         """The plan for this bundle and GPU that shows `motion`, or can be made to."""
@@ -158,7 +159,7 @@ class TensorRtEngine:
             if not context.set_input_shape(tensor.name, tensor.shape):
                 raise EngineError(f"{plan.path} does not take {tensor.name} of shape {tensor.shape}.")
         self._runtime, self._engine, self._context = runtime, engine, context
-        self._warm, self._unfit = False, None
+        self._warm, self.unusable = False, None
         self._refittable = motion is not None and not plan.key.motion
         self._motion = None if self._refittable else motion
         if motion is not None and self._refittable:
@@ -169,7 +170,7 @@ class TensorRtEngine:
         """EngineError unless the plan's inputs and outputs are the bundle's, on the device."""
         trt = self._trt
         wanted = {
-            tensor.name: (mode, getattr(trt.DataType, DTYPES[tensor.dtype]), trt.TensorLocation.DEVICE)
+            tensor.name: (mode, data_type(trt, BY_NAME[tensor.dtype]), trt.TensorLocation.DEVICE)
             for mode, tensors in (
                 (trt.TensorIOMode.INPUT, self.inputs),
                 (trt.TensorIOMode.OUTPUT, self.outputs),
@@ -187,15 +188,15 @@ class TensorRtEngine:
                 )
 
     def _show(self, motion: str) -> None:
-        """Write a motion into the engine. One that breaks on the way is of no use any more."""
+        """Write a motion into the engine, which a failure on the way leaves unusable."""
         if motion not in self._motions:
             file = read_weight_file(self._bundle.motion_path(motion))
             self._motions[motion] = motion_weights(file, self._residence)
         try:
             show_motion(self._trt, self._engine, self._logger, self._motions[motion])
         except RefitFailed as error:
-            self._unfit = f"{error} {taken_errors(self._trt)} Load the bundle again."
-            raise EngineError(self._unfit) from error
+            self.unusable = f"{error} {taken_errors(self._trt)} Load the bundle again."
+            raise EngineError(self.unusable) from error
         self._motion, self._warm = motion, False
 
     def _replace_plan(self, plan: CompiledEngine, motion: str) -> None:
@@ -205,16 +206,12 @@ class TensorRtEngine:
         """
         log.info("%s: motion %s has an engine of its own, which is loaded now", self._network, motion)
         self._context = self._engine = None
-        self._unfit = f"{self._network} has no engine since a switch failed: load the bundle again."
+        self.unusable = f"{self._network} has no engine since a switch failed: load the bundle again."
         self._load(plan, motion)
         for name, pointer in self._bound.items():
             self.bind(name, pointer)
         if self._scratch[1] >= self.scratch_bytes:
             self.use_scratch(*self._scratch)
-
-    def _require_fit(self) -> None:
-        if self._unfit:
-            raise EngineError(self._unfit)
 
 
 def deserialize(trt: Any, plan: CompiledEngine) -> tuple[Any, Any]:
@@ -226,7 +223,3 @@ def deserialize(trt: Any, plan: CompiledEngine) -> tuple[Any, Any]:
     if engine is None:
         raise EngineError(f"TensorRT does not load {plan.path}: {taken_errors(trt)}")
     return runtime, engine
-
-
-DTYPES = {"float32": "FLOAT", "float16": "HALF", "int32": "INT32", "int64": "INT64"}
-"""NumPy's names to trt.DataType's."""

@@ -4,37 +4,16 @@
 Nothing of it is written to disk: there the graph stays plain ONNX, which every other tool can read.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from lamp_trt.engine.backends.onnxruntime.session import bundle_model
 from lamp_trt.engine.backends.tensorrt.refit import PlacedTensor, PlacedWeights
 from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.dtypes import BY_ONNX
 from lamp_trt.engine.errors import BundleError
-
-DTYPES = {
-    "FLOAT": "F32",
-    "FLOAT16": "F16",
-    "BFLOAT16": "BF16",
-    "INT64": "I64",
-    "INT32": "I32",
-    "BOOL": "BOOL",
-}
-"""The dtypes of ONNX as weight files name them."""
-
-
-@dataclass(frozen=True)
-class ExternalTensor:
-    """An initializer whose bytes lie in a file of the bundle."""
-
-    name: str
-    file: str
-    offset: int
-    length: int
+from lamp_trt.engine.graph.model import bundle_model, external_tensors
 
 
 def tensorrt_model(bundle: Bundle, network: str, motion: str | None) -> Any:
@@ -50,16 +29,6 @@ def tensorrt_model(bundle: Bundle, network: str, motion: str | None) -> Any:
         if node.op_type == "Attention" and not node.domain:
             node.attribute.append(helper.make_attribute("TRT_decomposable", 1))
     return model
-
-
-def external_tensors(model: Any) -> Iterator[ExternalTensor]:
-    """The initializers of `model` that lie in files."""
-    for initializer in model.graph.initializer:
-        place = {entry.key: entry.value for entry in initializer.external_data}
-        if place:
-            yield ExternalTensor(
-                initializer.name, place["location"], int(place["offset"]), int(place["length"])
-            )
 
 
 def graph_weights(bundle: Bundle, network: str, motion: str | None) -> PlacedWeights:
@@ -93,6 +62,6 @@ def placed_weights(bundle: Bundle, model: Any) -> PlacedWeights:
         else:
             constants[name] = np.ascontiguousarray(numpy_helper.to_array(initializer))
             address = constants[name].ctypes.data
-        dtype = DTYPES[TensorProto.DataType.Name(initializer.data_type)]
+        dtype = BY_ONNX[TensorProto.DataType.Name(initializer.data_type)].stored
         tensors[name] = PlacedTensor(dtype, int(address), count)
     return PlacedWeights(tensors, on_device=False, owner=(files, constants))

@@ -9,13 +9,12 @@ from types import ModuleType
 
 from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey
-from lamp_trt.engine.backends.onnxruntime.session import bundle_model
 from lamp_trt.engine.backends.tensorrt import trt
-from lamp_trt.engine.backends.tensorrt.graph import external_tensors
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.graph.digest import graph_digest
+from lamp_trt.engine.graph.model import bundle_model, external_tensors
 
 ANY_RTX = "any RTX"
 """The device of an engine that TensorRT-RTX built for every GPU that it knows."""

@@ -6,11 +6,13 @@ from types import ModuleType
 from typing import Any
 
 from lamp_trt.engine.backends.tensorrt import trt
-from lamp_trt.engine.backends.tensorrt.graph import external_tensors, placed_weights, tensorrt_model
+from lamp_trt.engine.backends.tensorrt.graph import placed_weights, tensorrt_model
 from lamp_trt.engine.backends.tensorrt.options import ShapeRange, shape_text
 from lamp_trt.engine.backends.tensorrt.refit import PlacedWeights
 from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.dtypes import DTYPES
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.graph.model import external_tensors
 from lamp_trt.engine.networks import IOTensor
 
 
@@ -82,13 +84,7 @@ def parser_errors(parser: Any) -> str:
 
 def check_io(module: ModuleType, what: str, expected: tuple[IOTensor, ...], given: list[Any]) -> None:
     """EngineError unless TensorRT's tensors are those that the bundle names; open axes (-1) fit any size."""
-    names = {
-        module.DataType.HALF: "float16",
-        module.DataType.FLOAT: "float32",
-        module.DataType.BF16: "bfloat16",
-        module.DataType.INT32: "int32",
-        module.DataType.INT64: "int64",
-    }
+    names = {trt.data_type(module, dtype): dtype.name for dtype in DTYPES if dtype.tensorrt}
     found = {t.name: (names.get(t.dtype, str(t.dtype)), tuple(t.shape)) for t in given}
     wanted = {t.name: (t.dtype, t.shape) for t in expected}
     fits = found.keys() == wanted.keys() and all(

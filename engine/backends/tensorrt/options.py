@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `lamp-trt build --backend tensorrt` was asked for."""
+"""Options of TensorRT builds, in Python and of `lamp-trt build`."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from lamp_trt.engine.backends.backend import BuildRequest, Flag, parse_device
 from lamp_trt.engine.backends.compiled import Setting
 from lamp_trt.engine.errors import InputError
 
@@ -127,3 +128,60 @@ class TensorRtOptions:
             "version_compatible": self.version_compatible,
             "detailed": self.detailed,
         }
+
+
+FLAGS = (
+    Flag(
+        "--no-refit",
+        {"action": "store_true", "help": "one engine for each motion, though they could be exchanged"},
+    ),
+    Flag("--weight-stripped", {"action": "store_true", "help": "leave weights out of the plans"}),
+    Flag("--weight-streaming", {"action": "store_true", "help": "let weights stay in host memory"}),
+    Flag(
+        "--profile",
+        {
+            "action": "append",
+            "default": [],
+            "help": "shapes of an input whose axes the graph leaves open",
+            "metavar": "NETWORK.INPUT=LEAST:OPTIMAL:GREATEST",
+        },
+    ),
+    Flag("--workspace", {"type": float, "help": "most memory for a layer's scratch", "metavar": "GIB"}),
+    Flag(
+        "--optimization-level",
+        {"type": int, "help": "0 to 5; default: TensorRT's own", "metavar": "N"},
+    ),
+    Flag("--no-timing-cache", {"action": "store_true", "help": "measure every kernel again"}),
+    Flag(
+        "--hardware-compatibility",
+        {"choices": HARDWARE_COMPATIBILITY, "default": "none", "help": "other GPUs to run on"},
+    ),
+    Flag("--version-compatible", {"action": "store_true", "help": "for later TensorRT too"}),
+    Flag(
+        "--detailed",
+        {"action": "store_true", "help": "keep in the engines what each layer is, for tools"},
+    ),
+)
+
+
+def options_from_request(request: BuildRequest) -> TensorRtOptions:
+    """InputError for a device or a flag that TensorRT does not take."""
+    if request.device == "cpu":
+        raise InputError("device is 'cpu'; TensorRT engines are for GPUs: leave --device out.")
+    flag = request.flags.get
+    workspace = flag("workspace")
+    return TensorRtOptions(
+        networks=request.networks,
+        motions=request.motions,
+        refit=False if flag("no_refit") else None,
+        weight_stripped=flag("weight_stripped", False),
+        weight_streaming=flag("weight_streaming", False),
+        profiles=tuple(map(ShapeRange.parse, flag("profile", ()))),
+        workspace_bytes=None if workspace is None else int(workspace * 2**30),
+        optimization_level=flag("optimization_level"),
+        timing_cache=not flag("no_timing_cache"),
+        hardware_compatibility=flag("hardware_compatibility", "none"),
+        version_compatible=flag("version_compatible", False),
+        detailed=flag("detailed", False),
+        device=parse_device(request.device) or 0,
+    )

@@ -16,16 +16,15 @@ from weakref import finalize
 
 import numpy as np
 
+from lamp_trt.engine.backends.backend import Residence
 from lamp_trt.engine.backends.cuda.calls import cuda, release
-from lamp_trt.engine.backends.registry import Residence
+from lamp_trt.engine.backends.tensorrt.trt import data_type
 from lamp_trt.engine.bundle.weights import WeightFile
+from lamp_trt.engine.dtypes import BY_STORED
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import is_motion_tensor
 
 log = logging.getLogger("lamp_trt")
-
-DATA_TYPES = {"F32": "FLOAT", "F16": "HALF", "BF16": "BF16", "I64": "INT64", "I32": "INT32", "BOOL": "BOOL"}
-"""The dtypes of weight files by their names in trt.DataType."""
 
 
 class RefitFailed(EngineError):
@@ -71,7 +70,7 @@ def show_motion(trt: Any, engine: Any, logger: Any, weights: PlacedWeights) -> N
     """Write a motion into `engine`, on which nothing may be pending; done when this returns.
 
     EngineError if the engine takes other tensors than the motion has: it is as it was. RefitFailed if
-    TensorRT fails on the way: it must not be used any more.
+    TensorRT fails on the way: it is unusable.
     """
     refitter = trt.Refitter(engine, logger)
     _check_names(set(refitter.get_all_weights()), set(weights.tensors))
@@ -95,7 +94,7 @@ def _refit(trt: Any, refitter: Any, names: Collection[str], weights: PlacedWeigh
     location = trt.TensorLocation.DEVICE if weights.on_device else trt.TensorLocation.HOST
     for name in names:
         tensor = weights.tensors[name]
-        dtype = getattr(trt.DataType, DATA_TYPES[tensor.dtype])
+        dtype = data_type(trt, BY_STORED[tensor.dtype])
         wanted = refitter.get_weights_prototype(name)
         if (wanted.dtype, wanted.size) != (dtype, tensor.count):
             raise EngineError(

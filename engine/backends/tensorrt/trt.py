@@ -11,6 +11,7 @@ import re
 from types import ModuleType
 from typing import Any
 
+from lamp_trt.engine.dtypes import DType
 from lamp_trt.engine.errors import EngineError
 
 OLDEST, NEWEST_EXCLUDED = (10, 14), (12, 0)
@@ -93,6 +94,11 @@ def why_no_refit(module: ModuleType) -> str | None:
 
 def can_refit(module: ModuleType) -> bool:
     return why_no_refit(module) is None
+
+
+def data_type(module: ModuleType, dtype: DType) -> Any:
+    """`dtype` as a trt.DataType."""
+    return getattr(module.DataType, str(dtype.tensorrt))
 
 
 @functools.cache

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lamp_trt.commands.shared import file_path, mb, named_folders, print_report
-from lamp_trt.engine.backends.tensorrt.options import HARDWARE_COMPATIBILITY, ShapeRange, TensorRtOptions
-from lamp_trt.engine.errors import InputError
+from lamp_trt.commands.shared import file_path, mb, named_folders, one_of, print_report
+from lamp_trt.engine.backends.backend import Backend, BuildRequest
+from lamp_trt.engine.backends.registry import REFERENCE, backends, find_backend, names
+from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.families import NETWORKS
-from lamp_trt.engine.networks import PRECISIONS
 from lamp_trt.engine.precompute import HOISTS
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=list(PRECISIONS),
         default="fp32",
-        help="fp32 suits CPUs, fp16 GPUs; bf16 has the range of fp32, and runs on aotinductor and tensorrt",
+        help="fp32 suits CPUs, fp16 GPUs; bf16 has the range of fp32, and runs on "
+        + one_of(_that_run("bf16"), "and"),
     )
     for name, default in (("height", 320), ("width", 512)):
         parser.add_argument(
@@ -74,12 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of " + "; ".join(f"{name}: {what}" for name, what in HOISTS.items()),
         metavar="NAME,…",
     )
-    parser.add_argument(
-        "--backend",
-        choices=["onnxruntime", "aotinductor", "tensorrt"],
-        default="onnxruntime",
-        help="what to compile for; onnxruntime needs nothing compiled, tensorrt no checkpoints",
-    )
+    parser.add_argument("--backend", choices=names(), default=REFERENCE.name, help=_what_each_needs())
     parser.add_argument(
         "--device", default="auto", help="to compile for: cpu, cuda or cuda:N; auto is what the backend can"
     )
@@ -89,47 +85,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where compiled engines go; default: into the bundle",
         metavar="DIR",
     )
-    parser.add_argument(
-        "--max-autotune",
-        action="store_true",
-        help="aotinductor on a GPU: measure every candidate kernel, which takes many times as long",
-    )
-    _add_tensorrt(parser.add_argument_group("TensorRT"))
+    for backend in backends():
+        if backend.build and backend.build.flags:
+            group = parser.add_argument_group(backend.title)
+            for flag in backend.build.flags:
+                group.add_argument(flag.option, **flag.arguments)
 
 
-def _add_tensorrt(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument(
-        "--no-refit", action="store_true", help="one engine for each motion, though they could be exchanged"
+def _what_each_needs() -> str:
+    plain = [backend.name for backend in backends() if not backend.build]
+    alone = [backend.name for backend in backends() if backend.build and not backend.build.from_checkpoints]
+    return (
+        f"what to compile for; {one_of(plain, 'and')} {'needs' if len(plain) == 1 else 'need'} nothing "
+        f"compiled, {one_of(alone, 'and')} no checkpoints"
     )
-    group.add_argument("--weight-stripped", action="store_true", help="leave weights out of the plans")
-    group.add_argument("--weight-streaming", action="store_true", help="let weights stay in host memory")
-    group.add_argument(
-        "--profile",
-        action="append",
-        default=[],
-        help="shapes of an input whose axes the graph leaves open",
-        metavar="NETWORK.INPUT=LEAST:OPTIMAL:GREATEST",
-    )
-    group.add_argument("--workspace", type=float, help="most memory for a layer's scratch", metavar="GIB")
-    group.add_argument("--optimization-level", type=int, help="0 to 5; default: TensorRT's own", metavar="N")
-    group.add_argument("--no-timing-cache", action="store_true", help="measure every kernel again")
-    group.add_argument(
-        "--hardware-compatibility",
-        choices=HARDWARE_COMPATIBILITY,
-        default="none",
-        help="other GPUs to run on",
-    )
-    group.add_argument("--version-compatible", action="store_true", help="for later TensorRT too")
-    group.add_argument(
-        "--detailed", action="store_true", help="keep in the engines what each layer is, for tools"
-    )
+
+
+def _that_run(precision: Precision) -> list[str]:
+    """Names of the backends that run a precision."""
+    return [name for name in names() if precision in find_backend(name).precisions]
 
 
 def run(args: argparse.Namespace) -> None:
     motions = named_folders(args.motion)
     given = args.sd is not None or args.sdxl is not None or bool(motions)
-    if args.backend == "tensorrt" and not given:
-        _print_engines(_tensorrt_engines(args), args.json)
+    backend = find_backend(args.backend)
+    if backend.build and not backend.build.from_checkpoints and not given:
+        _print_engines(_compiled(backend, args, None), args.json)
         return
     from lamp_trt.export.build import build_bundle
     from lamp_trt.export.recipe import BuildOptions
@@ -150,50 +132,37 @@ def run(args: argparse.Namespace) -> None:
     report = build_bundle(args.out, options)
     if not args.json:
         print_report(report, as_json=False)
-    engines = []
-    if args.precision == "bf16" and args.backend == "onnxruntime":
-        log.warning("ONNX Runtime does not run bf16: compile it with --backend aotinductor or tensorrt")
-    if args.backend == "tensorrt":
-        engines = _tensorrt_engines(args)
-    elif args.backend == "aotinductor":
-        engines = _aotinductor_packages(args, options)
+    if args.precision not in backend.precisions:
+        log.warning(
+            "%s does not run %s: compile it with --backend %s",
+            backend.title,
+            args.precision,
+            one_of([name for name in _that_run(args.precision) if find_backend(name).build]),
+        )
+    engines = _compiled(backend, args, options)
     if args.json and not engines:
         print_report(report, as_json=True)
     elif engines:
         _print_engines(engines, args.json, asdict(report))
 
 
-def _tensorrt_engines(args: argparse.Namespace) -> "list[CompiledEngine]":
-    from lamp_trt.engine.backends.registry import parse_device
-    from lamp_trt.engine.backends.tensorrt.build import build_engines
+def _compiled(
+    backend: Backend, args: argparse.Namespace, options: "BuildOptions | None"
+) -> "list[CompiledEngine]":
+    """The engines of the bundle's networks. options: of its build, where checkpoints are given."""
     from lamp_trt.engine.bundle.reader import Bundle
 
-    if args.device == "cpu":
-        raise InputError("device is 'cpu'; TensorRT engines are for GPUs: leave --device out.")
-    options = TensorRtOptions(
+    if backend.build is None:
+        return []
+    request = BuildRequest(
+        Bundle.open(args.out),
+        engine_dir=args.engine_dir,
+        device=args.device,
         networks=tuple(args.only),
-        refit=False if args.no_refit else None,
-        weight_stripped=args.weight_stripped,
-        weight_streaming=args.weight_streaming,
-        profiles=tuple(map(ShapeRange.parse, args.profile)),
-        workspace_bytes=None if args.workspace is None else int(args.workspace * 2**30),
-        optimization_level=args.optimization_level,
-        timing_cache=not args.no_timing_cache,
-        hardware_compatibility=args.hardware_compatibility,
-        version_compatible=args.version_compatible,
-        detailed=args.detailed,
-        device=parse_device(args.device) or 0,
+        checkpoints=options,
+        flags={flag.name: getattr(args, flag.name) for flag in backend.build.flags},
     )
-    return build_engines(Bundle.open(args.out), options, args.engine_dir)
-
-
-def _aotinductor_packages(args: argparse.Namespace, options: "BuildOptions") -> "list[CompiledEngine]":
-    from lamp_trt.engine.bundle.reader import Bundle
-    from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
-    from lamp_trt.export.recipe import recipe_from_options
-
-    how = AotInductorOptions("cpu" if args.device == "auto" else args.device, args.max_autotune)
-    return build_packages(Bundle.open(args.out), recipe_from_options(options), how, args.engine_dir)
+    return backend.build(request)
 
 
 def _print_engines(

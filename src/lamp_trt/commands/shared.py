@@ -5,12 +5,13 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamp_trt.commands.flags import add_settings, given
 from lamp_trt.commands.flags import file_path as file_path
+from lamp_trt.engine.backends.registry import names
 from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.config import settings_of
@@ -51,8 +52,11 @@ def add_engines(parser: argparse.ArgumentParser, *, residence: bool = False) -> 
     """Where networks run."""
     from lamp_trt.runtime.requests import Placement
 
-    settings = settings_of(Placement)
-    add_settings(parser, [each for each in settings if residence or each.name != "resident_motions"])
+    settings = {each.name: each for each in settings_of(Placement)}
+    settings["backend"] = replace(settings["backend"], help=one_of(names()))
+    if not residence:
+        del settings["resident_motions"]
+    add_settings(parser, settings.values())
 
 
 def add_verify_files(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +106,12 @@ def print_report(report: "BuildReport", as_json: bool) -> None:
         print(f"{file.path:40} {mb(file.size_bytes):>12}  {took}")
     total = sum(file.size_bytes for file in report.files)
     print(f"{report.path}: {mb(total)} in {len(report.files)} files, {report.seconds:.1f} s")
+
+
+def one_of(words: Sequence[str], last: str = "or") -> str:
+    """Like "a, b or c"."""
+    *first, end = words
+    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 def mb(size_bytes: float) -> str:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.doctor.backends import backend_findings
-from lamp_trt.doctor.findings import PURPOSES, DiagnosisError, Finding, Purpose
+from lamp_trt.doctor.findings import PURPOSES, DiagnosisError, Finding
 from lamp_trt.doctor.gpu import find_gpu, gpu_findings
 from lamp_trt.doctor.machine import machine_findings
 from lamp_trt.doctor.needs import need_findings
 from lamp_trt.doctor.packages import package_findings
 from lamp_trt.doctor.tools import tool_findings
+from lamp_trt.engine.backends.probe import Purpose
 
 __all__ = [
     "PURPOSES",

@@ -4,15 +4,12 @@
 import json
 import subprocess
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from lamp_trt.child import run_python
+from lamp_trt.engine.backends.probe import Purpose, Status
 from lamp_trt.engine.errors import LampError
 
-Status = Literal["ok", "note", "problem"]
-"""`note`: worth knowing, and nothing that is asked for today fails for it."""
-
-Purpose = Literal["build", "generate"]
 PURPOSES: tuple[Purpose, ...] = ("build", "generate")
 
 

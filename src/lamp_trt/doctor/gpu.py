@@ -2,42 +2,15 @@
 """NVIDIA GPUs and their driver, asked from the driver's own library; no context is made on a device."""
 
 import ctypes
-from dataclasses import dataclass
 from pathlib import Path
 
 from lamp_trt.doctor.findings import Finding, probe
+from lamp_trt.engine.backends.probe import Device, Gpu
 
 _SECTION = "GPU"
 LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-
-
-@dataclass(frozen=True)
-class Device:
-    """One GPU: its name, compute capability (9, 0), and memory."""
-
-    name: str
-    capability: tuple[int, int]
-    memory_bytes: int
-
-    @property
-    def architecture(self) -> str:
-        """As compilers name it: sm_90."""
-        return f"sm_{self.capability[0]}{self.capability[1]}"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What the driver says. `problem` is why there is no device to use, "" if there is one.
-
-    cuda: the newest CUDA that the driver runs, like "13.0".
-    """
-
-    devices: tuple[Device, ...] = ()
-    driver: str = ""
-    cuda: str = ""
-    problem: str = ""
 
 
 def find_gpu() -> Gpu:

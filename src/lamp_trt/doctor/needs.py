@@ -11,15 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lamp_trt.doctor.findings import Finding
-from lamp_trt.doctor.gpu import Gpu
 from lamp_trt.doctor.machine import memory_bytes
+from lamp_trt.engine.backends.probe import Gpu
+from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.families import COMPONENTS, LAMP, NETWORKS, SDXL, component_of
-from lamp_trt.engine.networks import Precision
 
 _SECTION = "needs at the published size"
-
-BYTES_PER_VALUE: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
-"""Size of a stored weight."""
 
 BUILD_MEMORY_BYTES = 2 << 30
 """A build handles one tensor at a time and exports graphs without weights; a test holds it to this."""
@@ -29,7 +26,7 @@ def weight_bytes(networks: Iterable[str], precision: Precision) -> int:
     """Size of the weight files of `networks` in a bundle of `precision`; equal files are stored once."""
     components = {component.name: component for component in map(component_of, networks)}
     return sum(
-        component.parameters * BYTES_PER_VALUE[component.precision_in(precision)]
+        component.parameters * PRECISIONS[component.precision_in(precision)].size
         for component in components.values()
         if not component.same_as
     )
@@ -43,7 +40,7 @@ def both_sizes(precision: Precision) -> tuple[int, int]:
 
 def motion_bytes(precision: Precision) -> int:
     """Size of a motion's file."""
-    return COMPONENTS[LAMP.unet_component].motion_parameters * BYTES_PER_VALUE[precision]
+    return COMPONENTS[LAMP.unet_component].motion_parameters * PRECISIONS[precision].size
 
 
 def need_findings(folder: Path, gpu: Gpu) -> list[Finding]:

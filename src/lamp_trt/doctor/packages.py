@@ -10,25 +10,24 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from lamp_trt._version import __version__
-from lamp_trt.doctor.findings import Finding, Purpose, Status
+from lamp_trt.doctor.findings import Finding
+from lamp_trt.engine.backends.backend import Backend
+from lamp_trt.engine.backends.probe import Purpose, Status
+from lamp_trt.engine.backends.registry import backends
 
 _SECTION = "packages"
 
-EXTRAS: dict[str, tuple[str, tuple[Purpose, ...]]] = {
-    "": ("needed by everything", ("build", "generate")),
-    "export": ("for build, motion add, verify and toy", ("build",)),
-    "cpu": ("for generate on the CPU", ("generate",)),
-    "gpu": ("for ONNX Runtime on a GPU", ()),
-    "tensorrt": ("for TensorRT", ()),
-    "rtx": ("for TensorRT-RTX", ()),
-    "aotinductor": ("for AOTInductor", ()),
-}
-"""What each extra is for, and what cannot work without it. A package of several belongs to the first."""
-
-ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-"""Wheels that all install the module `onnxruntime`, over each other."""
-
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?([^;]*)(?:;\s*extra == \"([^\"]+)\")?")
+
+
+def extras() -> dict[str, tuple[str, tuple[Purpose, ...]]]:
+    """What each extra is for, and what cannot work without it. A package of several belongs to the first."""
+    fixed: dict[str, tuple[str, tuple[Purpose, ...]]] = {
+        "": ("needed by everything", ("build", "generate")),
+        "export": ("for build, motion add, verify and toy", ("build",)),
+    }
+    of_backends = [extra for backend in backends() for extra in backend.extras]
+    return fixed | {e.name: (e.purpose, ("generate",) if e.required else ()) for e in of_backends}
 
 
 def package_findings() -> list[Finding]:
@@ -44,7 +43,7 @@ def package_findings() -> list[Finding]:
         detail = "is not installed as a package, so its requirements are unknown"
         return [*found, Finding(_SECTION, "requirements", "problem", detail, remedy, ("build", "generate"))]
     seen: set[str] = set()
-    by_extra: dict[str, list[tuple[str, str]]] = {extra: [] for extra in EXTRAS}
+    by_extra: dict[str, list[tuple[str, str]]] = {extra: [] for extra in extras()}
     for requirement in requirements:
         match = _REQUIREMENT.fullmatch(requirement)
         assert match is not None, requirement
@@ -67,17 +66,19 @@ def installed(name: str) -> str | None:
         return None
 
 
-def installed_onnx_runtimes() -> list[str]:
-    return [name for name in ONNX_RUNTIMES if installed(name)]
+def wheels_of(backend: Backend) -> list[str]:
+    """Those of a backend's packages that are installed."""
+    return [name for name in backend.packages if installed(name)]
 
 
 def _package_finding(name: str, specifier: str, extra: str) -> Finding:
-    purpose, blocks = EXTRAS[extra]
+    purpose, blocks = extras()[extra]
     remedy = f"pip install 'lamp-trt[{extra}]'" if extra else "pip install lamp-trt"
     have = installed(name)
     if have is None:
-        if name == "onnxruntime" and installed_onnx_runtimes():
-            return Finding(_SECTION, name, "note", f"not installed, {installed_onnx_runtimes()[0]} is")
+        instead = [wheel for b in backends() if b.exclusive and name in b.packages for wheel in wheels_of(b)]
+        if blocks and instead:
+            return Finding(_SECTION, name, "note", f"not installed, {instead[0]} is")
         status: Status = "problem" if blocks else "note"
         return Finding(_SECTION, name, status, f"not installed; {purpose}", remedy, blocks)
     if not _allowed(have, specifier):
@@ -88,12 +89,18 @@ def _package_finding(name: str, specifier: str, extra: str) -> Finding:
 
 
 def _conflict_findings() -> list[Finding]:
-    both = installed_onnx_runtimes()
-    if len(both) < 2:
-        return []
+    return [
+        _conflict(backend, wheels_of(backend))
+        for backend in backends()
+        if backend.exclusive and len(wheels_of(backend)) > 1
+    ]
+
+
+def _conflict(backend: Backend, both: list[str]) -> Finding:
     detail = f"{' and '.join(both)} are installed over each other; which one runs is chance"
-    remedy = f"pip uninstall -y {' '.join(both)}, then install one: 'lamp-trt[cpu]' or 'lamp-trt[gpu]'"
-    return [Finding(_SECTION, "conflict", "problem", detail, remedy)]
+    one = " or ".join(f"'lamp-trt[{extra.name}]'" for extra in backend.extras)
+    remedy = f"pip uninstall -y {' '.join(both)}, then install one: {one}"
+    return Finding(_SECTION, "conflict", "problem", detail, remedy)
 
 
 def _allowed(have: str, specifier: str) -> bool:

@@ -4,7 +4,7 @@
 import shutil
 
 from lamp_trt.doctor.findings import Finding, probe
-from lamp_trt.doctor.gpu import Gpu
+from lamp_trt.engine.backends.probe import Gpu
 
 _SECTION = "tools"
 

@@ -16,13 +16,12 @@ import torch
 
 from lamp_trt.benchmarks.proof import peers as proof_peers
 from lamp_trt.benchmarks.proof import pipeline as proof_pipeline
-from lamp_trt.benchmarks.proof import run as gpu_proof
+from lamp_trt.benchmarks.proof import run as proof_run
 from lamp_trt.benchmarks.proof.check import Check, Unavailable
 from lamp_trt.benchmarks.proof.hoists import HoistsProof, Row
 from lamp_trt.benchmarks.proof.random_checkpoints import write_component
 from lamp_trt.benchmarks.proof.unet import UnetProof
 from lamp_trt.benchmarks.proof.work import LAMP, SDXL, Work
-from lamp_trt.engine.backends.registry import DEVICE_ENGINES
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.networks import is_motion_tensor
@@ -32,7 +31,7 @@ from tests.tolerances import PROOF_REL_L2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Outcomes = dict[str, gpu_proof.Outcome]
+Outcomes = dict[str, proof_run.Outcome]
 
 TOGETHER = {"lamp_unet": "text,time,prefix", "sdxl_unet": "text,time"}
 """All that can be hoisted out of a UNet."""
@@ -59,15 +58,15 @@ def outcomes(checks: Iterable[Check]) -> Outcomes:
     made = {}
     for claim, function in checks:
         try:
-            made[claim] = gpu_proof.Outcome(claim, "passed", function(), 0.0)
+            made[claim] = proof_run.Outcome(claim, "passed", function(), 0.0)
         except Unavailable as reason:
-            made[claim] = gpu_proof.Outcome(claim, "skipped", str(reason), 0.0)
+            made[claim] = proof_run.Outcome(claim, "skipped", str(reason), 0.0)
         except AssertionError as error:
-            made[claim] = gpu_proof.Outcome(claim, "failed", str(error), 0.0)
+            made[claim] = proof_run.Outcome(claim, "failed", str(error), 0.0)
     return made
 
 
-def failed(made: Outcomes) -> list[gpu_proof.Outcome]:
+def failed(made: Outcomes) -> list[proof_run.Outcome]:
     return [outcome for outcome in made.values() if outcome.result == "failed"]
 
 
@@ -232,9 +231,9 @@ def test_a_checkpoint_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
 
 
 def test_parts_take_either_unet_to_every_backend(works: dict[str, Work], tmp_path: Path) -> None:
-    session = gpu_proof.Session(tmp_path, tmp_path, deadline=0.0, _works=dict(works))
-    claims = {part: [claim for claim, _ in gpu_proof.PARTS[part](session)] for part in ("sdxl", "hoists")}
-    for backend in DEVICE_ENGINES:
+    session = proof_run.Session(tmp_path, tmp_path, deadline=0.0, _works=dict(works))
+    claims = {part: [claim for claim, _ in proof_run.PARTS[part](session)] for part in ("sdxl", "hoists")}
+    for backend in proof_run.on_gpus():
         assert f"{backend}: SDXL's UNet loads" in claims["sdxl"]
         for title, form in (("the LAMP UNet", "prefix"), ("SDXL's UNet", "time")):
             assert (
@@ -244,7 +243,7 @@ def test_parts_take_either_unet_to_every_backend(works: dict[str, Work], tmp_pat
     assert sum(claim.startswith("PyTorch") for claim in claims["sdxl"]) == len(proof_peers.MODES)
     assert session.results == {"hoists": []}
     one = dataclasses.replace(session, backends=("onnxruntime",))
-    assert {claim.partition(":")[0] for claim, _ in gpu_proof.unet(one)} == {"onnxruntime"}
+    assert {claim.partition(":")[0] for claim, _ in proof_run.unet(one)} == {"onnxruntime"}
 
 
 def test_motions_of_random_checkpoints_share_what_motions_share(tmp_path: Path) -> None:
@@ -262,9 +261,9 @@ def test_reports_are_written_after_each_check_and_the_budget_ends_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "some-proof-none.json"
-    session = gpu_proof.Session(tmp_path, tmp_path, deadline=0.0)
+    session = proof_run.Session(tmp_path, tmp_path, deadline=0.0)
     clock = iter([-1.0, 1.0, 2.0])
-    monkeypatch.setattr(gpu_proof.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(proof_run.time, "monotonic", lambda: next(clock))
     written: list[int] = []
 
     def count() -> str:
@@ -272,12 +271,12 @@ def test_reports_are_written_after_each_check_and_the_budget_ends_them(
         session.results["figure"] = 7
         return "fine"
 
-    def make(claim: str, function: Any) -> gpu_proof.Outcome:
-        return gpu_proof.Outcome(claim, "passed", function(), 0.1)
+    def make(claim: str, function: Any) -> proof_run.Outcome:
+        return proof_run.Outcome(claim, "passed", function(), 0.1)
 
-    monkeypatch.setattr(gpu_proof, "make", make)
-    monkeypatch.setitem(gpu_proof.PARTS, "some", lambda _: iter([("a", count), ("b", count), ("c", count)]))
-    results = [outcome.result for outcome in gpu_proof.run_part("some", session, {"gpu": "none"})]
+    monkeypatch.setattr(proof_run, "make", make)
+    monkeypatch.setitem(proof_run.PARTS, "some", lambda _: iter([("a", count), ("b", count), ("c", count)]))
+    results = [outcome.result for outcome in proof_run.run_part("some", session, {"gpu": "none"})]
     assert results == ["passed", "not run", "not run"]
     report = json.loads(path.read_text())
     assert [check["result"] for check in report["checks"]] == results
@@ -288,11 +287,11 @@ def test_reports_are_written_after_each_check_and_the_budget_ends_them(
 def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert gpu_proof.main(["unet"]) == 1
+    assert proof_run.main(["unet"]) == 1
     assert "no CUDA device" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        gpu_proof.main(["everything"])
-    parts = ", ".join(gpu_proof.PARTS)
+        proof_run.main(["everything"])
+    parts = ", ".join(proof_run.PARTS)
     assert f"there is no part 'everything'; choose of {parts}" in capsys.readouterr().err
 
 

@@ -42,7 +42,7 @@ class Forgetful(OnnxRuntimeEngine):
     """After a switch it goes on showing what it showed first."""
 
     def set_motion(self, motion: str) -> bool:
-        return super().set_motion(motion) if self._motion is None else False
+        return self._motion is None and super().set_motion(motion)
 
 
 class Sticky(OnnxRuntimeEngine):
@@ -51,9 +51,8 @@ class Sticky(OnnxRuntimeEngine):
     trace = 0.0
 
     def set_motion(self, motion: str) -> bool:
-        stale = super().set_motion(motion)
         self.trace += 1e-9
-        return stale
+        return super().set_motion(motion)
 
     def run(self, arrays: Any) -> dict[str, Array]:
         return {name: values + np.float32(self.trace) for name, values in super().run(arrays).items()}

@@ -16,7 +16,7 @@ import torch
 import lamp_trt
 from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends import compiled
-from lamp_trt.engine.backends.aotinductor import engine as backend_aotinductor
+from lamp_trt.engine.backends.aotinductor import engine as aotinductor_engine
 from lamp_trt.engine.backends.aotinductor import key as aotinductor_key
 from lamp_trt.engine.backends.aotinductor.engine import AotInductorCudaEngine, AotInductorEngine
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, package_key
@@ -87,6 +87,15 @@ def test_switching_a_motion_there_and_back_is_bit_for_bit(engine: AotInductorEng
     np.testing.assert_array_equal(run(engine), first)
     assert distance(other, block.expected("b")).rel_l2 <= PACKAGE_REL_L2
     assert distance(other, first).rel_l2 > 0.1
+
+
+def test_a_closed_engine_says_so(bundle: Bundle) -> None:
+    with AotInductorEngine(bundle, "lamp_unet", motion="a", num_threads=1) as engine:
+        assert engine.set_motion("b") is False
+    engine.close()  # again
+    for use in (lambda: run(engine), lambda: engine.set_motion("a")):
+        with pytest.raises(EngineError, match="lamp_unet was closed"):
+            use()
 
 
 def test_gate_biases_alone_switch_too(engine: AotInductorEngine) -> None:
@@ -185,7 +194,7 @@ def test_a_package_of_another_torch_is_refused(bundle: Bundle, monkeypatch: pyte
 
 
 def test_a_package_of_another_cpu_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_aotinductor, "cpu_name", lambda: "riscv64 baseline (features 0)")
+    monkeypatch.setattr(aotinductor_engine, "cpu_name", lambda: "riscv64 baseline (features 0)")
     with pytest.raises(EngineError, match=r"was built for .*, this device is riscv64 baseline"):
         AotInductorEngine(bundle, "lamp_unet")
 
@@ -444,9 +453,12 @@ def test_a_failed_switch_and_a_closed_engine_say_so(
     with pytest.raises(EngineError, match="no motion since a switch failed; load it again"):
         bound.run()
     closed = BoundBlock(bundle)
-    closed.engine.close()
-    with pytest.raises(EngineError, match="lamp_unet is closed"):
-        closed.run()
+    with closed.engine as engine:
+        assert engine.unusable is None
+    closed.engine.close()  # again
+    for use in (closed.run, lambda: closed.engine.set_motion("b"), lambda: closed.engine.bind("x", 0)):
+        with pytest.raises(EngineError, match="lamp_unet was closed"):
+            use()
 
 
 # --- whole clips ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from lamp_trt.engine.backends.onnxruntime import cuda as backend_onnxruntime_cuda
+from lamp_trt.engine.backends.onnxruntime import cuda
 from lamp_trt.engine.backends.onnxruntime.cuda import OnnxRuntimeCudaEngine
 from lamp_trt.engine.backends.onnxruntime.session import new_session
 from lamp_trt.engine.bundle.reader import Bundle
@@ -45,7 +45,7 @@ class DeviceValue:
 class Session:
     """The calls of an InferenceSession that the engine makes, noted down."""
 
-    providers: tuple[str, ...] = (backend_onnxruntime_cuda.PROVIDER, "CPUExecutionProvider")
+    providers: tuple[str, ...] = (cuda.PROVIDER, "CPUExecutionProvider")
 
     def __init__(self, model: Any, providers: Any, config: Any) -> None:
         self.model, self.asked, self.config = model, providers, config
@@ -70,8 +70,8 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
         made.append(Session(model, providers, config))
         return made[-1]
 
-    monkeypatch.setattr(backend_onnxruntime_cuda, "new_session", make)
-    available = [backend_onnxruntime_cuda.PROVIDER, "CPUExecutionProvider"]
+    monkeypatch.setattr(cuda, "new_session", make)
+    available = [cuda.PROVIDER, "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: available)
     monkeypatch.setattr("onnxruntime.OrtValue.ortvalue_from_numpy", DeviceValue)
     return made
@@ -141,9 +141,32 @@ def test_a_switched_motion_overwrites_every_motion_tensor_where_it_is(
     engine.enqueue(0x5EED)
     assert len(sessions) == 1
     assert session.runs[1][0] is binding
-    engine.close()
-    with pytest.raises(EngineError, match="no motion since"):
+    with engine:
+        engine.close()
+    for use in (lambda: engine.enqueue(0x5EED), lambda: engine.set_motion("rain"), lambda: bind_all(engine)):
+        with pytest.raises(EngineError, match="lamp_unet was closed"):
+            use()
+
+
+def test_a_switch_that_fails_half_way_runs_nothing_until_another_one_is_done(
+    toy_bundle: Path, sessions: list[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = unet(toy_bundle)
+    bind_all(engine)
+    engine.enqueue(0x5EED)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceValue, "update_inplace", fail)
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            engine.set_motion("rain")
+    with pytest.raises(EngineError, match="no motion since a switch failed; set one"):
         engine.enqueue(0x5EED)
+    assert engine.set_motion("rain")  # by a new session
+    engine.enqueue(0x5EED)
+    assert len(sessions) == 2
 
 
 def test_without_the_provider_nothing_runs_on_the_cpu_instead(

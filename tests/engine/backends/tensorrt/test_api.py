@@ -14,7 +14,7 @@ import pytest
 
 from lamp_trt.engine.backends.tensorrt import trt as trt_seam
 from lamp_trt.engine.backends.tensorrt.options import HARDWARE_COMPATIBILITY
-from lamp_trt.engine.backends.tensorrt.refit import DATA_TYPES
+from lamp_trt.engine.dtypes import DTYPES
 from tests.fixtures.tensorrt_signatures import SNAPSHOTS, Signatures, fetched, from_text, signatures, to_text
 
 TENSORRT = Path(trt_seam.__file__).parent
@@ -59,7 +59,7 @@ USES = {
 
 NAMED_BY_VALUE = {
     *(f"HardwareCompatibilityLevel.{name.upper()}" for name in HARDWARE_COMPATIBILITY),
-    *(f"DataType.{name}" for name in DATA_TYPES.values()),
+    *(f"DataType.{name}" for name in {dtype.tensorrt for dtype in DTYPES} - {None}),
 }
 """What getattr is asked for."""
 

@@ -28,7 +28,8 @@ from lamp_trt.engine.backends.tensorrt.options import ShapeRange, TensorRtOption
 from lamp_trt.engine.backends.tensorrt.progress import interruptible, progress_monitor
 from lamp_trt.engine.bundle import atomic_files
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.bundle.weights import DTYPE_SIZES, read_weight_file
+from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.dtypes import BY_STORED
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.precompute import HOISTS
@@ -90,7 +91,7 @@ def test_every_toy_network_is_built_and_found_again(half: Bundle, tmp_path: Path
         assert find_engine(half, key.network, rtx, "sm_89", motion, tmp_path) == engine
         weights = graph_weights(half, key.network, motion)
         assert engine.path.stat().st_size > sum(
-            tensor.count * DTYPE_SIZES[tensor.dtype] for tensor in weights.tensors.values()
+            tensor.count * BY_STORED[tensor.dtype].size for tensor in weights.tensors.values()
         )
     unet = next(engine.key for engine in engines if engine.key.network == "lamp_unet")
     assert unet.profile == {

@@ -22,8 +22,8 @@ import pytest
 
 import lamp_trt
 from lamp_trt.engine.backends import compiled
-from lamp_trt.engine.backends.onnxruntime.session import bundle_model, cpu_model, new_session
-from lamp_trt.engine.backends.tensorrt import engine as backend_tensorrt
+from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
+from lamp_trt.engine.backends.tensorrt import engine as tensorrt_engine
 from lamp_trt.engine.backends.tensorrt import layers as tensorrt_layers
 from lamp_trt.engine.backends.tensorrt.engine import TensorRtEngine
 from lamp_trt.engine.backends.tensorrt.key import engine_key
@@ -32,6 +32,7 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import BundleError, EngineError
 from lamp_trt.engine.families import VIDEO_NETWORKS
+from lamp_trt.engine.graph.model import bundle_model
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.ops import CudaVideoOps
 from lamp_trt.runtime.media.tokenizer import load_tokenizer
@@ -56,7 +57,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaDouble]:
     """TensorRT and CUDA replaced by their doubles."""
     cuda = CudaDouble()
     cuda.install(monkeypatch)
-    monkeypatch.setattr(backend_tensorrt, "tensorrt", lambda: double)
+    monkeypatch.setattr(tensorrt_engine, "tensorrt", lambda: double)
     yield cuda
     gc.collect()  # finalizers find the double still
     assert not cuda.graphs
@@ -400,8 +401,14 @@ def test_an_engine_says_what_it_lacks_before_tensorrt_is_asked(
         engine.use_scratch((1 << 20) + 8, 1 << 20)
     with pytest.raises(EngineError, match="must run once before it is captured"):
         engine.capture(device.stream, lambda: None)
-    engine.close()
-    for use in (lambda: engine.enqueue(device.stream), lambda: engine.scratch_bytes):
+    with engine:
+        assert engine.unusable is None
+    engine.close()  # again
+    for use in (
+        lambda: engine.enqueue(device.stream),
+        lambda: engine.scratch_bytes,
+        lambda: engine.set_motion("rain"),
+    ):
         with pytest.raises(EngineError, match="text_encoder was closed"):
             use()
 
@@ -559,13 +566,13 @@ def test_a_motion_of_other_sizes_is_refused_and_the_engine_is_as_it_was(
         short = dataclasses.replace(weights.tensors[name], count=1)
         return dataclasses.replace(weights, tensors={**weights.tensors, name: short})
 
-    monkeypatch.setattr(backend_tensorrt, "motion_weights", narrower)
+    monkeypatch.setattr(tensorrt_engine, "motion_weights", narrower)
     with pytest.raises(EngineError, match=r"is 1 values of .*built from another bundle"):
         bound.engine.set_motion("rain")
     assert_equal(bound.run(inputs), expected(bundle, UNET, inputs, "horse_run"))
 
 
-def test_a_refit_that_breaks_makes_the_engine_unfit_for_good(
+def test_a_refit_that_breaks_makes_the_engine_unusable_for_good(
     unet: Callable[..., Bound], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound = unet()

@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a network's time goes on the CPU, by operator, from ONNX Runtime's own profiler."""
+"""Seconds of a network by operator on the CPU, from ONNX Runtime's own profiler."""
 
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.engine.backends.onnxruntime.session import cpu_model, import_onnxruntime, place_weights
+from lamp_trt.engine.bundle.reader import Bundle
 
 WARM_UP, RUNS = 1, 3
 
 
-def operator_seconds(subject: Subject, network: str) -> dict[str, float]:
+def operator_seconds(
+    bundle: Bundle, network: str, arrays: Mapping[str, Any], motion: str | None, num_threads: int | None
+) -> dict[str, float]:
     """Seconds of one run by operator of the optimized graph, the most first; the mean of RUNS.
 
     The profiler's own time is in them: trust the shares; the sum is a little more than an unprofiled run.
     """
-    from lamp_trt.engine.backends.onnxruntime.session import cpu_model, import_onnxruntime, place_weights
-
     onnxruntime = import_onnxruntime()
-    bundle, arrays = subject.bundle, subject.inputs(network)
-    model = cpu_model(bundle, network, subject.motion_of(network))
+    model = cpu_model(bundle, network, motion)
     with tempfile.TemporaryDirectory(prefix="lamp-trt-bench-") as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -28,13 +30,13 @@ def operator_seconds(subject: Subject, network: str) -> dict[str, float]:
         options.profile_file_prefix = str(Path(folder) / "profile")
         for key, value in place_weights(bundle, model).items():
             options.add_session_config_entry(key, value)
-        if subject.options.num_threads is not None:
-            options.intra_op_num_threads = subject.options.num_threads
+        if num_threads is not None:
+            options.intra_op_num_threads = num_threads
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         for _ in range(WARM_UP + RUNS):
-            session.run(None, arrays)
+            session.run(None, dict(arrays))
         events = json.loads(Path(session.end_profiling()).read_text())
     return seconds_by_operator(events, WARM_UP, RUNS)
 
