@@ -26,7 +26,6 @@ ON_SUCCESS_ONLY = {
     "written": "commits what was written",
     "create": "commits what was written",
     "_building": "only returns",
-    "timed": "a block that raises has no time",
     "_timed": "a block that raises has no time",
     "_opaque": "a check of what the block made, after its values are restored in `finally`",
 }

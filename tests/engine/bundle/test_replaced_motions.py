@@ -75,14 +75,14 @@ def test_a_motion_replaced_during_the_switch_is_not_taken(
     opened: tuple[Path, LampPipeline], toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, pipe = opened
-    switch = pipe._stages.set_motion
+    switch = pipe._ops.set_motion
 
     def slow(motion: str) -> None:
         replace_motion(bundle, "rain", toy / "motions/horse_run")
         switch(motion)
 
     before = frames(pipe, "horse_run")
-    monkeypatch.setattr(pipe._stages, "set_motion", slow)
+    monkeypatch.setattr(pipe._ops, "set_motion", slow)
     with pytest.raises(BundleError, match=CHANGED):
         frames(pipe, "rain")
     monkeypatch.undo()
