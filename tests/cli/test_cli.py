@@ -112,7 +112,7 @@ def refuse(video: Video) -> Video:
 def test_a_hook_sees_a_video_before_it_is_saved(toy_bundle: Path, image: Path, tmp_path: Path) -> None:
     out = tmp_path / "frames"
     arguments = ["x", "--first-frame", image, "--before-save"]
-    assert generate(toy_bundle, *arguments, "test_cli:paint_it_grey", "--out", out) == 0
+    assert generate(toy_bundle, *arguments, "tests.cli.test_cli:paint_it_grey", "--out", out) == 0
     assert (cv2.imread(str(out / "frame_000.png")) == 128).all()
     with pytest.raises(RuntimeError, match="not this one"):
         generate(
@@ -122,7 +122,7 @@ def test_a_hook_sees_a_video_before_it_is_saved(toy_bundle: Path, image: Path, t
             image,
             "--out",
             tmp_path / "no.mp4",
-            "--before-save=test_cli:refuse",
+            "--before-save=tests.cli.test_cli:refuse",
         )
     assert not (tmp_path / "no.mp4").exists()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from lamp_trt.engine.backends.onnxruntime import cuda
@@ -183,6 +184,8 @@ def test_a_graph_that_does_not_load_is_an_error_with_its_name(toy_bundle: Path) 
     bundle = Bundle.open(toy_bundle)
 
     class NoModel:
+        graph = onnx.GraphProto()
+
         def SerializeToString(self) -> bytes:
             return b"no model"
 
