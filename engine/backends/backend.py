@@ -175,8 +175,7 @@ class Backend:
     probe             machine → rows of `lamp-trt doctor`: installed or not, what it can run on here
     host, device      how it runs networks on the CPU and on GPUs; None where it does not
     build             how networks are compiled beforehand; None where nothing is
-    precisions        of bundles that it runs
-    other_precisions  for others: the remedy, with {bundle} and {precision}
+    refusals          by precision of bundles that it does not run: the error, with {bundle} for the path
     residences        that it offers for motions on a GPU
     operator_seconds  the library's own profiler; None where it has none
     """
@@ -191,14 +190,18 @@ class Backend:
     host: "Runner[HostOptions, Engine] | None" = None
     device: "Runner[DeviceOptions, DeviceEngine] | None" = None
     build: Build | None = None
-    precisions: tuple[Precision, ...] = tuple(PRECISIONS)
-    other_precisions: str = ""
+    refusals: Mapping[Precision, str] = field(default_factory=dict)
     residences: tuple[Residence, ...] = ("mapped",)
     operator_seconds: OperatorSeconds | None = None
 
     def on(self, ordinal: int | None) -> "Runner[Any, Any] | None":
         """On CUDA device `ordinal`, on the CPU for None."""
         return self.host if ordinal is None else self.device
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Of bundles that it runs."""
+        return tuple(precision for precision in PRECISIONS if precision not in self.refusals)
 
     def runs(self, bundle: "Bundle") -> bool:
         """Whether it runs the precision of each of the bundle's networks."""
@@ -207,12 +210,8 @@ class Backend:
     def require_precision(self, bundle: "Bundle") -> None:
         """EngineError, with the remedy, unless it `runs` the bundle."""
         for network in bundle.manifest.networks.values():
-            if network.precision not in self.precisions:
-                remedy = self.other_precisions.format(bundle=bundle.path, precision=network.precision)
-                raise EngineError(
-                    f"{bundle.path} is in precision {network.precision}, which {self.title} does not run. "
-                    f"{remedy}"
-                )
+            if network.precision in self.refusals:
+                raise EngineError(self.refusals[network.precision].format(bundle=bundle.path))
 
 
 def parse_device(device: str) -> int | None:

@@ -50,7 +50,7 @@ class Bundle:
     digest: str
     identities: dict[str, FileIdentity]
     """What each file was when it was checked; a file without an entry is not compared again."""
-    _graphs: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    _graphs: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(

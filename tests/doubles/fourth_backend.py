@@ -76,7 +76,6 @@ BACKEND = Backend(
         from_checkpoints=False,
         flags=(Flag("--fourth-effort", {"type": int, "default": 3, "help": "how hard to try"}),),
     ),
-    precisions=("fp32",),
-    other_precisions="Build {bundle} in fp32, not {precision}.",
+    refusals=dict.fromkeys(("bf16", "fp16"), "{bundle} is not in fp32, which Fourth needs."),
     operator_seconds=operator_seconds,
 )

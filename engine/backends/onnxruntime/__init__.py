@@ -62,11 +62,10 @@ BACKEND = Backend(
         ready=lambda bundle, folder: importlib.util.find_spec("onnxruntime") is not None,
         extra="gpu",
     ),
-    precisions=("fp16", "fp32"),  # its CPU provider has no convolution in bf16
-    other_precisions=(
-        "Compile and run it with --backend aotinductor or, on a GPU, --backend tensorrt (lamp-trt build "
-        "--precision {precision} --backend … --out {bundle}), or build a bundle with --precision fp32, for "
-        "GPUs also fp16."
-    ),
+    refusals={  # its CPU provider has no convolution in bf16
+        "bf16": "{bundle} is in precision bf16, which ONNX Runtime does not run. Compile and run it with "
+        "--backend aotinductor or, on a GPU, --backend tensorrt (lamp-trt build --precision bf16 "
+        "--backend … --out {bundle}), or build a bundle with --precision fp32, for GPUs also fp16."
+    },
     operator_seconds=_operator_seconds,
 )
