@@ -54,7 +54,7 @@ def half(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def copy(half: Bundle, tmp_path: Path) -> Bundle:
     """One that may be changed."""
     shutil.copytree(half.path, tmp_path / "copy")
-    return dataclasses.replace(half, path=tmp_path / "copy", _graphs={})
+    return dataclasses.replace(half, path=tmp_path / "copy")
 
 
 def enterprise(version: str) -> ModuleType:
