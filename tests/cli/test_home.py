@@ -406,7 +406,7 @@ def test_a_full_cache_folder_does_not_stop_the_work_and_keeps_no_pieces(
         "        write(path, data[:9]); raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "    return write(path, data)\n"
         "pathlib.Path.write_bytes = full\n"
-        "from lamp_trt.engine import digests; digests.RACY_SECONDS = -1\n"
+        "from lamp_trt.engine.bundle import digests; digests.RACY_SECONDS = -1\n"
         "raise SystemExit(main(sys.argv[1:]))"
     )
     arguments = [

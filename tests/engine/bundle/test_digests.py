@@ -147,7 +147,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
 def test_many_processes_share_one_cache(old_file: Path, cache: DigestCache) -> None:
     code = (
-        "import sys, pathlib; from lamp_trt.engine import digests; digests.RACY_SECONDS = 0.0\n"
+        "import sys, pathlib; from lamp_trt.engine.bundle import digests; digests.RACY_SECONDS = 0.0\n"
         "cache = digests.DigestCache(pathlib.Path(sys.argv[1]))\n"
         "for _ in range(200): print(cache.digest(sys.argv[2], fresh=True))"
     )
