@@ -222,7 +222,8 @@ def _check_files(
         try:
             intact = cache.matches(inside(folder, relative), entry.sha256, fresh=verify == "full")
         except InputError as error:
-            raise BundleError(f"{relative} in {folder}: {error}. {_READABLE}") from error
+            remedy = f". {_READABLE}" if isinstance(error.__cause__, OSError) else ""
+            raise BundleError(f"{relative} in {folder}: {error}{remedy}") from error
         if not intact:
             raise _damaged(folder, relative, f"its digest is not the one in {MANIFEST}")
     return identities

@@ -25,6 +25,8 @@ from tests.cli import system_trace
 from tests.cli.system_trace import Trace
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
+SET_ELSEWHERE = (VARIABLE, "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
+"""By the test's user, and by torch in this process once it compiled something."""
 SECONDS = 16
 """ONNX Runtime reports some seconds after it was loaded."""
 
@@ -60,7 +62,7 @@ class Place:
     def start(self, *command: str | Path, **changes: str) -> "subprocess.Popen[str]":
         for name in ("home", "tmp", "cwd"):
             (self.root / name).mkdir(parents=True)
-        environment = {k: v for k, v in os.environ.items() if k not in (VARIABLE, "XDG_CACHE_HOME")}
+        environment = {k: v for k, v in os.environ.items() if k not in SET_ELSEWHERE}
         environment |= {
             "HOME": str(self.root / "home"),
             "TMPDIR": str(self.root / "tmp"),

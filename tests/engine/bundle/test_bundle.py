@@ -15,6 +15,7 @@ import pytest
 
 from lamp_trt.cli import main
 from lamp_trt.engine.bundle import atomic_files
+from lamp_trt.engine.bundle.digests import DigestCache
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.bundle.paths import check_relative, validate_motion_name
 from lamp_trt.engine.bundle.reader import Bundle
@@ -601,3 +602,23 @@ def test_names_that_no_folder_can_have_are_refused(name: str, capsys: pytest.Cap
     with pytest.raises(SystemExit, match="2"):
         main(["inspect", name])
     assert "cannot name a file" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_has_its_own_remedy(tmp_path: Path) -> None:
+    build(tmp_path / "bundle", FIRST)
+
+    class Refusing(DigestCache):
+        def matches(self, path: object, digest: str, *, fresh: bool = False) -> bool:
+            try:
+                raise PermissionError(13, "Permission denied")
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+    class Changing(DigestCache):
+        def matches(self, path: object, digest: str, *, fresh: bool = False) -> bool:
+            raise InputError(f"{path} changed while it was read; leave it alone and retry")
+
+    with pytest.raises(BundleError, match=r"Permission denied\. Make it readable \(chmod -R a\+rX\)"):
+        Bundle.open(tmp_path / "bundle", cache=Refusing(tmp_path / "cache"))
+    with pytest.raises(BundleError, match=r"leave it alone and retry$"):
+        Bundle.open(tmp_path / "bundle", cache=Changing(tmp_path / "cache"))
