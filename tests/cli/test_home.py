@@ -136,7 +136,9 @@ os.mkdir(home + "/folder"); os.chdir(home + "/folder")
 open("made", "w").close(); os.rename("made", home + "/renamed"); os.symlink("x", home + "/link")
 here = os.open(home, os.O_RDONLY); os.close(os.open("relative", os.O_CREAT | os.O_WRONLY, dir_fd=here))
 os.close(os.open("/dev/null", os.O_WRONLY)); open(home + "/renamed").close()
-if os.fork() == 0: open(home + "/child", "a").close()
+child = os.fork()
+if child: os.waitpid(child, 0)
+else: open(home + "/child", "a").close()
 """
     trace = place.finish(place.start(sys.executable, "-c", program))
     assert [call.partition("(")[0] for call in trace.network] == ["sendto", "sendto", "connect"]
