@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UNets whose steps leave out what depends on the prompt or on the timestep alone.
+"""Hoisting: UNets without the computation that depends only on the prompt or only on the timestep.
 
-A network of its own computes it, once a prompt or once a timestep. Its outputs have the names of inputs that
-the UNet has instead of the plain ones, so whoever runs both binds them by equal names.
+A separate network computes it, once per prompt or once per timestep. Its outputs have the names of the inputs
+that replace the UNet's original ones, so outputs and inputs are bound by equal names.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,22 +13,22 @@ from lamp_trt.engine.families import FAMILIES, NETWORKS
 from lamp_trt.engine.networks import NetworkSpec, Precomputed, TensorSpec
 
 HOISTS = {
-    "text": "keys and values of the text, once a prompt",
+    "text": "keys and values of the text, once per prompt",
     "time": "projections of the timestep, from a table",
     "prefix": "LAMP's layers before the text enters, once for both halves of guidance",
 }
-"""What a build can take out of a UNet's step, each by itself."""
+"""Independent computations that a build can take out of a UNet's step: name → description."""
 
 TIME_PROJECTIONS = "time_projections"
-"""The UNet's input instead of `timestep` (and SDXL's text_embeds and time_ids): every ResNet's projection."""
+"""The UNet's input in place of `timestep` (and SDXL's text_embeds and time_ids): every ResNet's projection."""
 
 
 @dataclass(frozen=True)
 class ConditionLayout:
-    """What the conditions of a UNet look like inside of it, in the order of running.
+    """The modules of a UNet that use its conditions, in the order of execution.
 
-    attentions    of the text: path in the state dict → (heads, width of a head)
-    projections   of the time, one for each ResNet: path → channels
+    attentions    cross-attentions to the text: path in the state dict → (heads, width of a head)
+    projections   projections of the timestep, one per ResNet: path → channels
     """
 
     attentions: Mapping[str, tuple[int, int]]
@@ -36,35 +36,36 @@ class ConditionLayout:
 
     @property
     def keys_values(self) -> dict[str, tuple[int, int]]:
-        """What replaces `encoder_hidden_states`: names of tensors → (heads, width of a head)."""
+        """The inputs that replace `encoder_hidden_states`: name → (heads, width of a head)."""
         return {f"{path}.{side}": of for path, of in self.attentions.items() for side in ("key", "value")}
 
 
 HOISTED: dict[str, Precomputed] = {
     family.unet: family.precomputed for family in FAMILIES.values() if family.precomputed
 }
-"""Each UNet and the networks that can compute its inputs."""
+"""UNet → the networks that can precompute its inputs."""
 
 
 def hoisted_from(network: str, hoist: Collection[str]) -> tuple[str, ...]:
-    """What of `hoist` its family can take out of a network, in the order of HOISTS; only UNets have any."""
+    """The names in `hoist` that the network's family supports, in HOISTS' order; () if it is not a UNet."""
     hoists = next((family.hoists for family in FAMILIES.values() if family.unet == network), ())
     return tuple(name for name in HOISTS if name in hoist and name in hoists)
 
 
 def unet_of(network: str) -> str:
-    """The UNet that a hoisted network belongs to; any other network's own name."""
-    return next((unet for unet, beside in HOISTED.items() if network in beside), network)
+    """The UNet that a precompute network belongs to; the name itself for any other network."""
+    return next((unet for unet, precomputed in HOISTED.items() if network in precomputed), network)
 
 
-def networks_beside(manifest: Manifest, unet: str) -> list[str]:
-    """The networks of a bundle that make inputs of its `unet`."""
-    return [name for name in HOISTED[unet] if name in manifest.networks]
+def precompute_networks(manifest: Manifest, network: str) -> list[str]:
+    """The networks of a bundle that precompute inputs of `network`; [] if it is not a UNet."""
+    return [name for name in HOISTED.get(network, ()) if name in manifest.networks]
 
 
 def hoisted_specs(unet: str, layout: ConditionLayout, hoist: Collection[str]) -> dict[str, NetworkSpec]:
-    """The UNet without what `hoist` names, and the networks that then stand beside it, by name."""
-    plain, beside = NETWORKS[unet], HOISTED[unet]
+    """The specifications of the UNet without the computations in `hoist`, and of the networks that precompute
+    them, by name."""
+    plain, precomputed = NETWORKS[unet], HOISTED[unet]
     inputs: dict[str, tuple[TensorSpec, ...]] = {tensor.name: (tensor,) for tensor in plain.inputs}
     specs: dict[str, NetworkSpec] = {}
     if "text" in hoist:
@@ -73,13 +74,13 @@ def hoisted_specs(unet: str, layout: ConditionLayout, hoist: Collection[str]) ->
             for name, (heads, width) in layout.keys_values.items()
         )
         text = inputs["encoder_hidden_states"]
-        specs[beside.text] = NetworkSpec(beside.text, plain.component, text, keys_values)
+        specs[precomputed.text] = NetworkSpec(precomputed.text, plain.component, text, keys_values)
         inputs["encoder_hidden_states"] = keys_values
     if "time" in hoist:
         given = [tensor for tensor in plain.inputs if tensor.name in ("timestep", "text_embeds", "time_ids")]
         rows = 1 if len(given) == 1 else "batch"
         row = TensorSpec(TIME_PROJECTIONS, (rows, sum(layout.projections.values())))
-        specs[beside.time] = NetworkSpec(beside.time, plain.component, tuple(given), (row,))
+        specs[precomputed.time] = NetworkSpec(precomputed.time, plain.component, tuple(given), (row,))
         inputs |= {tensor.name: () for tensor in given} | {"timestep": (row,)}
     taken = tuple(tensor for tensors in inputs.values() for tensor in tensors)
     return {unet: NetworkSpec(unet, plain.component, taken, plain.outputs), **specs}

@@ -16,7 +16,7 @@ from lamp_trt.engine.backends.registry import check_residence, choose_backend, d
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, SDXL, VIDEO_NETWORKS
-from lamp_trt.engine.precompute import networks_beside
+from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.algorithm.config import file_path, plain_text, truth_value
 from lamp_trt.runtime.cuda.device import CudaDevice
 from lamp_trt.runtime.cuda.engines import EngineSet
@@ -136,7 +136,7 @@ def load_first_frame_maker(bundle: Bundle, placement: Placement = Placement()) -
 def _host_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, FirstFrameMaker | None]:
     engines = {
         name: place.host_engine(bundle, name, motion if name == LAMP.unet else None)
-        for name in (*VIDEO_NETWORKS, *networks_beside(bundle.manifest, LAMP.unet))
+        for name in (*VIDEO_NETWORKS, *precompute_networks(bundle.manifest, LAMP.unet))
     }
     if missing_networks(bundle):
         return HostVideoOps(bundle.manifest, engines), None
@@ -150,7 +150,7 @@ def _cuda_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, Firs
 
 
 def _host_image_ops(bundle: Bundle, place: Place) -> ImageOps:
-    networks = (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, SDXL.unet))
+    networks = (*FIRST_FRAME_NETWORKS, *precompute_networks(bundle.manifest, SDXL.unet))
     engines = {name: place.host_engine(bundle, name) for name in networks}
     _check_networks(bundle, networks)
     return HostImageOps(bundle.manifest, engines)
@@ -158,7 +158,7 @@ def _host_image_ops(bundle: Bundle, place: Place) -> ImageOps:
 
 def _cuda_image_ops(bundle: Bundle, place: Place) -> ImageOps:
     ops = _on_device(partial(CudaImageOps, bundle.manifest), place.engine_set(bundle))
-    _check_networks(bundle, (*FIRST_FRAME_NETWORKS, *networks_beside(bundle.manifest, SDXL.unet)))
+    _check_networks(bundle, (*FIRST_FRAME_NETWORKS, *precompute_networks(bundle.manifest, SDXL.unet)))
     return ops
 
 

@@ -12,7 +12,7 @@ from lamp_trt.engine.backends.registry import backends, backends_on, choose_back
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.precompute import HOISTED, networks_beside
+from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.cuda.memory import memory_need
 
 USES = {
@@ -102,7 +102,7 @@ class Subject:
         same sample in both halves, as guidance has it."""
         return self._arrays(network, self.bundle.network(network).inputs)
 
-    def plain_inputs(self, network: str) -> Arrays:
+    def original_inputs(self, network: str) -> Arrays:
         """Likewise for the network as PyTorch has it, where nothing is hoisted out of it."""
         precision = self.bundle.network(network).precision
         return self._arrays(network, NETWORKS[network].resolve(self.bundle.manifest.sizes, precision)[0])
@@ -110,7 +110,7 @@ class Subject:
     def is_plain(self, network: str) -> bool:
         """Whether nothing is hoisted out of the network, so that it takes PyTorch's inputs."""
         manifest = self.bundle.manifest
-        return network in NETWORKS and not (network in HOISTED and networks_beside(manifest, network))
+        return network in NETWORKS and not precompute_networks(manifest, network)
 
     def _arrays(self, network: str, tensors: tuple[IOTensor, ...]) -> Arrays:
         prompts = ("", self.options.prompt)
@@ -139,6 +139,6 @@ class Subject:
     def _use(self, networks: tuple[str, ...]) -> dict[str, Any]:
         """The networks that are loaded together, and the bytes of their weights and arrays."""
         manifest = self.bundle.manifest
-        beside = [name for unet in networks if unet in HOISTED for name in networks_beside(manifest, unet)]
-        need = memory_need(manifest, [*networks, *beside])
-        return {"networks": [*networks, *beside], "weights": need.weights, "arrays": need.arrays}
+        precompute = [name for network in networks for name in precompute_networks(manifest, network)]
+        need = memory_need(manifest, [*networks, *precompute])
+        return {"networks": [*networks, *precompute], "weights": need.weights, "arrays": need.arrays}

@@ -17,8 +17,8 @@ import torch
 from lamp_trt.benchmarks.proof.check import Check, Unavailable
 from lamp_trt.benchmarks.proof.work import Array, Work
 from lamp_trt.benchmarks.verify.checks.limits import YARDSTICK
+from lamp_trt.benchmarks.verify.composed_engine import original_inputs
 from lamp_trt.benchmarks.verify.metrics import distance
-from lamp_trt.benchmarks.verify.plain_engine import plain_inputs
 from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, ddim_schedule
 from lamp_trt.runtime.algorithm.latents import step_table
 from lamp_trt.runtime.cuda.conditions import Conditions
@@ -201,7 +201,7 @@ class UnetProof:
         device, subject = engines.device, self.work.subject
         conditions = {
             tensor.name: device.empty(tensor.shape, tensor.dtype)
-            for tensor in plain_inputs(self.work.bundle, self.work.subject.network)
+            for tensor in original_inputs(self.work.bundle, self.work.subject.network)
             if tensor.name not in ("sample", "timestep")
         }
         manifest = self.work.bundle.manifest

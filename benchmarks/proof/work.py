@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.proof.check import Unavailable, require_diffusers
 from lamp_trt.benchmarks.proof.random_checkpoints import finished, write_lamp_unet, write_sdxl_unet
+from lamp_trt.benchmarks.verify.composed_engine import original_inputs
 from lamp_trt.benchmarks.verify.network_inputs import seeded_inputs
-from lamp_trt.benchmarks.verify.plain_engine import plain_inputs
 from lamp_trt.benchmarks.verify.reference.arithmetic import Arithmetic
 from lamp_trt.benchmarks.verify.reference.networks import reference_outputs
 from lamp_trt.engine import families
@@ -179,7 +179,7 @@ class Work:
         """Seeded arrays for what the UNet takes where nothing is hoisted; both halves of guidance hold the
         same latents."""
         bundle = self.bundle
-        return seeded_inputs(plain_inputs(bundle, self.subject.network), bundle.manifest.sizes, seed=0)
+        return seeded_inputs(original_inputs(bundle, self.subject.network), bundle.manifest.sizes, seed=0)
 
     def reference(self, dtype: torch.dtype) -> Array:
         """noise_pred of `inputs` by the official modules in PyTorch, float32."""

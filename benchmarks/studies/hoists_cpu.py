@@ -34,7 +34,7 @@ from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.families import LAMP
-from lamp_trt.engine.precompute import HOISTS, networks_beside
+from lamp_trt.engine.precompute import HOISTS, precompute_networks
 from lamp_trt.runtime.host.conditioning import conditions_by_step
 
 FORMS = ("", *HOISTS, ",".join(HOISTS))
@@ -45,11 +45,11 @@ def work(folder: Path, form: str, runs: int) -> None:
     """Warm up, run, and print the measurements; the output is kept in a file."""
     bundle = Bundle.open(folder / name_of(form))
     unet = OnnxRuntimeEngine(bundle, LAMP.unet, motion="random")
-    beside = [OnnxRuntimeEngine(bundle, name) for name in networks_beside(bundle.manifest, LAMP.unet)]
+    precompute = [OnnxRuntimeEngine(bundle, name) for name in precompute_networks(bundle.manifest, LAMP.unet)]
     arrays = inputs()
     sample, text = np.repeat(arrays["sample"][:1], 2, axis=0), arrays["encoder_hidden_states"]
     start = time.perf_counter()
-    conditions = conditions_by_step(unet, beside, {"encoder_hidden_states": text}, [501] * (runs + 1))
+    conditions = conditions_by_step(unet, precompute, {"encoder_hidden_states": text}, [501] * (runs + 1))
     next(conditions)
     once = time.perf_counter() - start
     steps = []

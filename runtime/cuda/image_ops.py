@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, SDXL
-from lamp_trt.engine.precompute import networks_beside
+from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.control import Control
 from lamp_trt.runtime.cuda.conditions import Conditions
 from lamp_trt.runtime.cuda.engines import EngineSet
@@ -77,7 +77,7 @@ class CudaImageOps(CudaOps):
     """See ops.ImageOps. `engines` and `work` may be shared with the video's operations."""
 
     def __init__(self, manifest: Manifest, engines: EngineSet, work: DeviceWork | None = None) -> None:
-        networks = (*FIRST_FRAME_NETWORKS, *networks_beside(manifest, SDXL.unet))
+        networks = (*FIRST_FRAME_NETWORKS, *precompute_networks(manifest, SDXL.unet))
         super().__init__(
             manifest, engines, work or DeviceWork(engines.device), networks, "making first frames"
         )

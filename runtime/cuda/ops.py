@@ -13,7 +13,7 @@ import numpy as np
 from lamp_trt.engine.bundle.manifest import Manifest
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.families import LAMP, VIDEO_NETWORKS
-from lamp_trt.engine.precompute import networks_beside
+from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.algorithm.config import GenerationConfig, Histogram
 from lamp_trt.runtime.algorithm.latents import Latents
 from lamp_trt.runtime.control import Control
@@ -35,7 +35,7 @@ class CudaVideoOps(CudaOps):
 
     def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
         device = engines.device
-        networks = (*VIDEO_NETWORKS, *networks_beside(manifest, LAMP.unet))
+        networks = (*VIDEO_NETWORKS, *precompute_networks(manifest, LAMP.unet))
         super().__init__(manifest, engines, DeviceWork(device), networks, "making videos")
         self._images: CudaImageOps | None = None
         self._size = (manifest.sizes["height"], manifest.sizes["width"])

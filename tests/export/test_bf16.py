@@ -35,7 +35,7 @@ from lamp_trt.engine.errors import CheckpointError, EngineError
 from lamp_trt.engine.families import NETWORKS, VIDEO_NETWORKS
 from lamp_trt.engine.graph.digest import graph_digest
 from lamp_trt.engine.networks import FLOAT, is_motion_tensor
-from lamp_trt.engine.precompute import HOISTS, networks_beside
+from lamp_trt.engine.precompute import HOISTS, precompute_networks
 from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoints.files import find_component
@@ -395,7 +395,7 @@ def test_a_hoisted_unet_is_as_near_to_fp32_as_pytorch(toy: Path, tmp_path: Path)
     """The tensors between the networks are float32."""
     options = toy_options(toy, precision="bf16", only=("lamp_unet",), hoist=tuple(HOISTS))
     bundle = with_packages(tmp_path / "hoisted", options)
-    names = networks_beside(bundle.manifest, "lamp_unet")
+    names = precompute_networks(bundle.manifest, "lamp_unet")
     unet, *beside = (AotInductorEngine(bundle, name, num_threads=1) for name in ("lamp_unet", *names))
     assert {tensor.dtype for engine in (unet, *beside) for tensor in engine.inputs} == {"float32"}
     arrays = plain_arrays(bundle, "lamp_unet")
@@ -412,7 +412,7 @@ def test_sdxls_unet_is_as_near_to_fp32_as_pytorch(hoist: tuple[str, ...], sdxl: 
     bundle = with_packages(
         tmp_path / "out", BuildOptions(sdxl=sdxl, precision="bf16", only=(network,), hoist=hoist, **size)
     )
-    names = (network, *networks_beside(bundle.manifest, network))
+    names = (network, *precompute_networks(bundle.manifest, network))
     unet, *beside = (AotInductorEngine(bundle, name, num_threads=1) for name in names)
     arrays = plain_arrays(bundle, network)
     arrays["time_ids"][:] = [96, 160, 0, 0, 96, 160]

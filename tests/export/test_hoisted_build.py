@@ -14,7 +14,7 @@ from lamp_trt.cli import main
 from lamp_trt.engine.bundle.paths import graph_path, weights_path
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.engine.precompute import HOISTED, HOISTS, networks_beside
+from lamp_trt.engine.precompute import HOISTED, HOISTS, precompute_networks
 from lamp_trt.export.build import build_bundle
 from lamp_trt.export.motions import add_motion
 from lamp_trt.export.planned import BuildReport
@@ -65,7 +65,7 @@ def test_each_hoist_is_a_switch_of_its_own(
     build_bundle(out, toy_options(toy, hoist=hoist))
     manifest = Bundle.open(out).manifest
     names = {"text": {"lamp_text_keys_values"}, "time": {"lamp_time_projections"}, "prefix": set()}
-    assert set(networks_beside(manifest, "lamp_unet")) == names[hoist[0]]
+    assert set(precompute_networks(manifest, "lamp_unet")) == names[hoist[0]]
     taken = {tensor.name for tensor in manifest.networks["lamp_unet"].inputs}
     assert ("encoder_hidden_states" in taken) == (hoist != ("text",))
     assert ("timestep" in taken) == (hoist != ("time",))
@@ -82,7 +82,7 @@ def test_graphs_beside_point_into_the_components_own_file(
     hoisted_bundle: Path, unet: str, component: str
 ) -> None:
     manifest = Bundle.open(hoisted_bundle).manifest
-    assert networks_beside(manifest, unet) == list(HOISTED[unet])
+    assert precompute_networks(manifest, unet) == list(HOISTED[unet])
     for name in HOISTED[unet]:
         assert manifest.networks[name].component == component
         model = onnx.load(hoisted_bundle / graph_path(name), load_external_data=False)

@@ -89,7 +89,7 @@ class Peers:
         from lamp_trt.benchmarks.verify.reference.arithmetic import EXACT
         from lamp_trt.benchmarks.verify.reference.networks import reference_outputs
 
-        inputs = self._subject.plain_inputs(network)
+        inputs = self._subject.original_inputs(network)
         return reference_outputs(network, self._folder(network), EXACT, inputs)
 
     def _folder(self, network: str) -> Any:
@@ -110,7 +110,7 @@ class Peers:
         if lean:
             module = _lean(module)
         called: Any = torch.compile(module) if compiled else module
-        inputs = module_inputs(module, subject.plain_inputs(network))
+        inputs = module_inputs(module, subject.original_inputs(network))
         names = [tensor.name for tensor in subject.bundle.network(network).outputs]
 
         def forward() -> tuple["torch.Tensor", ...]:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.verify.checks.check import Check
 from lamp_trt.benchmarks.verify.options import VerifyOptions
-from lamp_trt.benchmarks.verify.plain_engine import beside
 from lamp_trt.benchmarks.verify.reference.networks import (
     force_zeros_for_empty_prompt,
     published,
@@ -29,6 +28,7 @@ from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.families import LAMP, component_of
+from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
 from lamp_trt.export.convert import converted, tensor_bytes
 
@@ -214,13 +214,13 @@ class _Difference:
 
 
 def weights_check(bundle: Bundle, network: str, motion: str, files: ComponentFiles) -> Check:
-    """Whether the bytes that `network` and those beside it read (the UNet's with `motion`) are the tensors of
-    the checkpoint.
+    """Whether `network` (the UNet with `motion`) and the networks that precompute its inputs read exactly the
+    checkpoint's tensors.
 
     Tensors of the checkpoint that no place is given for (another network's) are passed over.
     """
     places = graph_places(bundle, network)
-    for name in beside(bundle, network):
+    for name in precompute_networks(bundle.manifest, network):
         places |= graph_places(bundle, name)
     if motion:
         places |= motion_places(bundle, motion)

@@ -21,10 +21,15 @@ from lamp_trt.benchmarks.verify.checks.limits import (
     ONNX_RUNTIME_YARDSTICK,
     YARDSTICK,
 )
+from lamp_trt.benchmarks.verify.composed_engine import (
+    ComposedEngine,
+    HostComposedEngine,
+    composed_engine,
+    original_inputs,
+)
 from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.benchmarks.verify.network_inputs import bundle_ids, seeded_inputs
 from lamp_trt.benchmarks.verify.options import VerifyOptions
-from lamp_trt.benchmarks.verify.plain_engine import HostPlainEngine, PlainEngine, plain_engine, plain_inputs
 from lamp_trt.benchmarks.verify.reference.arithmetic import EXACT, Arithmetic, yardstick
 from lamp_trt.benchmarks.verify.reference.networks import prompt_ids, reference_outputs
 from lamp_trt.benchmarks.verify.reference.onnx import Fp32OnnxEngine
@@ -69,7 +74,7 @@ class NetworkProof:
         self._component = component_of(network)
         self._from_pytorch = options.checkpoints.given(self._component.origin)
         self._reference_place = reference_place(options.num_threads)
-        self._engines: dict[Place, PlainEngine] = {}
+        self._engines: dict[Place, ComposedEngine] = {}
 
     @property
     def motions(self) -> list[str]:
@@ -112,7 +117,7 @@ class NetworkProof:
         if self._from_pytorch and tokenizer:
             folder = options.checkpoints.folder(self._component.origin) / tokenizer.folder
             ids = partial(prompt_ids, folder, list(prompts))
-        tensors = plain_inputs(bundle, self._network)
+        tensors = original_inputs(bundle, self._network)
         return seeded_inputs(tensors, bundle.manifest.sizes, options.seed, ids)
 
     def _expected(self, motion: str, inputs: Arrays) -> tuple[Arrays, Arrays | None]:
@@ -131,16 +136,16 @@ class NetworkProof:
         folder = self._options.checkpoints.folder(self._component.origin, motion)
         return reference_outputs(self._network, folder, arithmetic, inputs)
 
-    def _fp32_graph(self, motion: str) -> PlainEngine:
+    def _fp32_graph(self, motion: str) -> ComposedEngine:
         def load(network: str, shown: str | None) -> Fp32OnnxEngine:
             threads = self._options.num_threads
             return Fp32OnnxEngine(self._bundle, network, motion=shown, num_threads=threads)
 
-        return HostPlainEngine(self._bundle, self._network, load, motion or None)
+        return HostComposedEngine(self._bundle, self._network, load, motion or None)
 
     def _run(self, place: Place, motion: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
         if place not in self._engines:
-            self._engines[place] = plain_engine(self._bundle, self._network, place, motion or None)
+            self._engines[place] = composed_engine(self._bundle, self._network, place, motion or None)
         elif motion:
             self._engines[place].set_motion(motion)
         return self._engines[place].run(inputs)
@@ -181,7 +186,7 @@ class NetworkProof:
             words.append(f"({place}{against})")
         return " ".join(filter(None, words))
 
-    def _shows_again(self, engine: PlainEngine, motion: str, inputs: Arrays, outputs: Arrays) -> Check:
+    def _shows_again(self, engine: ComposedEngine, motion: str, inputs: Arrays, outputs: Arrays) -> Check:
         """The first motion after all others: bit for bit what it was."""
         title = f"{self._title(self._place)} shown again"
         try:

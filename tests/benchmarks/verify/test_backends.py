@@ -11,10 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lamp_trt.benchmarks.verify.composed_engine import original_inputs
 from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.benchmarks.verify.network_inputs import bundle_ids, seeded_inputs
 from lamp_trt.benchmarks.verify.options import Checkpoints, VerifyOptions
-from lamp_trt.benchmarks.verify.plain_engine import plain_inputs
 from lamp_trt.benchmarks.verify.reference.arithmetic import Arithmetic, to_tf32, yardstick
 from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS
 from lamp_trt.benchmarks.verify.reference.onnx import Fp32OnnxEngine
@@ -217,7 +217,7 @@ def test_a_graph_in_fp32_computes_what_pytorch_does_with_the_same_weights(
     bundle = Bundle.open(half)
     motion = "rain" if network == "lamp_unet" else None
     ids = partial(bundle_ids, bundle, network, ("", "a horse runs"))
-    inputs = seeded_inputs(plain_inputs(bundle, network), bundle.manifest.sizes, 0, ids)
+    inputs = seeded_inputs(original_inputs(bundle, network), bundle.manifest.sizes, 0, ids)
     (ours,) = Fp32OnnxEngine(bundle, network, motion=motion, num_threads=1).run(inputs).values()
     entry = REFERENCE_NETWORKS[network]
     module = entry.load(toy / "motions" / "rain" if motion else toy / "sd", torch.float16).float()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import lamp_trt
+from lamp_trt.benchmarks.verify.composed_engine import composed_engine, original_inputs
 from lamp_trt.benchmarks.verify.options import VerifyOptions
-from lamp_trt.benchmarks.verify.plain_engine import plain_engine, plain_inputs
 from lamp_trt.benchmarks.verify.run import verify_bundle
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
@@ -134,7 +134,7 @@ def test_a_unet_with_those_beside_it_takes_the_plain_inputs(
     hoisted_bundle: Path, sdxl_bundle: Path, unet: str
 ) -> None:
     plain, hoisted = Bundle.open(sdxl_bundle), Bundle.open(hoisted_bundle)
-    inputs = plain_inputs(hoisted, unet)
+    inputs = original_inputs(hoisted, unet)
     assert inputs == plain.network(unet).inputs
     assert hoisted.network(unet).inputs != inputs
     rng = np.random.default_rng(3)
@@ -142,6 +142,6 @@ def test_a_unet_with_those_beside_it_takes_the_plain_inputs(
     arrays["sample"][1], arrays["timestep"][0] = arrays["sample"][0], 321
     motion = "rain" if unet == "lamp_unet" else None
     ours, expected = (
-        plain_engine(b, unet, ONNX_RUNTIME, motion).run(arrays)["noise_pred"] for b in (hoisted, plain)
+        composed_engine(b, unet, ONNX_RUNTIME, motion).run(arrays)["noise_pred"] for b in (hoisted, plain)
     )
     np.testing.assert_allclose(ours, expected, rtol=0, atol=HOISTED_RTOL * np.abs(expected).max())

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's networks between the inputs of engine/families.py, wherever they run and whatever their graphs
-leave out."""
+"""A bundle's networks with the inputs of engine/families.py, on any device and with any hoists: the networks
+that precompute inputs of a UNet run first."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,47 +10,42 @@ from lamp_trt.engine.backends.contract import Array, Engine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.families import NETWORKS
 from lamp_trt.engine.networks import IOTensor
-from lamp_trt.engine.precompute import HOISTED, networks_beside
+from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.host.conditioning import conditions_by_step
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.load import Place
 
 
-class PlainEngine(Protocol):
-    """A network together with those beside it. Methods raise EngineError."""
+class ComposedEngine(Protocol):
+    """A network together with those that precompute its inputs. Methods raise EngineError."""
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """arrays: host arrays by the names of `plain_inputs`, one timestep. The outputs are new arrays."""
+        """arrays: host arrays by the names of `original_inputs`, one timestep. The outputs are new arrays."""
         ...
 
     def set_motion(self, motion: str) -> None: ...
 
     def close(self) -> None:
-        """Give memory back; the engine is unusable afterwards."""
+        """Free memory; the engine is unusable afterwards."""
         ...
 
 
-def beside(bundle: Bundle, network: str) -> list[str]:
-    """The networks that make inputs of `network`; none but a UNet has any."""
-    return networks_beside(bundle.manifest, network) if network in HOISTED else []
-
-
-def plain_inputs(bundle: Bundle, network: str) -> tuple[IOTensor, ...]:
-    """What `network` takes where nothing is hoisted."""
+def original_inputs(bundle: Bundle, network: str) -> tuple[IOTensor, ...]:
+    """The inputs of `network` with nothing hoisted out of it."""
     precision = bundle.network(network).precision
     return NETWORKS[network].resolve(bundle.manifest.sizes, precision)[0]
 
 
-def plain_engine(bundle: Bundle, network: str, place: Place, motion: str | None = None) -> PlainEngine:
+def composed_engine(bundle: Bundle, network: str, place: Place, motion: str | None = None) -> ComposedEngine:
     """`network` as a pipeline at `place` runs it. EngineError if it cannot be loaded."""
     if place.ordinal is None:
-        return HostPlainEngine(bundle, network, partial(place.host_engine, bundle), motion)
-    return DevicePlainEngine(bundle, network, place.engine_set(bundle, motion))
+        return HostComposedEngine(bundle, network, partial(place.host_engine, bundle), motion)
+    return DeviceComposedEngine(bundle, network, place.engine_set(bundle, motion))
 
 
-class HostPlainEngine:
-    """On host arrays. load: gives the engine of a network, of the UNet with a motion."""
+class HostComposedEngine:
+    """Engines on host arrays. load: (network, motion) → engine."""
 
     def __init__(
         self,
@@ -60,30 +55,29 @@ class HostPlainEngine:
         motion: str | None = None,
     ) -> None:
         self._engine = load(network, motion)
-        self._beside = [load(name, None) for name in beside(bundle, network)]
+        self._precompute = [load(name, None) for name in precompute_networks(bundle.manifest, network)]
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        if not self._beside:
+        if not self._precompute:
             return self._engine.run(arrays)
-        conditions = conditions_by_step(self._engine, self._beside, arrays, arrays["timestep"])
+        conditions = conditions_by_step(self._engine, self._precompute, arrays, arrays["timestep"])
         return self._engine.run({"sample": arrays["sample"], **next(conditions)})
 
     def set_motion(self, motion: str) -> None:
         self._engine.set_motion(motion)
 
     def close(self) -> None:
-        for engine in (self._engine, *self._beside):
+        for engine in (self._engine, *self._precompute):
             engine.close()
 
 
-class DevicePlainEngine:
-    """Between arrays on a device; what one network gives and another takes under the same name is one
-    array."""
+class DeviceComposedEngine:
+    """Engines on device arrays; an output and an input of the same name share one array."""
 
     def __init__(self, bundle: Bundle, network: str, engines: EngineSet) -> None:
         self._engines, self._arrays = engines, dict[str, DeviceArray]()
         self._bound = []
-        for name in (*beside(bundle, network), network):
+        for name in (*precompute_networks(bundle.manifest, network), network):
             self._bound.append(engines.add(name, self._arrays))
             self._arrays |= self._bound[-1].arrays
         engines.share_scratch()
