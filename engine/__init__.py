@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From ONNX to something that runs: network specifications, the bundle, the backends. No torch."""
+"""Network specifications, the bundle format and the backends that run ONNX networks. Imports no torch."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Element types and precisions: the one table of what each is called by NumPy, PyTorch, safetensors, ONNX and
-TensorRT. Imports none of them."""
+"""Element types and precisions, with their names in NumPy, PyTorch, safetensors, ONNX and TensorRT. Imports
+none of these libraries."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +13,9 @@ class DType:
     name      in PyTorch, and in NumPy if `in_numpy`
     stored    in safetensors files
     onnx      in TensorProto.DataType and onnx_ir.DataType
-    tensorrt  in trt.DataType; None where TensorRT has none
-    size      bytes of a value
-    is_float  whether weights may be stored so in a checkpoint
+    tensorrt  in trt.DataType; None if TensorRT lacks the type
+    size      bytes per value
+    is_float  whether checkpoints may store weights in it
     """
 
     name: str
@@ -45,7 +45,7 @@ BY_STORED = {dtype.stored: dtype for dtype in DTYPES}
 BY_ONNX = {dtype.onnx: dtype for dtype in DTYPES}
 
 Precision = Literal["bf16", "fp16", "fp32"]
-"""What a network's weights and activations are."""
+"""The type of a network's weights and activations."""
 
 PRECISIONS: dict[Precision, DType] = {
     "bf16": BY_NAME["bfloat16"],
@@ -55,7 +55,7 @@ PRECISIONS: dict[Precision, DType] = {
 
 
 def border_dtype(precision: Precision) -> str:
-    """NumPy's name of the dtype in which networks of a precision take and give floats. NumPy has no bfloat16,
-    so networks in bf16 take float32, round it, and give float32."""
+    """The NumPy dtype of the float inputs and outputs of networks in a precision. NumPy has no bfloat16, so
+    networks in bf16 take float32, round it, and return float32."""
     inside = PRECISIONS[precision]
     return inside.name if inside.in_numpy else "float32"

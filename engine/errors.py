@@ -10,7 +10,7 @@ import errno
 MACHINE_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOMEM)
 )
-"""Of an OSError: the machine is at its limit or failed, whatever path the caller gave."""
+"""OSError codes that mean that the machine is at a limit or failed, whatever path the caller gave."""
 
 
 class LampError(Exception):
@@ -20,17 +20,17 @@ class LampError(Exception):
 
 
 class InputError(LampError, ValueError):
-    """An argument or a file that the caller gave cannot be used."""
+    """An argument or file given by the caller cannot be used."""
 
     exit_code = 2
 
 
 class CheckpointError(InputError):
-    """A checkpoint folder is missing, incomplete, or not what it was given as."""
+    """A checkpoint folder is missing, incomplete, or of another kind than expected."""
 
 
 class BundleError(LampError, RuntimeError):
-    """A bundle is damaged, of another schema version, in use, or does not hold what was asked for."""
+    """A bundle is damaged, of another schema version, in use, or lacks the requested item."""
 
 
 class EngineError(LampError, RuntimeError):
@@ -38,10 +38,10 @@ class EngineError(LampError, RuntimeError):
 
 
 class OutputError(LampError, RuntimeError):
-    """A result cannot be written, for a reason that is the machine's: a full disk, say."""
+    """A result cannot be written because of the machine, for example a full disk."""
 
 
 class Cancelled(LampError):
-    """The caller's cancel token was set. Nothing is broken: what was asked for can be asked for again."""
+    """The caller's cancel token was set. The pipeline stays usable and the call can be repeated."""
 
     exit_code = 130

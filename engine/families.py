@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model families of a bundle: their networks, and the checkpoint components that hold the weights.
 
-Everything that is keyed by network or component is looked up in these records. A network is added by a record
-here and, where torch may be imported, by its module (export/networks.py) and its reference
-(benchmarks/verify/reference/networks.py).
+All data keyed by network or component are looked up in these records. To add a network, add a record here,
+its torch module in export/networks.py and its reference in benchmarks/verify/reference/networks.py.
 """
 
 from lamp_trt.engine.networks import (
@@ -20,11 +19,11 @@ from lamp_trt.engine.networks import (
 FAMILIES: dict[str, Family] = {}
 NETWORKS: dict[str, NetworkSpec] = {}
 COMPONENTS: dict[str, Component] = {}
-"""What is registered, by name."""
+"""The registered components, by name."""
 
 
 def register(family: Family) -> None:
-    """Add a family to FAMILIES, NETWORKS and COMPONENTS. ValueError for a name that is taken or unknown."""
+    """Add a family to FAMILIES, NETWORKS and COMPONENTS. ValueError if a name is taken or unknown."""
     components = {component.name: component for component in family.components}
     specs = {spec.name: spec for spec in family.networks}
     taken = (
@@ -45,7 +44,7 @@ def register(family: Family) -> None:
 
 
 def component_of(network: str) -> Component:
-    """The component that a network of NETWORKS has its weights from."""
+    """The component that holds the weights of a network of NETWORKS."""
     return COMPONENTS[NETWORKS[network].component]
 
 
@@ -64,7 +63,7 @@ _TOKENS = ("max_position_embeddings", 77)
 
 SD_CHECKPOINT = Origin("--sd", "DIR", "Stable Diffusion v1.4", "sd")
 MOTION_CHECKPOINT = Origin("--motion", "NAME=DIR", "LAMP", "motions")
-"""One for each motion; the UNet's shared weights come from the first one's."""
+"""One checkpoint per motion; the UNet's shared weights come from the first."""
 SDXL_CHECKPOINT = Origin("--sdxl", "DIR", "Stable Diffusion XL", "sdxl")
 
 LAMP = Family(

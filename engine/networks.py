@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The records that describe a model: its networks with their inputs and outputs, its checkpoint components.
 
-engine/families.py holds the records themselves. Export gives its graphs the names of inputs and outputs, the
-bundle records the resolved shapes, backends build profiles from them and the runtime allocates by them.
+The records themselves are in engine/families.py. Export names the inputs and outputs of graphs by them, the
+bundle stores the resolved shapes, backends build profiles from them and the runtime allocates by them.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class IOTensor:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """One exported network. `component` names the weight file that its initializers live in."""
+    """One exported network. `component` names the weight file that holds its initializers."""
 
     name: str
     component: str
@@ -64,9 +64,9 @@ class NetworkSpec:
 class Origin:
     """A kind of checkpoint that `lamp-trt build` takes.
 
-    option, value  of the command line, like "--sd" and "DIR"
-    holds          the model that is in it
-    field          of export/recipe.py's BuildOptions
+    option, value  on the command line, like "--sd" and "DIR"
+    holds          the model in it
+    field          name of the field of export/recipe.py's BuildOptions
     """
 
     option: str
@@ -81,7 +81,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer's folder in a bundle, `name`, and in the checkpoint."""
+    """A tokenizer. name: its folder in a bundle. folder: its folder in the checkpoint."""
 
     name: str
     folder: str
@@ -92,19 +92,19 @@ class Component:
     """A part of a checkpoint with weights of its own, in a bundle the file weights/<name>.safetensors.
 
     title           its name in messages
-    origin, folder  the checkpoint that it is read from, and its folder there
-    parameters      values in the published checkpoint
-    library         whose file names it has
-    optional        whether a checkpoint may lack it: then its networks are not built
-    precision       the precision that it has in every bundle; None: the bundle's
+    origin, folder  the checkpoint that it is read from, and its folder in it
+    parameters      number of values in the published checkpoint
+    library         the library whose file names it uses
+    optional        whether a checkpoint may lack it; its networks are then not built
+    precision       its fixed precision in every bundle; None: the bundle's
     used            whether a network uses a tensor, by its name
-    motion_tensors  whether a tensor, by its name, is in the motions' files; None: it has no motions
-    motion_parameters  values of a motion of the published size
-    same_as         the component whose tensors the published checkpoints have here too: equal weights are
-                    stored once, in that component's file
-    axes            axes of networks whose sizes its config.json says: axis → field, value where it is missing
-    tokenizer       what makes a text encoder's token ids
-    scaling_factor  what a VAE's latents are multiplied by
+    motion_tensors  whether a tensor, by its name, is stored in the motions' files; None: no motions
+    motion_parameters  number of values of a motion of the published size
+    same_as         the component with the same tensors in the published checkpoints: equal weights are stored
+                    once, in that component's file
+    axes            axes whose sizes its config.json gives: axis → (field, default)
+    tokenizer       the tokenizer of a text encoder
+    scaling_factor  factor of a VAE's latents
     """
 
     name: str
@@ -133,10 +133,10 @@ class Component:
 
 
 class Precomputed(NamedTuple):
-    """The networks that compute inputs of a UNet beforehand, each by itself, see engine/precompute.py.
+    """The networks that precompute inputs of a UNet, independently of each other; see engine/precompute.py.
 
     text   encoder_hidden_states → keys and values of every attention, each (batch, heads, tokens, head width)
-    time   timestep, and what else the time embedding takes → TIME_PROJECTIONS (1 or batch, width)
+    time   timestep and the time embedding's other inputs → TIME_PROJECTIONS (1 or batch, width)
     """
 
     text: str
@@ -147,10 +147,10 @@ class Precomputed(NamedTuple):
 class Family:
     """A model whose networks work together.
 
-    unet         the network that the denoising loop runs; "" for none
-    vae          the component that scales latents; "" for none
-    precomputed  the networks that can compute inputs of the UNet
-    hoists       of precompute.HOISTS, what can be taken out of the UNet's step
+    unet         the network that the denoising loop runs; "" if there is none
+    vae          the component that scales latents; "" if there is none
+    precomputed  the networks that can precompute inputs of the UNet
+    hoists       the names of precompute.HOISTS that the UNet supports
     """
 
     name: str
@@ -163,7 +163,7 @@ class Family:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of its networks, those of `precomputed` aside."""
+        """Names of its networks, without those of `precomputed`."""
         return tuple(spec.name for spec in self.networks)
 
     @property
@@ -173,8 +173,8 @@ class Family:
 
 
 MOTION_MODULES = ("conv1d", "conv_gate", "attn1.to_q", "attn_temp")
-"""A UNet module whose dotted name ends so is trained by LAMP; the rest is Stable Diffusion's (and equal
-for every motion). Source: both published training configurations, docs/algorithm.md."""
+"""Endings of the dotted names of the UNet modules that LAMP trains; the rest is Stable Diffusion's, equal for
+every motion. Source: both published training configurations, docs/algorithm.md."""
 
 
 def is_motion_tensor(name: str) -> bool:

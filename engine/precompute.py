@@ -20,7 +20,7 @@ HOISTS = {
 """Independent computations that a build can take out of a UNet's step: name → description."""
 
 TIME_PROJECTIONS = "time_projections"
-"""The UNet's input in place of `timestep` (and SDXL's text_embeds and time_ids): every ResNet's projection."""
+"""The UNet's input that replaces `timestep` (and SDXL's text_embeds, time_ids): every ResNet's projection."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress bars on stderr, where that is a terminal, and nothing anywhere else."""
+"""Progress bars on stderr if that is a terminal."""
 
 import sys
 from collections.abc import Iterable
@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 
 def progress(items: Iterable[Any] | None = None, label: str = "", **options: Any) -> Any:
-    """tqdm over `items`, with its `options`; without a display if stderr is no terminal or is closed."""
+    """Return tqdm over `items` with its `options`; it displays nothing if stderr is closed or not a
+    terminal."""
     return tqdm(items, label, disable=not _is_terminal(), **options)
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """torch runs on `count` threads within the block, and on as many as before afterwards, also after an
-    error. None leaves the number as it is."""
+    """Run torch on `count` threads within the block and restore the number afterwards, also after an error.
+    None leaves it unchanged."""
     import torch
 
     before = torch.get_num_threads()

@@ -199,7 +199,7 @@ def _require_bundle(path: Path) -> None:
     """Raise BundleError where there is none, before a writer would begin one."""
     if not any(os.path.lexists(path / name) for name in (MANIFEST, PENDING)):
         remedy = meant_folder(path, (MANIFEST,)) or "Build one first: lamp-trt build"
-        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}. {remedy}")
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}. {remedy}")
 
 
 def _manifest_with_unet(writer: BundleWriter) -> Manifest:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are whole or absent: every call that changes the file system, and what is composed of them.
+"""Atomic file operations: the system calls that change files, and functions composed of them.
 
-The first group of functions is the only place where the bundle's code touches the operating system, so
-that a crash test can fail any of them. The second never leaves a half-written file under a final name.
+The bundle's code changes files only through the first group of functions, so a crash test can make any of
+them fail. The second group never leaves a partial file under a final name.
 """
 
 import errno
@@ -18,7 +18,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def create(path: Path) -> int:
-    """A descriptor of a new, empty file; FileExistsError if there is one, symlinks included."""
+    """Create an empty file and return its descriptor; FileExistsError if the name exists, also as a
+    symlink."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
 
@@ -48,7 +49,7 @@ def truncate(descriptor: int, size: int) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Let an OSError from a call that takes a descriptor say which path it is about."""
+    """Set the file name of an OSError from a call that takes a descriptor to `path`."""
     try:
         yield
     except OSError as error:
@@ -60,10 +61,10 @@ def _naming(path: Path) -> Iterator[None]:
 def explained(
     folder: Path, explain: Callable[[OSError, bool], Exception], *, or_above: bool = False
 ) -> Iterator[None]:
-    """Raise what `explain` makes of an OSError about a file in `folder`, given whether space ran out.
+    """Replace an OSError about a file in `folder` by `explain(error, whether space ran out)`.
 
-    or_above: also about a folder above it, which may have to be made. Errors about other files, which are a
-    caller's, pass.
+    or_above: also an error about a parent of `folder`, which may have to be created. Errors about other files
+    pass unchanged.
     """
     try:
         yield
@@ -96,7 +97,7 @@ class NewFile(io.FileIO):
 
 
 def remove(path: Path) -> None:
-    """Unlink `path` if it is there."""
+    """Unlink `path` if it exists."""
     if os.path.lexists(path):
         unlink(path)
 
@@ -126,7 +127,7 @@ def make_folders(folder: Path) -> None:
 
 @contextmanager
 def written_file(path: Path) -> Iterator[NewFile]:
-    """A new file at `path`, on disk when the block ends, absent when it raises."""
+    """A new file at `path`: synced to disk when the block ends, removed if it raises."""
     try:
         with NewFile(path) as file:
             yield file
@@ -138,7 +139,7 @@ def written_file(path: Path) -> Iterator[NewFile]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[NewFile]:
-    """A file that takes the place of `path` at once when the block ends; nothing changes when it raises."""
+    """A file that atomically replaces `path` when the block ends; `path` stays unchanged if it raises."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     with written_file(temporary) as file:
         yield file

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of files, and the cache that spares reading gigabytes again to learn that nothing changed."""
+"""Digests of files, and a cache that avoids reading unchanged files again."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ _BLOCK_BYTES = 1 << 20
 _MAX_THREADS = 8
 
 RACY_SECONDS = 2.0
-"""A file changed this recently may change again without its time stamps moving, so its digest is not kept."""
+"""A file changed this recently may change again with equal time stamps, so its digest is not cached."""
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """sha256 over the concatenated sha256 digests of the 64 MiB chunks of a file, in hexadecimal.
 
     Chunks are hashed by several threads. An empty file has no chunks. InputError if it is not a
-    readable regular file, or shrinks meanwhile.
+    readable regular file, or shrinks while it is read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
@@ -67,16 +67,16 @@ FileIdentity = tuple[int, int, int, int]
 
 
 def file_identity(status: os.stat_result) -> FileIdentity:
-    """(size, mtime_ns, inode, ctime_ns): two equal ones mean that nobody wrote to the file in between."""
+    """(size, mtime_ns, inode, ctime_ns): if two are equal, the file was not written in between."""
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
 
 
 class DigestCache:
-    """Digests remembered by path and file identity, one small file an entry, in the user's cache folder.
+    """Cached digests by path and file identity, one small file per entry in the user's cache folder.
 
-    Any number of processes may use it: an entry is replaced whole, and one that cannot be read counts as
-    absent. For checkpoints and bundle files; never for compiled engines, which are code and are hashed at
-    every load. Where no cache can be kept, every digest is computed.
+    Safe for concurrent processes: entries are replaced atomically, and an unreadable one counts as missing.
+    For checkpoints and bundle files, not for compiled engines, which are code and are hashed at every load.
+    Without a writable cache folder every digest is computed.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -86,7 +86,7 @@ class DigestCache:
     def digest(self, path: str | os.PathLike[str], *, fresh: bool = False) -> str:
         """The digest of a file, from the cache if its identity is unchanged and not `fresh`.
 
-        InputError if it cannot be read or changes meanwhile.
+        InputError if it cannot be read or changes while it is read.
         """
         path = Path(os.path.realpath(path))
         before = self._identity(path)
@@ -99,13 +99,13 @@ class DigestCache:
         return digest
 
     def matches(self, path: str | os.PathLike[str], digest: str, *, fresh: bool = False) -> bool:
-        """Whether a file has `digest`. A remembered one that differs is computed again first."""
+        """Whether a file has `digest`. A cached digest that differs is computed again first."""
         return self.digest(path, fresh=fresh) == digest or (
             not fresh and self.digest(path, fresh=True) == digest
         )
 
     def record(self, path: str | os.PathLike[str], digest: str) -> None:
-        """Remember a digest that the caller computed from the file as it is now."""
+        """Cache a digest that the caller computed from the current file."""
         path = Path(os.path.realpath(path))
         self._write(path, self._identity(path), digest)
 

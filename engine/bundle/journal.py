@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The write-ahead journal of a build: which files it is about to put in place, and from which inputs."""
+"""The write-ahead journal of a build: the files that it will put in place, and the keys of their inputs."""
 
 import dataclasses
 import os
@@ -15,24 +15,24 @@ from lamp_trt.engine.errors import BundleError
 
 @dataclass(frozen=True)
 class _Record:
-    """One line: a file that is put in place (or, with `entry` null, taken away by the commit)."""
+    """One line: a file that is put in place (or, with `entry` null, removed by the commit)."""
 
     path: str
     entry: FileEntry | None
 
 
 class Journal:
-    """build.journal in `folder`, JSON lines, each on disk before what it announces is done.
+    """build.journal in `folder`: JSON lines, each synced to disk before the change that it announces.
 
-    A line says what a file *should* be: whoever believes it must compare the file's digest. A torn or
-    damaged line ends the journal, and everything from there on counts as never written.
+    A line gives the expected state of a file; readers must compare the file's digest. A truncated or damaged
+    line ends the journal: it and all later lines are ignored.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
         self.entries: dict[str, FileEntry] = {}
         self.paths: set[str] = set()
-        """Every path named, so that a later commit can take away what its manifest does not."""
+        """Every path named, so that a later commit can remove those that its manifest does not name."""
         self._size = 0
         self._file: atomic_files.NewFile | None = None
         try:
@@ -58,7 +58,7 @@ class Journal:
             self.entries.pop(path, None)
 
     def append(self, path: str, entry: FileEntry | None) -> None:
-        """Announce that `path` becomes `entry`, or (None) that the commit takes it away."""
+        """Announce that `path` becomes `entry`, or (None) that the commit removes it."""
         line = to_line(dataclasses.asdict(_Record(path, entry)))
         self._file = self._file or self._open()
         try:
@@ -71,7 +71,7 @@ class Journal:
         self._remember(path, entry)
 
     def _open(self) -> atomic_files.NewFile:
-        """The journal without its torn end, for appending."""
+        """Open the journal for appending, without a truncated last line."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         file = atomic_files.NewFile(self.path, os.open(self.path, flags, 0o666))
         try:
@@ -88,6 +88,6 @@ class Journal:
             self._file = None
 
     def delete(self) -> None:
-        """The commit is done: nothing is left to resume."""
+        """Remove the journal after a finished commit."""
         self.close()
         atomic_files.remove(self.path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bundle.json: what a bundle holds. Strict in what it reads, byte-identical in what it writes."""
+"""bundle.json, the manifest of a bundle: strict reading, byte-identical writing."""
 
 import dataclasses
 import hashlib
@@ -23,14 +23,14 @@ _DTYPES = (*sorted(set(map(border_dtype, PRECISIONS))), "int32", "int64")
 _MAX_AXIS = 2**31 - 1
 
 BETA_SCHEDULES = ("linear", "scaled_linear")
-"""Of a scheduler_config.json: those that runtime/algorithm/ddim.py computes."""
+"""Values of `beta_schedule` in scheduler_config.json that runtime/algorithm/ddim.py supports."""
 
 Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A deterministic file: `sha256` is `file_digest`; `key` names the inputs that it was made from."""
+    """A deterministic file: `sha256` is `file_digest`; `key` identifies the inputs that it was made from."""
 
     size: int
     sha256: str
@@ -50,7 +50,8 @@ class NetworkEntry:
 
 @dataclass(frozen=True)
 class MotionEntry:
-    """A motion's file; `kind` "full" if its shared tensors differ from the base too; digest of its origin."""
+    """A motion's file. kind: "full" if its shared tensors also differ from the base. origin: digest of its
+    checkpoint."""
 
     file: str
     kind: Literal["motion", "full"]
@@ -59,8 +60,8 @@ class MotionEntry:
 
 @dataclass(frozen=True)
 class FirstFrameEntry:
-    """What the SDXL checkpoint says of its use: scheduler_config.json, and whether a prompt that is not
-    given is all-zero embeddings rather than the empty text's."""
+    """Settings from the SDXL checkpoint: scheduler_config.json, and whether a missing prompt has all-zero
+    embeddings instead of the empty text's."""
 
     scheduler: dict[str, Scalar | tuple[Scalar, ...]]
     force_zeros_for_empty_prompt: bool
@@ -68,12 +69,12 @@ class FirstFrameEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of bundle.json. BundleError, naming the field, if they contradict each other.
+    """The contents of bundle.json. BundleError, naming the field, if fields contradict each other.
 
     sizes: axis sizes (height, width, num_frames, latent_height, latent_width, batch, decode_batch, tokens,
     text_width, …). scheduler: as published. scaling_factors: by VAE, like {"vae": 0.18215}.
     tokenizers: {name: {"folder": …, …}}. files: every deterministic file by its relative path. first_frame:
-    None, and then not in the file, for a bundle without SDXL networks.
+    None, and then absent from the file, for a bundle without SDXL networks.
     """
 
     networks: dict[str, NetworkEntry]
@@ -130,7 +131,7 @@ class Manifest:
         _require(path in self.files, where, path, "a path that `files` names")
 
     def to_json(self) -> bytes:
-        """The bytes of bundle.json: sorted keys, no time, no host, and a digest of the rest of itself."""
+        """The bytes of bundle.json: sorted keys, neither time nor host, and a digest of the other fields."""
         document = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
         if self.first_frame is None:
             del document["first_frame"]
@@ -163,7 +164,8 @@ def manifest_digest(data: bytes) -> str:
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> tuple[Manifest, bytes]:
-    """The manifest in `folder` and its bytes. FileNotFoundError if there is none, BundleError if bad."""
+    """The manifest in `folder` and its bytes. FileNotFoundError if it is missing, BundleError if it is
+    invalid."""
     path = folder / name
     if os.path.isfile(folder):
         raise BundleError(
@@ -183,7 +185,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> tuple[Manifest, bytes]:
 
 
 def read_small_file(path: Path) -> bytes:
-    """The bytes of a regular file of at most 16 MiB, or of one that links lead to.
+    """The bytes of a regular file of at most 16 MiB, links followed.
 
     FileNotFoundError if there is neither a file nor a link, else BundleError.
     """

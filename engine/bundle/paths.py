@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names in a bundle's folder: its own files, and which names from outside are let in."""
+"""Names in a bundle's folder: its own files, and validation of names from outside."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from lamp_trt.engine.files.links import linked_part
 
 MANIFEST = "bundle.json"
 PENDING = "bundle.json.pending"
-"""The manifest of a commit in progress: it exists while staged files move over the ones that they replace."""
+"""The manifest of a commit in progress: it exists while staged files replace the old ones."""
 JOURNAL = "build.journal"
 LOCK = ".lock"
 ENGINES = "engines"
@@ -27,10 +27,9 @@ _RESERVED = (MANIFEST, PENDING, JOURNAL)
 
 
 def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """`path` if the system could have such a file. InputError for what is no str or os.PathLike, for a null
-    character or half of a surrogate pair, which no file system takes, for a name that is too long, for what
-    lies in a folder that this user may not enter, or is one, and for a relative path where the working
-    directory was deleted."""
+    """Return `path` if it can name a file on this system. InputError if it is not a str or os.PathLike, holds
+    a null character or half of a surrogate pair, is too long, is or is inside a folder that this user may not
+    enter, or is relative to a deleted working directory."""
     try:
         if not isinstance(os.fspath(path), str):
             raise TypeError
@@ -38,7 +37,7 @@ def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
         if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.X_OK):
             raise PermissionError
     except TypeError:
-        raise InputError(f"{path!r:.150} is no path: give a string or a pathlib.Path.") from None
+        raise InputError(f"{path!r:.150} is not a path: give a string or a pathlib.Path.") from None
     except ValueError:
         reason = name_remedy(path)
     except PermissionError:
@@ -61,7 +60,7 @@ def possible_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def name_remedy(path: str | os.PathLike[str]) -> str:
-    """What to do about a path that cannot be encoded: the locale's fault where UTF-8 could have it."""
+    """Remedy for a path that cannot be encoded: another locale if UTF-8 can encode it."""
     try:
         os.fspath(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -93,7 +92,7 @@ def graph_path(network: str) -> str:
 
 
 def check_relative(relative: str) -> str:
-    """`relative` if it can name a deterministic file of a bundle, like "weights/unet.safetensors".
+    """Return `relative` if it can name a deterministic file of a bundle, like "weights/unet.safetensors".
 
     Segments of letters, digits and ._+- that start with a letter or digit: no absolute path, no "..", no
     hidden file, none of the bundle's own files and nothing in engines/. BundleError otherwise.
@@ -120,8 +119,8 @@ def inside(root: Path, relative: str) -> Path:
 
 
 def own_path(root: Path, relative: str) -> Path:
-    """root/relative, to write. BundleError if it is a link, or lies in a folder of the bundle that is one:
-    what is behind the link belongs to another store."""
+    """root/relative, for writing. BundleError if it or a folder of the bundle above it is a link, whose
+    target belongs to another store."""
     path = inside(root, relative)
     refuse_link(root, path)
     return path
@@ -138,12 +137,12 @@ def refuse_link(root: Path, path: Path) -> None:
 
 
 def copy_remedy(root: Path) -> str:
-    """What to do with a bundle that cannot be changed where it is."""
+    """Remedy for a bundle that cannot be changed in place."""
     return f"Change a copy of the bundle: cp -rL {shlex.quote(str(root))} COPY && chmod -R u+w COPY"
 
 
 def validate_motion_name(name: str) -> str:
-    """`name` if it can name a motion. InputError otherwise."""
+    """Return `name` if it can name a motion. InputError otherwise."""
     if not _MOTION_NAME.fullmatch(name) or ".." in name:
         raise InputError(
             f"{name[:80]!r} cannot name a motion: expected 1 to 64 letters, digits and ._- "

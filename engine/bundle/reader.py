@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle as its readers see it: a folder that is whole, or an error that says what is wrong with it.
+"""Reading a bundle: a complete, verified folder, or an error that names the problem.
 
-Its files may be links, wherever they lead: digests decide whether a bundle is intact.
+Files may be links to anywhere: digests decide whether a bundle is intact.
 """
 
 import os
@@ -38,7 +38,7 @@ Verify = Literal["stat", "full", "none"]
 
 _READABLE = "Make it readable (chmod -R a+rX), or get the bundle again from where it came from"
 _COMMIT_WAIT_S = 1.0
-"""How long a reader waits for a commit in progress, which is a few renames."""
+"""Longest wait of a reader for a commit in progress, which takes a few renames."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Bundle:
     manifest: Manifest
     digest: str
     identities: dict[str, FileIdentity]
-    """What each file was when it was checked; a file without an entry is not compared again."""
+    """The identity of each file when it was checked; files without an entry are not compared again."""
     _graphs: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -63,9 +63,9 @@ class Bundle:
     ) -> "Bundle":
         """Open the bundle at `path`, after checking that every file is there with the right size and digest.
 
-        verify: "stat" believes a remembered digest while a file's identity is unchanged (`DigestCache`),
-        "full" reads every byte, "none" looks at sizes only. expect_digest: what `digest` must be.
-        BundleError names the file or field that is wrong; InputError for bad arguments.
+        verify: "stat" trusts a cached digest while a file's identity is unchanged (`DigestCache`), "full"
+        reads every byte, "none" compares sizes only. expect_digest: the required `digest`. BundleError names
+        the file or field that is wrong; InputError for bad arguments.
         """
         if verify not in ("stat", "full", "none"):
             raise InputError(f"verify is {verify!r}, expected 'stat', 'full' or 'none'")
@@ -73,7 +73,7 @@ class Bundle:
         cache = cache or DigestCache()
         deadline = time.monotonic() + _COMMIT_WAIT_S
         while True:
-            identity = _identity(folder / MANIFEST)  # another one after every commit, if they cancel out too
+            identity = _identity(folder / MANIFEST)  # changes with every commit, even if commits cancel out
             manifest, data = _read(folder)
             _check_expected(folder, manifest_digest(data), expect_digest)
             trouble: BundleError | None = None
@@ -81,7 +81,7 @@ class Bundle:
                 identities = _check_files(folder, manifest, verify, cache)
             except BundleError as error:
                 trouble = error
-            # In this order: a commit that ends between the two looks has then changed the second.
+            # In this order: a commit that ends between the two checks changes the result of the second.
             if not os.path.lexists(folder / PENDING) and _identity(folder / MANIFEST) == identity:
                 if trouble:
                     raise trouble
@@ -94,7 +94,7 @@ class Bundle:
             time.sleep(0.02)
 
     def path_of(self, relative: str) -> Path:
-        """The path of a file that the manifest names. BundleError if there is none, or it has changed."""
+        """The path of a file named in the manifest. BundleError if it is not named, or has changed."""
         if relative not in self.manifest.files:
             raise BundleError(
                 f"{self.path} holds no file {relative!r}; known: {_listing(self.manifest.files)}"
@@ -103,7 +103,7 @@ class Bundle:
         return inside(self.path, relative)
 
     def network(self, name: str) -> NetworkEntry:
-        """The manifest's entry of a network. BundleError, listing the known ones, if there is none."""
+        """The manifest's entry of a network. BundleError, listing the known ones, if it is missing."""
         if name not in self.manifest.networks:
             known = _listing(self.manifest.networks)
             raise BundleError(f"{self.path} holds no network {name!r}; known: {known}")
@@ -114,20 +114,20 @@ class Bundle:
         return self.path_of(self.network(network).graph)
 
     def graph_bytes(self, network: str) -> bytes:
-        """The ONNX file of a network. It is kept: when another process makes another motion the default, the
-        file changes, and the motions of this bundle still need the graph that was opened."""
+        """The bytes of a network's ONNX file, cached: the file changes when another process makes another
+        motion the default, and this bundle's motions still need the graph as opened."""
         if network not in self._graphs:
             self._graphs[network] = self.graph_path(network).read_bytes()
         return self._graphs[network]
 
     def network_files(self, network: str) -> list[str]:
-        """The files that a network is loaded from, without a motion's."""
+        """The files that a network is loaded from, without the motion's."""
         entry = self.network(network)
         return [entry.graph, weights_path(entry.component)]
 
     def motion(self, name: str | None = None) -> MotionEntry:
-        """The manifest's entry of a motion (None: the default). BundleError, listing the known ones, if there
-        is none."""
+        """The manifest's entry of a motion (None: the default). BundleError, listing the known ones, if it
+        is missing."""
         name = self.manifest.default_motion if name is None else name
         if name not in self.manifest.motions:
             added = "" if name is None else _added_since(self.path, name)
@@ -138,11 +138,11 @@ class Bundle:
         return self.manifest.motions[name]
 
     def motion_path(self, name: str | None = None) -> Path:
-        """The file of a motion (None: the default). BundleError if there is none, or it has changed."""
+        """The file of a motion (None: the default). BundleError if it is missing or has changed."""
         return self.path_of(self.motion(name).file)
 
     def tokenizer_folder(self, name: str) -> Path:
-        """The folder of a tokenizer. BundleError, listing the known ones, if there is none."""
+        """The folder of a tokenizer. BundleError, listing the known ones, if it is missing."""
         if name not in self.manifest.tokenizers:
             known = _listing(self.manifest.tokenizers)
             raise BundleError(f"{self.path} holds no tokenizer {name!r}; known: {known}")
@@ -150,15 +150,14 @@ class Bundle:
 
     @property
     def engine_folder(self) -> Path:
-        """Where compiled engines go by default; it need not exist, and no manifest names what is in it."""
+        """Default folder of compiled engines; it need not exist, and the manifest does not list its files."""
         return self.path / ENGINES
 
     def check_unchanged(self, files: Iterable[str] | None = None) -> None:
-        """BundleError if one of `files` (None: all) is not what it was at `open`.
+        """BundleError if one of `files` (None: all) has changed since `open`.
 
-        Asked before a file is read, and after networks were loaded.
-
-        A file that was only touched, linked or given other permissions is read again and compared by digest.
+        Called before a file is read, and after networks were loaded. A file with another identity (touched,
+        linked, other permissions) is read again and compared by digest.
         """
         for relative in list(self.identities) if files is None else files:
             path = inside(self.path, relative)
@@ -185,13 +184,13 @@ def _read(folder: Path) -> tuple[Manifest, bytes]:
             ) from None
         meant = meant_folder(folder, (MANIFEST,))
         if meant:
-            raise BundleError(f"{folder} is no bundle: it has no bundle.json. {meant}") from None
+            raise BundleError(f"{folder} is not a bundle: it has no bundle.json. {meant}") from None
         state = "has no bundle.json" if folder.is_dir() else "does not exist"
-        raise BundleError(f"{folder} is no bundle: it {state}. Make one: {remedy}") from None
+        raise BundleError(f"{folder} is not a bundle: it {state}. Make one: {remedy}") from None
 
 
 def _added_since(folder: Path, motion: str) -> str:
-    """What to do about a motion that the bundle in place has, "" if it has no such."""
+    """Remedy if the bundle on disk has the motion by now, else ""."""
     try:
         manifest, _ = read_manifest(folder)
     except (BundleError, FileNotFoundError):
@@ -243,7 +242,7 @@ def _status(folder: Path, relative: str) -> FileIdentity:
 
 
 def _identity(path: Path) -> FileIdentity | None:
-    """None where there is no such file; who needs it says so."""
+    """None if the file is missing; the caller reports it."""
     try:
         return file_identity(path.stat())
     except OSError:
@@ -251,7 +250,7 @@ def _identity(path: Path) -> FileIdentity | None:
 
 
 def _has_digest(path: Path, sha256: str) -> bool:
-    """Whether the file is there with that digest."""
+    """Whether the file exists with that digest."""
     try:
         return file_digest(path) == sha256
     except InputError:
@@ -266,7 +265,7 @@ def _damaged(folder: Path, relative: str, problem: str) -> BundleError:
 
 
 def _remedy(folder: Path, relative: str) -> str:
-    """How a file comes to be as it should. Builds do not write through links."""
+    """Remedy for a damaged or missing file. Builds do not write through links."""
     if linked_part(inside(folder, relative), folder) is not None:
         return "Get it again from where the bundle came from"
     return f"Make it again: {rebuild_command(folder)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle described for people and for scripts: what `lamp-trt inspect` prints."""
+"""Description of a bundle, as `lamp-trt inspect` prints it: text or JSON."""
 
 from typing import Any
 

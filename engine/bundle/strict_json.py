@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON into dataclasses, refusing whatever was not declared. Errors name the field."""
+"""Strict decoding of JSON into dataclasses. Errors name the field."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object_pairs_hook that raises ValueError where json.loads would keep the last of equal keys."""
+    """An object_pairs_hook for json.loads that raises ValueError for duplicate keys."""
     value = dict(pairs)
     if len(value) != len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)

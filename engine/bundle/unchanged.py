@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that may find all that they would make: those write nothing and take no lock."""
+"""Commands that write nothing and take no lock if the bundle already has the result."""
 
 import os
 from collections.abc import Callable
@@ -20,8 +20,8 @@ Result = TypeVar("Result")
 def write_if_needed(path: Path, work: Callable[[BundleWriter], Result], cache: DigestCache) -> Result:
     """The result of `work` on the bundle at `path`, with a writer only if it changes something.
 
-    So it works on a read-only bundle, and on one whose files are links, if there is nothing to do. `work` is
-    called a second time, with a BundleWriter, when it comes to something that must be written.
+    If there is nothing to do, this works on read-only bundles and on those whose files are links. When `work`
+    has to write, it is called a second time, with a BundleWriter.
     """
     try:
         with _Unchanged(path, cache=cache) as bundle:
@@ -33,11 +33,11 @@ def write_if_needed(path: Path, work: Callable[[BundleWriter], Result], cache: D
 
 
 class _ChangeNeeded(Exception):
-    """The bundle in place is not what the command makes of it."""
+    """The bundle on disk differs from the result of the command."""
 
 
 class _Unchanged(BundleWriter):
-    """A BundleWriter that does not write, without lock: it raises _ChangeNeeded instead."""
+    """A BundleWriter without a lock that raises _ChangeNeeded instead of writing."""
 
     def __enter__(self) -> "_Unchanged":
         if any(os.path.lexists(self.path / name) for name in (PENDING, JOURNAL)):
@@ -51,7 +51,7 @@ class _Unchanged(BundleWriter):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing is held."""
+        """Do nothing: no lock is held."""
 
     def have(self, relative: str, key: str) -> bool:
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files: where each tensor lies in a safetensors file, and a writer that streams.
+"""Weight files: tensor locations in safetensors files, and a streaming writer.
 
-A bundle's graphs, backends and refit all address weights by (file, offset, length), so the header is read
-here once and the data are only ever mapped, never loaded. Format: https://huggingface.co/docs/safetensors.
+A bundle's graphs, backends and refit address weights by (file, offset, length): the header is read here, the
+data are mapped and not loaded. Format: https://huggingface.co/docs/safetensors.
 """
 
 import json
@@ -20,7 +20,7 @@ from lamp_trt.engine.dtypes import BY_STORED
 from lamp_trt.engine.errors import CheckpointError
 
 _HEADER_LIMIT = 16 << 20
-"""SDXL's UNet has 0.3 MB. The safetensors library allows 100 MB, a gigabyte of Python objects."""
+"""Bytes. SDXL's UNet has 0.3 MB. The safetensors library allows 100 MB: a gigabyte of Python objects."""
 _MAX_RANK = 16
 _MAX_AXIS = 2**63 - 1
 _DATA_ALIGNMENT = 64
@@ -28,7 +28,7 @@ _DATA_ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class TensorRef:
-    """One tensor inside a safetensors file; `offset` and `length` in bytes from the start of the file."""
+    """One tensor in a safetensors file; `offset`, from the start of the file, and `length` in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +50,8 @@ class WeightFile:
         return {name: data[ref.offset : ref.offset + ref.length] for name, ref in self.tensors.items()}
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Every tensor as such a view with its own dtype (bfloat16 has none in NumPy: TypeError)."""
+        """Every tensor as a read-only view with its shape and dtype. TypeError for bfloat16, which NumPy
+        lacks."""
         views = {}
         for name, raw in self.raw().items():
             ref = self.tensors[name]
@@ -62,9 +63,9 @@ class WeightFile:
 
 
 def read_weight_file(path: Path) -> WeightFile:
-    """Read and check the header of a safetensors file; the data stay on disk.
+    """Read and check the header of a safetensors file, not the data.
 
-    Raises CheckpointError if the header is not one, or if sizes, offsets and the file's length disagree.
+    CheckpointError if the header is invalid, or sizes, offsets and the file's length disagree.
     """
 
     def bad(why: str, remedy: str = "Download or write it again.") -> CheckpointError:
@@ -80,7 +81,7 @@ def read_weight_file(path: Path) -> WeightFile:
     try:
         header = json.loads(raw, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
-        raise bad("its header is not JSON, or names something twice") from None
+        raise bad("its header is not JSON, or has duplicate keys") from None
     if not isinstance(header, dict):
         raise bad("its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
@@ -111,8 +112,10 @@ def _tensor_ref(name: str, entry: Any, start: int, bad: Callable[..., Checkpoint
         )
     numbers = (*shape, begin, stop)
     plain = len(shape) <= _MAX_RANK and all(type(n) is int and 0 <= n <= _MAX_AXIS for n in numbers)
-    if not plain or math.prod(n or 1 for n in shape) > _MAX_AXIS:  # NumPy takes no more, zeros or not
-        raise bad(f"the shape or the offsets of tensor {name!r:.100} are none: {shape!r:.100}, {begin!r:.30}")
+    if not plain or math.prod(n or 1 for n in shape) > _MAX_AXIS:  # NumPy's limit, even if an axis is 0
+        raise bad(
+            f"the shape or the offsets of tensor {name!r:.100} are invalid: {shape!r:.100}, {begin!r:.30}"
+        )
     if stop - begin != math.prod(shape) * BY_STORED[dtype].size:
         raise bad(f"tensor {name!r:.100} of shape {shape} and dtype {dtype} spans bytes {begin} to {stop}")
     return TensorRef(dtype, tuple(shape), start + begin, stop - begin)

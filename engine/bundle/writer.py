@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle as its one writer sees it: a build that a crash at any point interrupts and none corrupts.
+"""Writing a bundle, by one process at a time, so that a crash at any point leaves it intact.
 
-How a file gets in (`create`): temporary name, fsync, digest, journal line, rename. A file that the bundle
-in place names keeps its bytes until the commit; what is to replace it waits beside it, *staged*.
+Adding a file (`create`): temporary name, fsync, digest, journal line, rename. A file that the current
+manifest names stays unchanged until the commit; its replacement is *staged* in the same folder under another
+name.
 
-How the bundle changes (`commit`): without staged files, bundle.json is replaced, which is one rename. With
-staged files, the new manifest is first written as bundle.json.pending; while that exists readers wait and
-refuse, the staged files move over the old ones, and its own rename to bundle.json ends the commit. Whoever
-locks the bundle next finishes a commit that was interrupted. Last go the files that the old manifest or the
-journal named and the new manifest does not. Files that neither named (the user's), and engines/, stay.
+Committing (`commit`): without staged files, bundle.json is replaced by one rename. With staged files, the new
+manifest is first written as bundle.json.pending. While that exists, readers wait and then refuse; the staged
+files replace the old ones, and the rename of the pending manifest to bundle.json ends the commit. The next
+writer finishes an interrupted commit. Finally, files that the old manifest or the journal named and the new
+manifest does not are removed. Files that neither named (the user's) and engines/ stay.
 """
 
 import fcntl
@@ -60,12 +61,12 @@ log = logging.getLogger("lamp_trt")
 class BundleWriter:
     """The exclusive right to change the bundle at `path`, a new or empty folder or an existing bundle.
 
-    `manifest` is that of the bundle in place, or None. `files` collects what `have` confirmed and `create`
-    made: the `files` of the manifest to commit. Used from one thread. Leaving without a commit, by an
+    `manifest` is the current one on disk, or None. `files` collects the files that `have` confirmed and
+    `create` made: the `files` of the manifest to commit. Not thread-safe. Leaving without a commit, by an
     exception or otherwise, keeps finished files for the next writer.
 
-    timeout: seconds to wait for another writer; None waits for ever, 0 not at all. BundleError if the folder
-    holds something else, has files that are links, cannot be written, or the wait is over.
+    timeout: seconds to wait for another writer; None: without limit. BundleError if the folder holds
+    something else, has files that are links or cannot be written, or at the timeout.
     """
 
     manifest: Manifest | None
@@ -116,8 +117,8 @@ class BundleWriter:
         self.files = {}
 
     def _finish_clearing(self) -> None:
-        """What a commit that was interrupted after its manifest was in place left to do: take away the files
-        that it announced to remove, and a journal that tells of nothing else."""
+        """Finish a commit that was interrupted after its manifest was in place: remove the files that it
+        announced to remove, and the journal if it announces nothing else."""
         removed = self._journal.paths - self._journal.entries.keys()
         gone = [self._final(path) for path in sorted(removed) if not self._old(path)]
         self._unlink([path for path in gone if os.path.lexists(path)])
@@ -128,12 +129,13 @@ class BundleWriter:
             self._journal.delete()
 
     def path_of(self, relative: str) -> Path:
-        """Where a file of `files` is now: under its name, or staged until the commit."""
+        """The current path of a file of `files`: its final one, or the staged one until the commit."""
         staged = self._staged(relative)
         return staged if relative in self.files and staged.exists() else self._final(relative)
 
     def have(self, relative: str, key: str) -> bool:
-        """Whether `relative`, made from the inputs that `key` names, is there undamaged; then it is kept."""
+        """Whether `relative`, made from the inputs of `key`, exists undamaged; if so, it is added to
+        `files`."""
         final, staged = self._final(check_relative(relative)), self._staged(relative)
         journaled, old = self._journal.entries.get(relative), self._old(relative)
         for entry, path in ((journaled, staged), (journaled, final), (old, final)):
@@ -145,7 +147,7 @@ class BundleWriter:
         return False
 
     def entry(self, relative: str) -> FileEntry:
-        """Of a file that this writer made or confirmed, or that the bundle in place has."""
+        """The entry of a file that this writer made or confirmed, or of the current manifest."""
         entry = self.files.get(relative) or self._old(relative)
         assert entry is not None, relative
         return entry
@@ -157,10 +159,10 @@ class BundleWriter:
 
     @contextmanager
     def create(self, relative: str, key: str) -> Iterator[NewFile]:
-        """A new file to write `relative` to, made from the inputs that `key` names.
+        """Open a new file for `relative`, made from the inputs of `key`.
 
-        It is put in place, durably, when the block ends, and leaves nothing behind when the block raises.
-        BundleError if the disk is full.
+        It is put in place durably when the block ends, and removed if the block raises. BundleError if the
+        disk is full.
         """
         final = self._final(check_relative(relative))
         temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
@@ -192,9 +194,9 @@ class BundleWriter:
             )
 
     def commit(self, manifest: Manifest) -> str:
-        """Make `manifest` the bundle's, which is then whole, and return its digest.
+        """Make `manifest` the bundle's, which is then complete, and return its digest.
 
-        Its `files` are entries of this writer's `files` or of the manifest in place.
+        Its `files` are entries of this writer's `files` or of the current manifest.
         """
         data = manifest.to_json()
         manifest = Manifest.from_json(data)
@@ -229,7 +231,7 @@ class BundleWriter:
         return self.manifest is not None and read_small_file(self.path / MANIFEST) == data
 
     def _finish_commit(self, manifest: Manifest) -> None:
-        """Move staged files into place, then the pending manifest. Doing it again completes it."""
+        """Move staged files into place, then the pending manifest. Idempotent."""
         folders = {self.path}
         for path in sorted(manifest.files):
             if os.path.lexists(self._staged(path)):
@@ -241,9 +243,9 @@ class BundleWriter:
         sync_folder(self.path)
 
     def _unlink(self, paths: list[Path]) -> None:
-        """Take files away, durably."""
+        """Remove files durably."""
         for path in paths:
-            log.info("removing %s, which is not part of %s any more", path.relative_to(self.path), self.path)
+            log.info("removing %s, which is no longer part of %s", path.relative_to(self.path), self.path)
             atomic_files.unlink(path)
         for folder in sorted({path.parent for path in paths}):
             sync_folder(folder)
@@ -259,7 +261,7 @@ class BundleWriter:
         return final.with_name(final.name + STAGED_SUFFIX)
 
     def _explained(self, what: str) -> AbstractContextManager[None]:
-        """OSErrors about this bundle's files as BundleErrors."""
+        """Turn OSErrors about this bundle's files into BundleErrors."""
 
         def explain(error: OSError, no_space: bool) -> BundleError:
             if no_space:
@@ -284,23 +286,23 @@ def _prepare_folder(folder: Path) -> None:
             f"cannot use {folder} for a bundle: {error.strerror}. Choose another folder"
         ) from error
     if names and not names & {MANIFEST, PENDING, JOURNAL, LOCK}:
-        raise BundleError(f"{folder} is no bundle and not empty. Choose a new or empty folder")
+        raise BundleError(f"{folder} is not a bundle and not empty. Choose a new or empty folder")
 
 
 def _refuse_links(folder: Path) -> None:
-    """BundleError for a bundle that other tools keep in a store of their own and link together."""
+    """BundleError if the bundle's files are links, as tools with a store of their own make them."""
     for name in (MANIFEST, PENDING, JOURNAL, LOCK):
         refuse_link(folder, folder / name)
     try:
         manifest, _ = read_manifest(folder)
     except (FileNotFoundError, BundleError):
-        return  # it is read again under the lock, after an interrupted commit was finished
+        return  # read again under the lock, after an interrupted commit is finished
     for path in manifest.files:
         own_path(folder, path)
 
 
 def _locked(folder: Path, timeout: float | None) -> int:
-    """A descriptor that holds the bundle's lock until it is closed, by us or by our death."""
+    """Lock the bundle: a descriptor that holds the lock until it is closed or the process ends."""
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
@@ -331,7 +333,7 @@ def _locked(folder: Path, timeout: float | None) -> int:
 
 
 def _remove_leftovers(folder: Path, journaled: set[str]) -> None:
-    """Take away temporary files, and staged files that no journal line tells about."""
+    """Remove temporary files, and staged files that the journal does not name."""
     for parent, folders, names in os.walk(folder):
         if Path(parent) == folder and ENGINES in folders:
             folders.remove(ENGINES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links that lead to files: those that lead nowhere, and the Hugging Face cache, whose folders hold links.
+"""Symbolic links: broken ones, and the Hugging Face cache, whose folders hold links.
 
 That cache is models--ORG--NAME/{blobs/HASH, refs/main, snapshots/COMMIT/FILE → ../../blobs/HASH}; see
 https://huggingface.co/docs/huggingface_hub/guides/manage-cache. Other stores (DVC, git-annex, Bazel, Nix)
@@ -26,7 +26,8 @@ _KINDS = {
 
 
 def linked_part(path: Path, root: Path | None = None) -> Path | None:
-    """The first of `path` and its parents that is a link, None if none is. root: only what is below it."""
+    """The topmost link among `path` and its parents, None if there is none. root: check only parts below
+    it."""
     parts = [path, *path.parents]
     if root is not None:
         parts = [part for part in parts if part != root and part.is_relative_to(root)]
@@ -34,8 +35,8 @@ def linked_part(path: Path, root: Path | None = None) -> Path | None:
 
 
 def unreadable(path: Path) -> str | None:
-    """Why `path` is not a regular file after following links, as the end of a sentence that it begins; None
-    if it is one."""
+    """Why `path` is not a regular file after following links, as a predicate ("is missing"); None if it is
+    one."""
     if not _is_possible(path):
         return "has a name that no file can have"
     broken = next((p for p in (*reversed(path.parents), path) if _is_broken(p)), None)
@@ -83,7 +84,7 @@ def _errno(path: Path) -> int | None:
 
 
 def utf8_path(path: str | os.PathLike[str]) -> str:
-    """`path` as the UTF-8 text that native libraries take. InputError if its bytes are none."""
+    """`path` as UTF-8 text for native libraries. InputError if its bytes are not UTF-8."""
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:
@@ -94,7 +95,8 @@ def utf8_path(path: str | os.PathLike[str]) -> str:
 
 
 def meant_folder(folder: Path, markers: tuple[str, ...]) -> str:
-    """A sentence that names the folders inside `folder` that have one of the files `markers`, "" if none has.
+    """A sentence that names the folders in `folder` that have one of the files `markers`, "" if there are
+    none.
 
     For a folder of a Hugging Face cache these are its snapshots, that of refs/main first.
     """
@@ -114,12 +116,12 @@ def meant_folder(folder: Path, markers: tuple[str, ...]) -> str:
 
 
 def is_cache_folder(folder: Path) -> bool:
-    """Whether `folder` holds snapshots of a Hugging Face cache, or belongs to what does."""
+    """Whether `folder` is, is part of, or holds a repository of a Hugging Face cache."""
     return next(_snapshots(folder), None) is not None
 
 
 def _snapshots(folder: Path) -> Iterator[Path]:
-    """The snapshots of the cached repositories that `folder` is, is a part of, or holds."""
+    """The snapshots of the cached repositories that `folder` is, is part of, or holds."""
     if os.path.isdir(folder / "snapshots"):
         repositories = [folder]
     elif folder.name in ("snapshots", "blobs", "refs") and os.path.isdir(folder.parent / "snapshots"):

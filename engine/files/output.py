@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as files: written under temporary names beside their destinations, renamed when they are whole."""
+"""Atomic output files: written under temporary names in the destination's folder, renamed when complete."""
 
 import os
 import shutil
@@ -15,9 +15,9 @@ from lamp_trt.engine.errors import MACHINE_ERRORS, InputError, LampError, Output
 def written(*destinations: Path) -> Iterator[tuple[Path, ...]]:
     """Temporary names for `destinations`, which share a folder; the block writes a file or a folder to each.
 
-    When it ends they are on disk and take their destinations' places, in the given order. After an error or
-    an interrupt nothing is left of them, and what was at the destinations is there as before. OutputError
-    where the disk is full or fails, InputError where a destination cannot be written for another reason.
+    When the block ends, they are synced to disk and replace their destinations, in the given order. After an
+    error or interrupt they are removed and the destinations are unchanged. OutputError if the disk is full or
+    fails, InputError if a destination cannot be written for another reason.
     """
     last = destinations[-1]
     try:
@@ -34,19 +34,19 @@ def written(*destinations: Path) -> Iterator[tuple[Path, ...]]:
 
 
 def write_text(destination: Path, text: str) -> None:
-    """One UTF-8 file, as `written`; a file name in it that is no UTF-8 is escaped."""
+    """Write one UTF-8 file atomically; file names in `text` that are not UTF-8 are escaped."""
     with written(destination) as (partial,):
         partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def cannot_write(path: Path, error: OSError) -> LampError:
-    """What an error while `path` was written comes to."""
+    """The LampError for an OSError while writing `path`."""
     message = f"{str(path)!r} cannot be written: {error.strerror or error}."
     return OutputError(message) if error.errno in MACHINE_ERRORS else InputError(message)
 
 
 def _sync(folder: Path) -> None:
-    """Put all files on disk: some file systems tell only then that it is full."""
+    """Sync all files to disk: some file systems report only then that they are full."""
     for parent, _, names in os.walk(folder):
         for name in names:
             with Path(parent, name).open("rb") as file:
@@ -54,7 +54,7 @@ def _sync(folder: Path) -> None:
 
 
 def _put_in_place(partial: tuple[Path, ...], destinations: tuple[Path, ...], old: Path) -> None:
-    """Rename all, or none: `old` takes what is needed to undo the first ones when a later one fails."""
+    """Rename all or none: `old` holds the replaced files, to undo earlier renames when a later one fails."""
     with ExitStack() as undo:
         for source, destination in zip(partial, destinations, strict=True):
             kept = old / destination.name

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that a person may have edited: UTF-8 with or without a byte order mark, and JSON in it.
+"""Reading of text that users may have edited: UTF-8 with or without a byte order mark, and JSON.
 
-A bundle's own manifest and journal, which only we write, are read by strict_json.py instead.
+A bundle's own manifest and journal are read by strict_json.py instead.
 """
 
 import codecs
@@ -23,7 +23,7 @@ _BOM = "\ufeff"
 _REMEDY = "Save it as UTF-8 (in Notepad: Save as, Encoding: UTF-8)."
 _SAMPLE_BYTES = 4096
 _MIN_NUL_SHARE = 0.05
-"""Of the high bytes in UTF-16: spaces, digits and line ends are NUL there in every script."""
+"""Share of NUL among the high bytes of UTF-16: spaces, digits and line ends have one in every script."""
 
 
 class TextError(ValueError):
@@ -31,7 +31,7 @@ class TextError(ValueError):
 
 
 def decode_text(data: bytes) -> str:
-    """`data` as text, without byte order marks at its beginning. TextError, with the remedy, for UTF-16,
+    """Decode UTF-8, without byte order marks at the beginning. TextError, with the remedy, for UTF-16,
     UTF-32, other encodings, and NUL bytes."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -42,19 +42,19 @@ def decode_text(data: bytes) -> str:
         if encoding:
             raise TextError(f"is {encoding} text, expected UTF-8. {_REMEDY}")
         raise TextError(
-            f"is no text: {_place(data, nul)} is a NUL byte (a damaged file, or UTF-16?). {_REMEDY}"
+            f"is not text: {_place(data, nul)} is a NUL byte (a damaged file, or UTF-16?). {_REMEDY}"
         )
     try:
         return without_marks(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise TextError(
-            f"is no UTF-8 text: {_place(data, error.start)} is {data[error.start]:#04x} (was it saved in "
+            f"is not UTF-8 text: {_place(data, error.start)} is {data[error.start]:#04x} (was it saved in "
             f"Latin-1, Windows-1252 or another encoding?). {_REMEDY}"
         ) from None
 
 
 def _encoding_with_nuls(data: bytes) -> str:
-    """UTF-16 or UTF-32 if the NUL bytes of `data` lie as in such a text without a mark, else ""."""
+    """The encoding, UTF-16 or UTF-32, that the positions of the NUL bytes in `data` indicate, else ""."""
     sample = data[:_SAMPLE_BYTES]
     zeros = [not any(sample[i::4]) for i in range(4)]
     if len(sample) >= 4 and not all(zeros) and (all(zeros[:2]) or all(zeros[2:])):
@@ -70,20 +70,20 @@ def _place(data: bytes, offset: int) -> str:
 
 
 def without_marks(text: str) -> str:
-    """`text` without byte order marks at its beginning, which a shell's "$(cat FILE)" and programs that make
-    JSON of a file's lines leave there."""
+    """`text` without byte order marks at its beginning, as a shell's "$(cat FILE)" and programs that convert
+    lines of a file to JSON leave them."""
     return text.lstrip(_BOM)
 
 
 def text_lines(text: str) -> list[str]:
-    """The lines of `text`, ended by LF, CRLF or CR and by nothing else that str.splitlines splits at (form
-    feeds, U+2028 and such belong to a prompt). A byte order mark at the beginning of a line goes: files with
-    one have been joined there."""
+    """The lines of `text`, ended by LF, CRLF or CR only: other separators of str.splitlines (form feeds,
+    U+2028) may be part of a prompt. Byte order marks at the beginning of lines are removed: concatenated
+    files have them."""
     return [without_marks(line) for line in re.split(r"\r\n|\n|\r", text)]
 
 
 def parse_json(text: str) -> Any:
-    """The value in a JSON text. TextError for what is none, and where a key occurs twice in an object."""
+    """The value in a JSON text. TextError for invalid JSON and duplicate keys."""
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
@@ -91,10 +91,10 @@ def parse_json(text: str) -> Any:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """The text in a file of at most `max_bytes`. TextError if it cannot be read, is larger or no UTF-8."""
+    """The text in a file of at most `max_bytes`. TextError if it is unreadable, larger or not UTF-8."""
     try:
         with path.open("rb") as file:
-            data = file.read(max_bytes + 1)  # a pipe or a device tells no size
+            data = file.read(max_bytes + 1)  # pipes and devices report no size
     except OSError as error:
         raise TextError(f"cannot be read: {error.strerror}.") from error
     if len(data) > max_bytes:
@@ -103,7 +103,8 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
-    """The JSON object in a file of at most `max_bytes`. TextError as from `read_text`, and for other JSON."""
+    """The JSON object in a file of at most `max_bytes`. TextError as from `read_text`, and for other JSON
+    values."""
     value = parse_json(read_text(path, max_bytes))
     if not isinstance(value, dict):
         raise TextError("is not a JSON object.")

@@ -3,7 +3,8 @@
 
 transformers 5 writes tokenizer.json and tokenizer_config.json; older versions and the published folders have
 vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json. Precedence is transformers':
-tokenizer.json before the other two of the vocabulary, a list of added tokens with ids before texts by name.
+tokenizer.json before vocab.json and merges.txt, a list of added tokens with ids before special tokens by
+name.
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ _SPECIAL_TOKENS = {
     "pad_token": "<|endoftext|>",
 }
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
-"""Lists of more special tokens, now and before transformers 5; the first that is there counts."""
+"""Keys of the list of further special tokens, since and before transformers 5; the first present is used."""
 _OPTIONS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 _EXPECTED = "expected CLIP's byte-level BPE"
 
@@ -35,8 +36,8 @@ _EXPECTED = "expected CLIP's byte-level BPE"
 @dataclass(frozen=True)
 class TokenizerFiles:
     """vocab: token → id. merges: in order of rank. special: bos_token, eos_token, unk_token and pad_token
-    → text. added: what is recognised inside a prompt, as (text, options); a later entry replaces an earlier
-    one of the same text."""
+    → text. added: tokens recognised inside a prompt, as (text, options); a later entry replaces an earlier
+    one with the same text."""
 
     vocab: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]
@@ -45,7 +46,7 @@ class TokenizerFiles:
 
     @property
     def new(self) -> list[str]:
-        """The added tokens that the vocabulary lacks, which are numbered after it in this order."""
+        """The added tokens missing from the vocabulary; their ids follow it in this order."""
         return [text for text in dict(self.added) if text not in self.vocab]
 
     @property
@@ -54,13 +55,13 @@ class TokenizerFiles:
         return max(self.vocab.values(), default=-1) + 1 + len(self.new)
 
     def meaning(self) -> tuple[object, ...]:
-        """Equal where all prompts have equal ids."""
+        """A value that is equal for tokenizers that give every prompt the same ids."""
         return self.vocab, self.merges, self.special, dict(self.added), self.new
 
 
 def read_tokenizer_files(folder: Path, *, serialized: bool = True) -> TokenizerFiles:
-    """What the tokenizer folder holds; serialized: False leaves tokenizer.json unread. Raises CheckpointError
-    for files that are missing, damaged, or of another kind of tokenizer."""
+    """Read a tokenizer folder. serialized: whether tokenizer.json is read. CheckpointError for files that are
+    missing, damaged, or of another kind of tokenizer."""
     whole = _json(folder / SERIALIZED) if serialized else {}
     vocab, merges = _from_serialized(folder / SERIALIZED, whole) if whole else _from_two_files(folder)
     try:
@@ -80,9 +81,9 @@ def read_tokenizer_files(folder: Path, *, serialized: bool = True) -> TokenizerF
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """The files that a bundle takes along, which give the ids that the whole folder gives: of a vocabulary in
-    both layouts the two old files, and tokenizer.json only where it says more. Raises CheckpointError as
-    `read_tokenizer_files` does, and if the two layouts are of different tokenizers."""
+    """The files that a bundle needs for the same ids as from the whole folder: of a vocabulary in both
+    layouts the two old files, and tokenizer.json only if it adds information. CheckpointError as
+    `read_tokenizer_files`, and if the two layouts are of different tokenizers."""
     best = read_tokenizer_files(folder)
     names = [*VOCABULARY, NAMED_TOKENS, CONFIG]
     if "added_tokens_decoder" not in _json(folder / CONFIG):
@@ -91,8 +92,8 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
         other = read_tokenizer_files(folder, serialized=False)
         if (best.vocab, best.merges) != (other.vocab, other.merges):
             raise CheckpointError(
-                f"{folder / SERIALIZED} and {' and '.join(VOCABULARY)} beside it are of different "
-                "tokenizers. Remove what does not belong to this checkpoint."
+                f"{folder / SERIALIZED} and {' and '.join(VOCABULARY)} next to it are of different "
+                "tokenizers. Remove the files that do not belong to this checkpoint."
             )
         names += [SERIALIZED] * (best.meaning() != other.meaning())
     elif (folder / SERIALIZED).is_file():
@@ -139,10 +140,10 @@ def _from_two_files(folder: Path) -> Vocabulary:
 
 
 def missing_tokenizer(folder: Path) -> str:
-    """What a tokenizer folder must hold, and of which other kind this one is."""
+    """The expected contents of a tokenizer folder, and the other kind that this one seems to be."""
     foreign = [p.name for p in folder.glob("*") if p.name.endswith((".model", "vocab.txt"))]
     what = f" ({foreign[0]:.100} there is of another kind of tokenizer)" if foreign else ""
-    return f"Expected is vocab.json with merges.txt, or {SERIALIZED}, of {_EXPECTED[9:]}{what}."
+    return f"Expected vocab.json with merges.txt, or {SERIALIZED}, of {_EXPECTED[9:]}{what}."
 
 
 def _checked(path: Path, vocab: Any, merges: list[Any]) -> Vocabulary:
@@ -160,8 +161,8 @@ Added = tuple[tuple[str, Mapping[str, bool]], ...]
 
 
 def _special_tokens(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, str], Added]:
-    """As transformers reads them: special_tokens_map.json overrules tokenizer_config.json, and both yield to
-    a list with ids in tokenizer_config.json or tokenizer.json, or in added_tokens.json."""
+    """Read special tokens as transformers does: special_tokens_map.json overrides tokenizer_config.json, and
+    a list with ids in tokenizer_config.json, tokenizer.json or added_tokens.json overrides both."""
     config = _json(folder / CONFIG)
     listed = config.get("added_tokens_decoder")
     if listed is None:
@@ -185,7 +186,7 @@ def _special_tokens(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, s
 
 
 def _further(config: Mapping[str, Any]) -> list[tuple[str, Mapping[str, bool]]]:
-    """Special tokens of other names, in transformers' order; words that textual inversions added."""
+    """Special tokens with other names and words added by textual inversion, in transformers' order."""
     extra: Any = next((config[name] for name in _EXTRA if config.get(name)), [])
     if not isinstance(extra, dict | list):
         raise TypeError(extra)
@@ -212,7 +213,7 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if there is no such file."""
+    """The object in a JSON file; empty if the file is missing."""
     if not path.is_file():
         return {}
     try:

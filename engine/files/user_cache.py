@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where lamp-trt keeps files between runs: digests and compiled kernels. Everything works without."""
+"""The user's cache folder for digests and compiled kernels. Optional: everything works without it."""
 
 import functools
 import logging
@@ -14,8 +14,8 @@ log = logging.getLogger("lamp_trt")
 def cache_folder(name: str) -> Path | None:
     """$XDG_CACHE_HOME/lamp-trt/NAME, or ~/.cache/lamp-trt/NAME; it need not exist.
 
-    A path that is not absolute counts as not given, as the XDG specification says. None where no folder is
-    left: a container that runs under a user id of no account, without HOME. That is logged once, for -v.
+    Relative paths are ignored, as the XDG specification requires. None if neither is available, as in a
+    container whose user id has no account, without HOME; this is logged once at debug level.
     """
     configured = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(configured):
@@ -32,10 +32,10 @@ def cache_folder(name: str) -> Path | None:
 
 
 def keep(path: Path, data: bytes, cost: str) -> bool:
-    """Write a file of a cache, whole or not at all; whether it is there now.
+    """Write a cache file atomically; return whether that succeeded.
 
-    Several processes may write the same one. Where that fails, `cost`, which is what will be slower, is
-    logged once a folder.
+    Several processes may write the same file. A failure is logged once per folder, with `cost`, the effect of
+    the missing cache.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX graphs apart from any backend: reading them, the places of their weights, their digest."""
+"""Backend-independent handling of ONNX graphs: reading, weight locations, digest."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which network a graph is, whatever its weights: part of the key of everything that is compiled from it."""
+"""Digest of a network's graph without its weights: part of the key of every engine compiled from it."""
 
 import hashlib
 
 
 def graph_digest(graph: bytes) -> str:
-    """sha256 of an ONNX file's graph without the places of its weights and without metadata.
+    """sha256 of an ONNX file's graph without the locations of its weights and without metadata.
 
-    So it is the same for every motion and checkpoint of one architecture, shape and precision.
+    It is equal for all motions and checkpoints of one architecture, shape and precision.
     """
     import onnx
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The places of the weights of a bundle's graph, changed in memory before a backend takes it.
+"""Weight locations of a bundle's graph, changed in memory before a backend loads it.
 
-Nothing of it is written to disk: there the graph stays plain ONNX, which every other tool can read.
+The file on disk stays unchanged: standard ONNX that other tools can read.
 """
 
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from lamp_trt.engine.networks import is_motion_tensor
 def point_at_motion(
     model: onnx.ModelProto, base: tuple[str, WeightFile], motion: tuple[str, WeightFile]
 ) -> None:
-    """Point the LAMP UNet's initializers at the shared weights and then at a motion's, which may be whole.
+    """Point the LAMP UNet's initializers at the shared weights and then at a motion's, which may be complete.
 
-    base, motion: (file relative to the bundle, its header). The base comes first because the graph may point
-    at a motion that brought its own shared tensors.
+    base, motion: (file relative to the bundle, its header). The base is applied first because the graph may
+    point at a motion with shared tensors of its own.
     """
     for file, weights in (base, motion):
         relocate_initializers(model, file, weights.tensors)
 
 
 def relocate_initializers(model: onnx.ModelProto, file: str, tensors: Mapping[str, TensorRef]) -> int:
-    """Point every initializer named in `tensors` at `file` (relative to the bundle); returns how many."""
+    """Point every initializer named in `tensors` at `file` (relative to the bundle); return their number."""
     count = 0
     for initializer in model.graph.initializer:
         ref = tensors.get(initializer.name)
@@ -40,9 +40,10 @@ def relocate_initializers(model: onnx.ModelProto, file: str, tensors: Mapping[st
 
 
 def take_motion_as_inputs(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Make inputs of the LAMP UNet's motion tensors, so that one session shows any motion; their shapes.
+    """Turn the LAMP UNet's motion tensors into inputs, so that one session can run any motion; return their
+    shapes.
 
-    A motion's file holds the same elements, of a convolution over frames in one axis less.
+    A motion's file holds the same elements; weights of convolutions over frames have one axis less there.
     """
     moving = [tensor for tensor in model.graph.initializer if is_motion_tensor(tensor.name)]
     kept = [tensor for tensor in model.graph.initializer if not is_motion_tensor(tensor.name)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's graphs as ModelProtos without weights, and the files that their weights lie in.
+"""A bundle's graphs as ModelProtos without weights, and the files that hold their weights.
 
 onnx is imported when a graph is read.
 """
@@ -19,7 +19,7 @@ from lamp_trt.engine.families import LAMP
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """An initializer whose bytes lie in a file of the bundle."""
+    """An initializer whose bytes are in a file of the bundle."""
 
     name: str
     file: str
@@ -42,7 +42,7 @@ def bundle_model(bundle: Bundle, network: str, motion: str | None) -> Any:
 
 
 def external_tensors(model: Any) -> Iterator[ExternalTensor]:
-    """The initializers of `model` that lie in files."""
+    """The initializers of `model` that are stored in files."""
     for initializer in model.graph.initializer:
         place = {entry.key: entry.value for entry in initializer.external_data}
         if place:
@@ -52,7 +52,7 @@ def external_tensors(model: Any) -> Iterator[ExternalTensor]:
 
 
 def shared_file(bundle: Bundle, motion: str) -> str:
-    """The file of the LAMP UNet's tensors that all motions share; a full motion brings its own."""
+    """The file of the LAMP UNet's tensors that all motions share; a full motion has its own."""
     entry = bundle.manifest.motions[motion]
     return entry.file if entry.kind == "full" else weights_path(bundle.network(LAMP.unet).component)
 

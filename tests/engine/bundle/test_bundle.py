@@ -417,7 +417,7 @@ def test_a_manifest_may_only_name_files_that_the_writer_vouches_for(folder: Path
 def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.png").write_bytes(b"")
-    with pytest.raises(BundleError, match="photos is no bundle and not empty"):
+    with pytest.raises(BundleError, match="photos is not a bundle and not empty"):
         BundleWriter(tmp_path / "photos").__enter__()
     assert os.listdir(tmp_path / "photos") == ["cat.png"]
     with pytest.raises(BundleError, match=r"cannot use .*cat.png for a bundle: File exists"):

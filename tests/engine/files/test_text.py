@@ -91,7 +91,7 @@ def test_other_unicode_encodings_are_named(encoding: str, text: str, tmp_path: P
 )
 def test_what_is_no_utf8_is_placed(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(data)
-    with pytest.raises(InputError, match=rf"p\.txt is no .*text: {message}"):
+    with pytest.raises(InputError, match=rf"p\.txt is not .*text: {message}"):
         prompts_in(tmp_path / "p.txt")
 
 

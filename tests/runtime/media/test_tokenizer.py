@@ -331,7 +331,7 @@ def test_two_layouts_of_different_tokenizers_are_refused(
     with_old_vocabulary(folder)
     edit(folder / "tokenizer.json", change)
     with pytest.raises(
-        CheckpointError, match=r"tokenizer\.json and vocab\.json and merges\.txt beside it are of"
+        CheckpointError, match=r"tokenizer\.json and vocab\.json and merges\.txt next to it are of"
     ):
         tokenizer_files(folder)
 
