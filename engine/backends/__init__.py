@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends: the contract of their engines, their records and registry, the store of compiled engines."""
+"""The backends: engine protocols, backend records and registry, storage of compiled engines."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a backend: whatever other code needs to know of one, so that none has to know its name.
+"""The record of a backend: its properties and functions, so that other code needs no backend names.
 
 A backend is a package in this folder whose __init__ exports `BACKEND`, and a line in registry.py. Records are
-made when the command line starts, so they import no library: what loads one is behind a function.
+created when the command line starts, so they import libraries only inside functions.
 """
 
 import importlib
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from lamp_trt.engine.bundle.reader import Bundle
 
 Residence = Literal["mapped", "pinned", "device"]
-"""Where a motion waits to be shown: in its mapped file, in page-locked host memory, or on the device."""
+"""Where inactive motions are kept: in their mapped files, in page-locked host memory, or on the device."""
 
 
 @dataclass(frozen=True)
 class HostOptions:
-    """How one network is loaded on the CPU.
+    """Options for loading one network on the CPU.
 
-    motion       shown first by the LAMP UNet
+    motion       initial motion of the LAMP UNet
     num_threads  None: the backend's choice
-    engine_dir   where compiled engines are; None: in the bundle
+    engine_dir   folder of compiled engines; None: the bundle's own
     """
 
     motion: str | None = None
@@ -42,12 +42,12 @@ class HostOptions:
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """How one network is loaded on a GPU.
+    """Options for loading one network on a GPU.
 
     device            ordinal of the CUDA device
-    stream            cudaStream_t that it will run on
+    stream            cudaStream_t that it runs on
     motion, engine_dir: as in HostOptions
-    resident_motions  where motions wait to be shown
+    resident_motions  where inactive motions are kept
     """
 
     device: int
@@ -63,12 +63,13 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class Runner(Generic[Options, Loaded]):
-    """How a backend runs networks on one kind of device, the CPU or GPUs.
+    """Functions and properties of a backend on one kind of device, the CPU or GPUs.
 
-    load   (bundle, network, options) → its engine; EngineError if it cannot be loaded
-    rank   in the order in which "auto" tries the backends of that kind of device, the lowest first
-    ready  (bundle, folder of compiled engines) → whether "auto" may take it: it is installed, has its engines
-    extra  pip extra that brings what it needs
+    load   (bundle, network, options) → engine; EngineError if it cannot be loaded
+    rank   "auto" tries the backends of that kind of device in ascending order
+    ready  (bundle, folder of compiled engines) → whether "auto" may choose it: it is installed, has its
+    engines
+    extra  pip extra that installs its requirements
     """
 
     load: "Callable[[Bundle, str, Options], Loaded]"
@@ -79,13 +80,13 @@ class Runner(Generic[Options, Loaded]):
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """Networks of a bundle that are to be compiled.
+    """A request to compile networks of a bundle.
 
-    engine_dir   where compiled engines go; None: into the bundle
+    engine_dir   folder for compiled engines; None: the bundle's own
     device       to compile for: "cpu", "cuda", "cuda:N", or "auto" for the backend's choice
     networks     all if empty
-    motions      to compile for where an engine shows one motion for good; all if empty
-    checkpoints  the BuildOptions of export/recipe.py that the bundle was built with; None: not given
+    motions      motions to compile if an engine has a fixed one; all if empty
+    checkpoints  the BuildOptions (export/recipe.py) of the bundle's build; None: not given
     flags        values of the backend's own options of `lamp-trt build`, by `Flag.name`; missing: the default
     """
 
@@ -100,26 +101,26 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class Flag:
-    """An option of `lamp-trt build`, like "--no-refit", and the arguments of `add_argument` for it."""
+    """An option of `lamp-trt build`, like "--no-refit", and its arguments for `add_argument`."""
 
     option: str
     arguments: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """Like "no_refit"."""
+        """The attribute in argparse's namespace, like "no_refit"."""
         return self.option.removeprefix("--").replace("-", "_")
 
 
 @dataclass(frozen=True)
 class Build:
-    """How a backend compiles networks beforehand.
+    """Ahead-of-time compilation of a backend.
 
-    function          "module:function" of BuildRequest, which returns every engine that was asked for. It is
-                      named and not imported: it may be a part of export, which engine must not import
-    suffix            of the files that it makes
-    from_checkpoints  whether it needs the checkpoints; else a finished bundle is enough
-    flags             its own options of `lamp-trt build`
+    function          "module:function": BuildRequest → all requested engines. A name instead of an import: it
+                      may be a part of export, which engine must not import
+    suffix            suffix of the engine files
+    from_checkpoints  whether it needs the checkpoints; otherwise a finished bundle is enough
+    flags             backend-specific options of `lamp-trt build`
     """
 
     function: str
@@ -128,7 +129,7 @@ class Build:
     flags: tuple[Flag, ...] = ()
 
     def __call__(self, request: BuildRequest) -> "list[CompiledEngine]":
-        """Compile what is missing. Raises InputError for flags, EngineError if the compiler fails."""
+        """Compile missing engines. InputError for invalid flags, EngineError if the compiler fails."""
         module, _, name = self.function.partition(":")
         engines: list[CompiledEngine] = getattr(importlib.import_module(module), name)(request)
         return engines
@@ -136,11 +137,11 @@ class Build:
 
 @dataclass(frozen=True)
 class Extra:
-    """A pip extra that brings a backend.
+    """A pip extra that installs a backend.
 
-    purpose   as `lamp-trt doctor` says it
-    required  whether no video can be made without it
-    modules   that only it brings: a ModuleNotFoundError of one names the extra
+    purpose   its description in `lamp-trt doctor`
+    required  whether videos cannot be made without it
+    modules   modules that only it installs: a ModuleNotFoundError of one names the extra
     """
 
     name: str
@@ -150,7 +151,7 @@ class Extra:
 
 
 class OperatorSeconds(Protocol):
-    """Seconds of one run of a network on the CPU by operator, the most first."""
+    """Function that returns the seconds per operator of one run on the CPU, in descending order."""
 
     def __call__(
         self,
@@ -164,20 +165,20 @@ class OperatorSeconds(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """One backend: where its engines are, what it runs, how it is built, shown and chosen.
+    """One backend.
 
-    name              as --backend takes it
-    title             as sentences have it
-    extras            that bring it
-    packages          pip packages that may hold its library
-    exclusive         these install one module over each other, so that only one may be installed
-    library           imports its library; EngineError or ModuleNotFoundError if it cannot be used
-    probe             machine → rows of `lamp-trt doctor`: installed or not, what it can run on here
-    host, device      how it runs networks on the CPU and on GPUs; None where it does not
-    build             how networks are compiled beforehand; None where nothing is
-    refusals          by precision of bundles that it does not run: the error, with {bundle} for the path
-    residences        that it offers for motions on a GPU
-    operator_seconds  the library's own profiler; None where it has none
+    name              value of --backend
+    title             its name in messages
+    extras            pip extras that install it
+    packages          pip packages that may contain its library
+    exclusive         whether these packages overwrite each other, so that only one may be installed
+    library           function that imports its library; EngineError or ModuleNotFoundError if unusable
+    probe             machine → rows of `lamp-trt doctor`: whether it is installed, what it can run on
+    host, device      runners for the CPU and for GPUs; None if unsupported
+    build             ahead-of-time compilation; None if it needs none
+    refusals          unsupported precision of bundles → error message, with {bundle} for the path
+    residences        supported places of inactive motions on a GPU
+    operator_seconds  profiles a network with the library's own profiler; None if unsupported
     """
 
     name: str
@@ -195,16 +196,16 @@ class Backend:
     operator_seconds: OperatorSeconds | None = None
 
     def on(self, ordinal: int | None) -> "Runner[Any, Any] | None":
-        """On CUDA device `ordinal`, on the CPU for None."""
+        """The runner for CUDA device `ordinal`, for the CPU if None."""
         return self.host if ordinal is None else self.device
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Of bundles that it runs."""
+        """Supported precisions of bundles."""
         return tuple(precision for precision in PRECISIONS if precision not in self.refusals)
 
     def runs(self, bundle: "Bundle") -> bool:
-        """Whether it runs the precision of each of the bundle's networks."""
+        """Whether it supports the precision of all of the bundle's networks."""
         return all(network.precision in self.precisions for network in bundle.manifest.networks.values())
 
     def require_precision(self, bundle: "Bundle") -> None:
@@ -215,7 +216,7 @@ class Backend:
 
 
 def parse_device(device: str) -> int | None:
-    """The ordinal of "cuda" or "cuda:N", None for "cpu" and, until a GPU has proven the rest, for "auto".
+    """Return the ordinal of "cuda" or "cuda:N"; None for "cpu" and, until tested on a GPU, for "auto".
 
     InputError for anything else.
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines compiled for one device: a file and a sidecar, <network>-<key>.<suffix> and <network>-<key>.json.
 
-Engines are code, so one is given out only if its sidecar says that it was compiled from exactly what is
-asked for, and after hashing the whole file against the sidecar, at every load. Several processes may use a
-folder: a temporary file is locked while it is written, the folder while names change.
+Engines are code, so one is returned only if its sidecar has exactly the requested key and the whole file has
+the sidecar's digest, checked at every load. Several processes may use a folder: temporary files are locked
+while they are written, the folder while names change.
 """
 
 import dataclasses
@@ -36,15 +36,15 @@ Settings = Mapping[str, Setting]
 
 @dataclass(frozen=True)
 class CompiledKey:
-    """What an engine was compiled from and for: another value of any field makes another engine.
+    """The inputs, options and target of a compilation: engines with different keys are different engines.
 
-    network   its name
+    network   name of the network
     backend   "tensorrt", "tensorrt_rtx" or "aotinductor"
-    graph     digest of the graph without the places of its weights
+    graph     digest of the graph without the locations of its weights
     weights   digest of the weight files whose values are baked in; "" if weights are attached at load
-    motion    sha256 of the motion file that is baked in; "" if motions can be exchanged, or there is none
-    profile   shapes that it accepts, by input
-    flags     whatever else the compiler was told
+    motion    sha256 of the motion file that is baked in; "" if motions can be exchanged, or there are none
+    profile   accepted shapes, by input
+    flags     other compiler options
     compiler  like "tensorrt 10.16.1"
     device    like "sm_90", or "x86_64 avx512" for a CPU
     """
@@ -66,13 +66,13 @@ class CompiledKey:
 
     @property
     def stem(self) -> str:
-        """The name of the engine's files without suffix."""
+        """The name of the engine's files, without suffix."""
         return f"{self.network}-{self.digest()[:16]}"
 
 
 @dataclass(frozen=True)
 class CompiledEngine:
-    """An engine's file. `extra`: what its makers noted of it, such as the digest of the bundle."""
+    """An engine's file. extra: further data from its build, such as the digest of the bundle."""
 
     path: Path
     key: CompiledKey
@@ -91,10 +91,10 @@ class _Sidecar:
 
 
 def find(folder: Path, key: CompiledKey, rebuild: str) -> CompiledEngine:
-    """The engine for `key` in `folder`, after reading all of it.
+    """Return the engine for `key` in `folder`, with its contents verified.
 
-    EngineError, with the command `rebuild`, if it is not there (then saying how the nearest one for that
-    network differs), is damaged, or is not what its sidecar says.
+    EngineError, with the command `rebuild`, if it is missing (the message says how the most similar engine
+    for that network differs), is damaged, or does not match its sidecar.
     """
     path = folder / f"{key.stem}.{SIDECAR_SUFFIX}"
     try:
@@ -119,7 +119,8 @@ def find(folder: Path, key: CompiledKey, rebuild: str) -> CompiledEngine:
 
 
 def has(folder: Path, key: CompiledKey) -> bool:
-    """Whether `folder` seems to hold an engine for `key`: its sidecar fits, and the file's size."""
+    """Whether `folder` holds an engine for `key`, by its sidecar and the file's size; contents are not
+    verified."""
     try:
         sidecar = _read_sidecar(folder / f"{key.stem}.{SIDECAR_SUFFIX}")
         fits = sidecar.key.digest() == key.digest()
@@ -129,22 +130,23 @@ def has(folder: Path, key: CompiledKey) -> bool:
 
 
 def known(folder: Path) -> list[CompiledEngine]:
-    """Every engine in `folder` that a sidecar tells of, the latest last; to look at: nothing is hashed."""
+    """The engines in `folder` with a readable sidecar, oldest first; contents are not verified."""
     sidecars = []
     for path in sorted(folder.glob(f"*-*.{SIDECAR_SUFFIX}")):
         try:
             sidecars.append(_read_sidecar(path))
         except (OSError, BundleError):
-            continue  # not an engine that anybody could load; `find` says so if it is asked for
+            continue  # not loadable; `find` reports it on request
     sidecars.sort(key=lambda sidecar: sidecar.built_at)
     return [CompiledEngine(folder / s.file, s.key, s.extra) for s in sidecars]
 
 
 def chosen(folder: Path, key: CompiledKey) -> CompiledKey:
-    """`key` with the profile and flags of the latest engine that equals it in all else; `key` if none does.
+    """`key` with the profile and flags of the latest engine whose other fields are equal; `key` if there is
+    none.
 
-    Profile and flags are what a builder chose, no fact of the bundle or the machine: who loads takes what is
-    there.
+    Profile and flags are choices of the build and not properties of the bundle or machine, so loading accepts
+    any.
     """
     for engine in reversed(known(folder)):
         candidate = dataclasses.replace(key, profile=engine.key.profile, flags=engine.key.flags)
@@ -154,9 +156,9 @@ def chosen(folder: Path, key: CompiledKey) -> CompiledKey:
 
 
 def nearest(folder: Path, keys: Sequence[CompiledKey]) -> CompiledKey:
-    """Of `keys`, none of which is there, the one that an engine comes closest to, for `find` to say why not.
+    """The one of `keys`, all missing, that is most similar to an existing engine, for the message of `find`.
 
-    With that engine's profile and flags, as `chosen`; the first key if there is no such engine.
+    It has that engine's profile and flags, as in `chosen`; the first key if there is no similar engine.
     """
     pairs = [
         (dataclasses.replace(key, profile=engine.key.profile, flags=engine.key.flags), engine.key)
@@ -168,8 +170,8 @@ def nearest(folder: Path, keys: Sequence[CompiledKey]) -> CompiledKey:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder for engines if it is not there. EngineError where no file can be written to it: asked
-    before an engine is compiled, it spares a wait for one that cannot be kept."""
+    """Create the folder for engines if it is missing. EngineError if it is not writable: called before a long
+    compilation whose result could not be stored."""
     with explained(folder, partial(_cannot_write, folder), or_above=True):
         make_folders(folder)
         with _temporary(folder / "writable"):
@@ -183,11 +185,10 @@ def store(
     extra: Settings,
     write: Callable[[BinaryIO], None],
 ) -> CompiledEngine:
-    """Put what `write` writes into `folder` as the engine for `key`, durably, in the place of an older one.
+    """Store the output of `write` durably in `folder` as the engine for `key`, replacing an older one.
 
-    suffix: like "plan". The folder is made if it is not there. Nothing half-written stays under the engine's
-    name, whatever happens, and an exception of `write` leaves all as it was. EngineError if the disk is full
-    or the folder cannot be written.
+    suffix: like "plan". The folder is created if missing. A partial file never has the engine's name, and an
+    exception of `write` changes nothing. EngineError if the disk is full or the folder not writable.
     """
     final, sidecar = (folder / f"{key.stem}.{ending}" for ending in (suffix, SIDECAR_SUFFIX))
     with explained(folder, partial(_cannot_write, folder), or_above=True):
@@ -208,9 +209,9 @@ def store(
 
 @contextmanager
 def _temporary(final: Path) -> Iterator[NewFile]:
-    """A new file beside `final`, locked while it is open, unlinked at the end if it still has its name.
+    """A new temporary file in the folder of `final`, locked while open, removed at the end if not renamed.
 
-    Unlocked temporary files are what a killed process left: they go first.
+    Unlocked temporary files are leftovers of killed processes and are removed first.
     """
     path = final.with_name(f"{final.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     with _locked(final.parent):
@@ -241,7 +242,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The right to change the names in `folder`."""
+    """Hold the lock for changing names in `folder`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -260,7 +261,7 @@ def _cannot_write(folder: Path, error: OSError, no_space: bool) -> EngineError:
 
 
 def _read_sidecar(path: Path) -> _Sidecar:
-    """FileNotFoundError if there is none, BundleError if it is not one."""
+    """Read a sidecar. FileNotFoundError if it is missing, BundleError if it is invalid."""
     sidecar: _Sidecar = decode(_Sidecar, parse_object(read_small_file(path)), "")
     if sidecar.schema_version != SCHEMA_VERSION:
         raise BundleError(f"schema_version is {sidecar.schema_version}, expected {SCHEMA_VERSION}")
@@ -279,7 +280,7 @@ def _why_missing(folder: Path, key: CompiledKey) -> str:
 
 
 def _differences(built: CompiledKey, wanted: CompiledKey) -> list[str]:
-    """What keeps the engine `built` from being the one `wanted`, as predicates, the most telling first."""
+    """The differences between an existing and a requested engine, as predicates, most important first."""
     texts = []
     if built.device != wanted.device:
         texts.append(f"was built for {built.device}, this device is {wanted.device}")
@@ -306,5 +307,5 @@ def _differences(built: CompiledKey, wanted: CompiledKey) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON gives it back, lists for tuples."""
+    """A setting as decoded from JSON: tuples as lists."""
     return list(value) if isinstance(value, tuple) else value

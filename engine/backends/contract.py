@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contracts of an engine: one network, compiled or loaded, ready to run.
+"""The protocols of engines on host arrays and on a device: one network, ready to run.
 
-Rules of both kinds: an engine belongs to one thread at a time. It is closed by `close` or at the end of a
-`with` block. An engine that is closed, or that a failure left half changed, is **unusable**: every later call
-but `close` raises EngineError with the reason.
+For both: an engine is used by one thread at a time. It is closed by `close` or at the end of a `with` block.
+An engine that is closed, or that a failure left partly changed, is **unusable**: every later call except
+`close` raises EngineError with the reason.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ Array = NDArray[np.generic]
 
 
 class Closable(Protocol):
-    """Something to be closed, which a `with` block does at its end."""
+    """An object with `close`, which a `with` block calls at its end."""
 
     def close(self) -> None:
-        """Give the memory back, while nothing is pending on a stream. A second call does nothing."""
+        """Free the memory; nothing may be pending on a stream. A second call does nothing."""
         ...
 
     def __enter__(self) -> Self:
@@ -36,7 +36,7 @@ class Closable(Protocol):
 
 
 class BaseEngine(Closable):
-    """Base of the backends' engines. `unusable`: why no call is possible any more, None while one is."""
+    """Base of the backends' engines. `unusable`: the reason why it is unusable, None while it is usable."""
 
     unusable: str | None = None
 
@@ -60,19 +60,19 @@ class Engine(Closable, Protocol):
         ...
 
     def set_motion(self, motion: str) -> bool:
-        """Make `motion` the one that the network shows. Only the LAMP UNet has motions.
+        """Switch to `motion`. Only the LAMP UNet has motions.
 
-        Returns whether earlier captures are stale; a host engine has none, so always False.
+        Returns whether earlier captures are stale: always False, host engines have no captures.
         """
         ...
 
 
 class DeviceEngine(Closable, Protocol):
-    """A network on one CUDA device, between addresses that stay where they are.
+    """A network on one CUDA device with fixed addresses of inputs and outputs.
 
-    Once constructed its weights are on the device. Then every tensor of `inputs` and `outputs` is bound, the
-    scratch given, and runs are enqueued, any number. Pointers are device addresses of C-contiguous memory,
-    streams are cudaStream_t. Methods raise EngineError; one that leaves the engine unusable says so.
+    Construction puts its weights on the device. Then bind every tensor of `inputs` and `outputs`, give
+    scratch memory, and enqueue any number of runs. Pointers are device addresses of C-contiguous memory,
+    streams are cudaStream_t. Methods raise EngineError; the message says if the engine is unusable.
     """
 
     @property
@@ -83,37 +83,36 @@ class DeviceEngine(Closable, Protocol):
 
     @property
     def scratch_bytes(self) -> int:
-        """What `use_scratch` must bring at least; 0 if the engine's library keeps its own."""
+        """Minimum size for `use_scratch`; 0 if the engine's library manages scratch memory itself."""
         ...
 
     def bind(self, name: str, pointer: int) -> None:
-        """The address of one input or output, until another is bound. Earlier captures go stale."""
+        """Set the address of one input or output. Earlier captures become stale."""
         ...
 
     def use_scratch(self, pointer: int, nbytes: int) -> None:
-        """Memory for intermediate values (pointer aligned to 256 bytes). Engines that never run at the same
-        time may be given the same."""
+        """Set the memory for intermediate values (pointer aligned to 256 bytes). Engines that never run
+        concurrently may share it."""
         ...
 
     def enqueue(self, stream: int) -> None:
-        """Enqueue one run; returns without waiting for it."""
+        """Enqueue one run and return without waiting for it."""
         ...
 
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None] | None:
-        """Record what `work` enqueues on `stream`, this engine's runs among it, for replay on that stream.
+        """Record the work that `work` enqueues on `stream`, including runs of this engine, for replay there.
 
-        None if this engine's runs cannot be recorded: then calling `work` is the way. The engine must have
-        run once on the stream before. EngineError if recording fails.
+        Returns None if this engine's runs cannot be recorded: call `work` each time instead. The engine must
+        have run once on the stream before. EngineError if recording fails.
         """
         ...
 
     def set_motion(self, motion: str) -> bool:
-        """Make `motion` the one that the network shows, while nothing is pending on any stream. Only the LAMP
-        UNet has motions.
+        """Switch to `motion`; nothing may be pending on any stream. Only the LAMP UNet has motions.
 
-        Returns whether earlier captures are stale and must be made again; then the scratch that was given may
-        be too small. For the motion that it shows already it does nothing and returns False. If a switch
-        fails, the next `set_motion` tries again, unless the error says that the engine is unusable.
+        Returns whether earlier captures are stale and must be made again; the scratch memory may then be too
+        small. Does nothing and returns False for the current motion. After a failed switch, the next
+        `set_motion` tries again, unless the error says that the engine is unusable.
         """
         ...
 

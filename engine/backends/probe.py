@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend's probe is told of a machine, and the rows of `lamp-trt doctor` that it answers with.
+"""Input and output of a backend's probe: a description of the machine, and rows of `lamp-trt doctor`.
 
-A probe needs nothing but Python, so that it can say what is missing.
+A probe needs only Python, so that it can report what is missing.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Status = Literal["ok", "note", "problem"]
-"""`note`: worth knowing, and nothing that is asked for today fails for it."""
+"""`note`: information that makes nothing fail."""
 
 Purpose = Literal["build", "generate"]
 
@@ -24,15 +24,15 @@ class Device:
 
     @property
     def architecture(self) -> str:
-        """As compilers name it: sm_90."""
+        """The compilers' name, like "sm_90"."""
         return f"sm_{self.capability[0]}{self.capability[1]}"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the driver says. `problem` is why there is no device to use, "" if there is one.
+    """The driver's report. problem: why there is no usable device, "" if there is one.
 
-    cuda: the newest CUDA that the driver runs, like "13.0".
+    cuda: the newest CUDA version that the driver supports, like "13.0".
     """
 
     devices: tuple[Device, ...] = ()
@@ -43,8 +43,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """installed: pip package → its version, None if it is not installed. run: Python code → the JSON object
-    that it prints in a process of its own, {"error": its last line} if it fails."""
+    """A machine as probes see it.
+
+    installed: pip package → its version, None if it is not installed. run: Python code → the JSON object that
+    it prints in a separate process, {"error": last line} if it fails."""
 
     gpu: Gpu
     installed: Callable[[str], str | None]
@@ -57,7 +59,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """remedy: what to do about it. blocks: what cannot work at all because of it. data: figures behind it."""
+    """One row of `lamp-trt doctor`. remedy: how to fix the problem. blocks: purposes that cannot work because
+    of it. data: the underlying figures."""
 
     name: str
     status: Status

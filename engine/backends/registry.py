@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends that there are, the one to use, and an engine of it."""
+"""The list of backends, the choice among them, and loading of engines."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,8 @@ BACKENDS = (
 )
 
 REFERENCE = onnxruntime.BACKEND
-"""Needs nothing compiled, so builds are for it unless they name another. On the CPU verify compares other
-backends with it, and sweeps run on it."""
+"""The default backend of builds, since it needs no compilation. On the CPU, verify compares other backends
+with it, and sweeps run on it."""
 
 
 def backends() -> tuple[Backend, ...]:
@@ -28,18 +28,18 @@ def backends() -> tuple[Backend, ...]:
 
 
 def backends_on(ordinal: int | None) -> list[Backend]:
-    """Those that run on GPUs, on the CPU for None, as "auto" tries them."""
+    """The backends for GPUs, or for the CPU if None, in the order in which "auto" tries them."""
     ranked = [(runner.rank, backend) for backend in BACKENDS if (runner := backend.on(ordinal))]
     return [backend for _, backend in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def names() -> list[str]:
-    """Of every backend: those that run on the CPU first."""
+    """Names of all backends, those for the CPU first."""
     return list(dict.fromkeys(backend.name for backend in (*backends_on(None), *backends_on(0))))
 
 
 def find_backend(name: str) -> Backend:
-    """InputError if there is none of that name."""
+    """Return the backend of that name. InputError if it is unknown."""
     for backend in BACKENDS:
         if backend.name == name:
             return backend
@@ -49,11 +49,11 @@ def find_backend(name: str) -> Backend:
 def choose_backend(
     ordinal: int | None, backend: str, bundle: "Bundle", engine_dir: Path | None = None
 ) -> str:
-    """The name of the backend to use, for "auto" by the bundle's precision, what is in `engine_dir` (None:
-    the bundle's own folder) and what is installed.
+    """Return the name of the backend to use; "auto" depends on the bundle's precision, the engines in
+    `engine_dir` (None: the bundle's own folder) and the installed packages.
 
-    InputError for an unknown one, EngineError if nothing is there for this GPU, or if the backend does not
-    run the bundle's precision.
+    InputError for an unknown backend, EngineError if none is ready, or if the backend does not support the
+    bundle's precision.
     """
     known = [known.name for known in backends_on(ordinal)]
     if backend != "auto" and backend not in known:
@@ -65,7 +65,7 @@ def choose_backend(
 
 
 def _ready_backend(ordinal: int | None, bundle: "Bundle", engine_dir: Path) -> Backend:
-    """The first that is ready and runs the bundle's precision."""
+    """The first backend that is ready and supports the bundle's precision."""
     refusing = None
     for backend in backends_on(ordinal):
         runner = backend.on(ordinal)
@@ -90,7 +90,7 @@ def _where(ordinal: int | None) -> str:
 
 
 def check_residence(backend: str, resident_motions: Residence) -> None:
-    """InputError if the backend does not keep motions there."""
+    """InputError if the backend does not support that place for inactive motions."""
     if resident_motions not in find_backend(backend).residences:
         offer = " and ".join(other.title for other in BACKENDS if resident_motions in other.residences)
         raise InputError(
@@ -107,7 +107,7 @@ def host_engine(
     num_threads: int | None = None,
     engine_dir: Path | None = None,
 ) -> "Engine":
-    """One network on the CPU; see HostOptions. EngineError if it cannot be loaded."""
+    """Load one network on the CPU; see HostOptions. EngineError if it cannot be loaded."""
     runner = find_backend(backend).host
     assert runner is not None, f"{backend} does not run on the CPU"
     return runner.load(bundle, network, HostOptions(motion, num_threads, engine_dir))
@@ -124,7 +124,7 @@ def device_engine(
     engine_dir: Path | None = None,
     resident_motions: Residence = "mapped",
 ) -> "DeviceEngine":
-    """One network on CUDA device `device`, run on `stream`; see DeviceOptions. Raises as host_engine."""
+    """Load one network on CUDA device `device` for `stream`; see DeviceOptions. Raises as host_engine."""
     runner = find_backend(backend).device
     assert runner is not None, f"{backend} does not run on GPUs"
     options = DeviceOptions(device, stream, motion, engine_dir, resident_motions)

@@ -190,7 +190,7 @@ def test_onnx_runtime_gpu_that_would_run_on_the_cpu_is_found_out(
     silent = {"version": "1.31.1", "wanted": [CUDA, CPU], "got": [CPU]}
     found = backends_of(have, silent, H200)["ONNX Runtime, CUDA"]
     assert found.status == "problem"
-    assert "runs on the CPU without a word, although a GPU is here" in found.detail
+    assert "silently falls back to the CPU although there is a GPU" in found.detail
     assert "newer driver than 580.65.06 (CUDA 13.0)" in found.remedy
     found = backends_of(have, silent, NO_GPU)["ONNX Runtime, CUDA"]
     assert (found.status, found.remedy) == ("note", "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AOTInductor: networks as packages compiled by PyTorch, the one backend that needs torch to run."""
+"""AOTInductor: networks as packages compiled by PyTorch. The only backend that needs torch at run time."""
 
 from pathlib import Path
 from types import ModuleType

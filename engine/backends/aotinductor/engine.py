@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as AOTInductor packages, on the CPU and on a CUDA device. The one backend that needs torch to run.
+"""Networks as AOTInductor packages, on the CPU and on a CUDA device. The only backend that needs torch at run
+time.
 
-A package holds code and the layout of every constant that the code expects, no weights: those are attached
-when it is loaded. On the CPU they stay in the bundle's mapped files, on a GPU they are copied once. torch is
+A package holds code and the expected layout of every constant, but not the weights: those are attached when
+it is loaded. On the CPU they stay in the bundle's mapped files, on a GPU they are copied once. torch is
 imported when an engine is made. The CUDA half is unproven: no GPU has run it yet.
 """
 
@@ -37,12 +38,13 @@ CONSTANTS = "lamp_trt_constants"
 """The entry of a package's metadata that describes its constants: JSON, see `Constant`."""
 
 PREFIX = "model."
-"""Before the checkpoint's names in the names of a package's constants (export/networks.py)."""
+"""Prefix of a package's constants before the checkpoint's tensor names (export/networks.py)."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant as the compiled code expects it. `values` of what is no weight, such as position ids."""
+    """A constant as the compiled code expects it. values: of constants that are not weights, such as position
+    ids."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -108,7 +110,7 @@ class AotInductorEngine(BaseEngine):
         self._weights.close()
 
     def _attach(self, values: "Mapping[str, Tensor]", complete: bool) -> None:
-        """Let the package use `values`, which are all of its constants if `complete`."""
+        """Attach `values` to the package; complete: they are all of its constants."""
         self._attached = False
         attached = {name: _laid_out(value, self._constants[name].stride) for name, value in values.items()}
         with _explained(self._network):
@@ -167,7 +169,7 @@ class AotInductorCudaEngine(BaseEngine):
         self._bound[name] = _device_tensor(pointer, tensor, self._device)
 
     def use_scratch(self, pointer: int, nbytes: int) -> None:
-        """Not used, see `scratch_bytes`."""
+        """Ignored, see `scratch_bytes`."""
 
     def enqueue(self, stream: int) -> None:
         self._check(stream)
@@ -180,7 +182,7 @@ class AotInductorCudaEngine(BaseEngine):
                 self._bound[tensor.name].copy_(value)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
-        """Recorded by torch, which keeps the memory of intermediate values in a pool of the graph's own."""
+        """Record with torch, which keeps intermediate values in a memory pool of the graph."""
         import torch
 
         self._check(stream)
@@ -222,7 +224,7 @@ class AotInductorCudaEngine(BaseEngine):
         torch.cuda.empty_cache()
 
     def _new_values(self) -> "dict[str, Tensor]":
-        """Memory on the device for every constant."""
+        """Allocate device memory for every constant."""
         import torch
 
         constants = self._constants.values()
@@ -241,7 +243,7 @@ class AotInductorCudaEngine(BaseEngine):
         }
 
     def _fill(self, values: "Mapping[str, Tensor]") -> None:
-        """Copy values to the device and wait. They travel as stored and are laid out there."""
+        """Copy values to the device and wait. They are transferred as stored and laid out on the device."""
         for name, value in values.items():
             self._values[name].copy_(value.to(self._device))
         self._stream.synchronize()
@@ -260,9 +262,9 @@ class AotInductorCudaEngine(BaseEngine):
 
 
 class _Weights:
-    """What a network's constants are attached to: tensors of the bundle's files, each mapped once.
+    """The values of a network's constants: tensors of the bundle's files, each file mapped once.
 
-    They have the constants' shapes, so that a (c, c, 3) weight is (c, c, 3, 1) here, and lie as stored.
+    They have the constants' shapes, so a (c, c, 3) weight is (c, c, 3, 1) here, and the stored layout.
     """
 
     def __init__(self, bundle: Bundle, network: str, constants: Mapping[str, Constant]) -> None:
@@ -272,7 +274,7 @@ class _Weights:
         self._mapped: dict[str, dict[str, Tensor]] = {}
 
     def all(self, motion: str | None) -> "dict[str, Tensor]":
-        """Every constant. EngineError if one is in no file."""
+        """Every constant. EngineError if the files lack one."""
         import torch
 
         values = {
@@ -290,11 +292,11 @@ class _Weights:
         return values
 
     def of_motion(self, motion: str | None) -> "dict[str, Tensor]":
-        """Those that come with a motion (None: the default one), none where the network shows no motion."""
+        """The constants of a motion (None: the default one); {} if the network has no motions."""
         return self._file(self._entry(motion).file) if self._has_motions else {}
 
     def is_full(self, motion: str | None) -> bool:
-        """Whether a motion brings shared tensors of its own."""
+        """Whether a motion has shared tensors of its own."""
         return self._has_motions and self._entry(motion).kind == "full"
 
     def close(self) -> None:
@@ -302,7 +304,7 @@ class _Weights:
         self._mapped.clear()
 
     def _entry(self, motion: str | None) -> MotionEntry:
-        """BundleError if there is no such motion."""
+        """The manifest's entry of a motion. BundleError if it is missing."""
         return self._bundle.motion(motion)
 
     def _file(self, relative: str) -> "dict[str, Tensor]":
@@ -310,7 +312,7 @@ class _Weights:
 
         if relative not in self._mapped:
             with safe_open(utf8_path(self._bundle.path_of(relative)), framework="pt") as file:
-                names = {PREFIX + key: key for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+                names = {PREFIX + key: key for key in file.keys()}  # noqa: SIM118 (not a mapping)
                 self._mapped[relative] = {
                     name: self._shaped(file.get_tensor(key), name)
                     for name, key in names.items()
@@ -343,7 +345,7 @@ def import_torch() -> ModuleType:
 def _load(path: Path, network: str, device: int = -1) -> tuple[Any, dict[str, Constant]]:
     """A package's model, and its constants by name.
 
-    Loaded without the logic for several threads, which a capture does not allow.
+    Loaded single-threaded: CUDA graph capture does not allow the multi-threaded logic.
     """
     import_torch()
     import torch
@@ -378,7 +380,7 @@ def _laid_out(value: "Tensor", stride: tuple[int, ...]) -> "Tensor":
 
 
 def _device_tensor(pointer: int, tensor: IOTensor, device: "torch.device") -> "Tensor":
-    """Bound memory as a torch tensor, through the CUDA array interface, without a copy."""
+    """View bound memory as a torch tensor, through the CUDA array interface, without a copy."""
     import torch
 
     interface = {
@@ -397,7 +399,7 @@ def _device_tensor(pointer: int, tensor: IOTensor, device: "torch.device") -> "T
 
 @contextmanager
 def _explained(network: str) -> Iterator[None]:
-    """torch's errors as EngineErrors."""
+    """Turn torch's errors into EngineErrors."""
     try:
         yield
     except (EngineError, InputError):

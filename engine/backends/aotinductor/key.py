@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an AOTInductor package was compiled from and for. torch is not needed to look for one."""
+"""Cache keys of AOTInductor packages, and lookup of the package for a network. Imports no torch."""
 
 import hashlib
 import platform
@@ -15,13 +15,13 @@ from lamp_trt.engine.graph.digest import graph_digest
 
 _CPUINFO = Path("/proc/cpuinfo")
 _VECTORS = (("avx512f", "avx512"), ("avx2", "avx2"), ("sve", "sve"), ("asimd", "neon"))
-"""Features of a CPU and what they are called together, the widest first."""
+"""CPU features and the names of their vector extensions, widest first."""
 
 
 def package_key(bundle: Bundle, network: str, device: str, flags: Settings) -> CompiledKey:
-    """The key of a package. Weights and motion are attached at load and no part of it.
+    """The key of a package. Weights and motion are attached at load and not part of it.
 
-    device: `cpu_name()` or `cuda_name(...)`. flags: what the compiler was told, see export/aotinductor.py.
+    device: `cpu_name()` or `cuda_name(...)`. flags: compiler options, see export/aotinductor.py.
     EngineError if torch is not installed.
     """
     entry = bundle.network(network)
@@ -39,10 +39,10 @@ def package_key(bundle: Bundle, network: str, device: str, flags: Settings) -> C
 
 
 def find_package(bundle: Bundle, network: str, device: str, engine_dir: Path | None) -> CompiledEngine:
-    """The latest package for a network and device, whatever its flags, after reading all of it.
+    """Return the latest package for a network and device, with any flags and verified contents.
 
-    engine_dir: None for the bundle's own folder. EngineError, with the command that mends it, if there is
-    none, or it is damaged.
+    engine_dir: None for the bundle's own folder. EngineError, with the command that builds it, if it is
+    missing or damaged.
     """
     folder = engine_dir or bundle.engine_folder
     key = compiled.chosen(folder, package_key(bundle, network, device, {}))

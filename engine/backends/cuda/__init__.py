@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA calls and graphs that device backends share."""
+"""CUDA calls and graphs shared by the device backends."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the CUDA runtime that an engine makes itself, with their status turned into an EngineError."""
+"""Calls of the CUDA runtime, with failures turned into EngineErrors."""
 
 import logging
 from typing import Any
@@ -10,9 +10,9 @@ log = logging.getLogger("lamp_trt")
 
 
 def cuda(name: str, *arguments: Any) -> Any:
-    """Call a function of the CUDA runtime: its result, a tuple if it has several, None if it has none.
+    """Call a function of the CUDA runtime; return its result, a tuple of several, or None.
 
-    EngineError if it fails, or cuda.bindings is not installed. The calling thread's current device counts.
+    EngineError if it fails or cuda.bindings is not installed. Uses the calling thread's current device.
     """
     try:
         from cuda.bindings import runtime
@@ -28,7 +28,7 @@ def cuda(name: str, *arguments: Any) -> Any:
 
 
 def architecture(ordinal: int) -> str:
-    """What engines for a device are called by, like "sm_90". EngineError if there is no such device."""
+    """The architecture of a CUDA device, like "sm_90". EngineError if the device does not exist."""
     from cuda.bindings.runtime import cudaDeviceAttr
 
     major, minor = (
@@ -42,7 +42,8 @@ def architecture(ordinal: int) -> str:
 
 
 def release(name: str, handle: Any) -> None:
-    """Call a function that gives something back, from a finalizer: nobody is left to take an error."""
+    """Call a function that frees a resource, from a finalizer: errors are logged, since none can be
+    raised."""
     try:
         cuda(name, handle)
     except EngineError as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stream was given, recorded once and replayed with one launch.
+"""CUDA graphs: work on a stream, recorded once and replayed with one launch.
 
-Only the calling thread's work is recorded (thread-local mode): what other threads do meanwhile, on streams of
-their own, neither enters the graph nor breaks it. Unproven: no GPU has run this module yet.
+Only the calling thread's work is recorded (thread-local mode): other threads' work on other streams neither
+enters the graph nor invalidates it. Not yet tested: no GPU has run this module.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from lamp_trt.engine.errors import EngineError
 
 
 def capture(stream: int, work: Callable[[], None]) -> Callable[[], None]:
-    """Record what `work` enqueues on `stream`, a cudaStream_t other than the default; nothing of it runs.
+    """Record the work that `work` enqueues on `stream`, a non-default cudaStream_t, without running it.
 
-    The result enqueues all of it on that stream, with the addresses that it was recorded with. EngineError if
-    it cannot be recorded; the stream is of use again in any case.
+    Returns a function that enqueues the recorded work on that stream, with the recorded addresses.
+    EngineError if it cannot be recorded; the stream stays usable.
     """
     from cuda.bindings.runtime import cudaStreamCaptureMode
 
@@ -35,7 +35,7 @@ def capture(stream: int, work: Callable[[], None]) -> Callable[[], None]:
 
 
 class CapturedGraph:
-    """An executable graph; calling it enqueues it. Its memory goes with the object."""
+    """An executable graph; calling it enqueues it. Its memory is freed with the object."""
 
     def __init__(self, stream: int, graph: Any) -> None:
         self._stream = stream
@@ -47,7 +47,7 @@ class CapturedGraph:
 
 
 def _discard(stream: int) -> None:
-    """End a capture whose work failed; that it is invalid by then is no news."""
+    """End a capture whose work failed: it is already invalid, so an error here is expected."""
     try:
         graph = cuda("cudaStreamEndCapture", stream)
     except EngineError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime: networks on its CPU and CUDA providers, nothing compiled beforehand."""
+"""ONNX Runtime: runs networks on its CPU and CUDA providers without ahead-of-time compilation."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _library() -> ModuleType:
-    import onnx  # noqa: F401 (its sessions take graphs that onnx reads)
+    import onnx  # noqa: F401 (its sessions load graphs through onnx)
 
     from lamp_trt.engine.backends.onnxruntime.session import import_onnxruntime
 
@@ -62,7 +62,7 @@ BACKEND = Backend(
         ready=lambda bundle, folder: importlib.util.find_spec("onnxruntime") is not None,
         extra="gpu",
     ),
-    refusals={  # its CPU provider has no convolution in bf16
+    refusals={  # its CPU provider lacks convolution in bf16
         "bf16": "{bundle} is in precision bf16, which ONNX Runtime does not run. Compile and run it with "
         "--backend aotinductor or, on a GPU, --backend tensorrt (lamp-trt build --precision bf16 "
         "--backend … --out {bundle}), or build a bundle with --precision fp32, for GPUs also fp16."

@@ -16,10 +16,10 @@ from lamp_trt.engine.networks import IOTensor
 class OnnxRuntimeEngine(BaseEngine):
     """One network of a bundle in an ONNX Runtime session on the CPU.
 
-    A session's weights cannot be exchanged, so the motion's tensors are inputs of it, fed from the mapped
-    file: a switch takes milliseconds, and steps are no slower (benchmarks/studies/motion_switch.py). Only a
-    motion whose shared tensors differ takes a new session; if that fails, the next `set_motion` tries again.
-    Raises EngineError for a bundle in bf16, or if the graph does not load.
+    A session's weights cannot be replaced, so the motion's tensors are inputs, fed from the mapped file: a
+    switch takes milliseconds and does not slow down steps (benchmarks/studies/motion_switch.py). Only a
+    motion whose shared tensors differ needs a new session; if that fails, the next `set_motion` tries again.
+    EngineError for a bundle in bf16, or if the graph does not load.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class OnnxRuntimeEngine(BaseEngine):
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         self.require_usable()
         if self._session is None:
-            raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
+            raise EngineError(f"{self._network} has no motion because a switch failed: set a motion.")
         check_arrays(self._network, self.inputs, arrays)
         names = [tensor.name for tensor in self.outputs]
         try:
             values = self._session.run(names, {**arrays, **self._motion_arrays})
-        except Exception as error:  # ONNX Runtime's own exceptions share no other base
+        except Exception as error:  # the only common base of ONNX Runtime's exceptions
             raise EngineError(f"ONNX Runtime failed in {self._network}: {error}") from error
         return dict(zip(names, values, strict=True))
 
@@ -57,7 +57,9 @@ class OnnxRuntimeEngine(BaseEngine):
             return False
         shown, session = self._motion, self._session
         if shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown):
-            session = self._session = self._motion = None  # one live session: not twice the UNet's memory
+            session = self._session = self._motion = (
+                None  # free the old session first: twice the UNet's memory is not needed
+            )
             session = self._new_session(motion)
         self._motion_arrays = motion_arrays(self._bundle, motion, self._motion_shapes)
         self._session, self._motion = session, motion

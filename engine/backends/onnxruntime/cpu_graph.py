@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators of a bundle's graph for which ONNX Runtime's CPU provider has better kernels under other names.
+"""Replacement of ONNX operators by others that have better kernels in ONNX Runtime's CPU provider.
 
-Nothing of it is written to disk: there the graph stays plain ONNX, which every other tool can read.
+The file on disk stays unchanged: standard ONNX that other tools can read.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,9 +18,9 @@ _CONTRIB_DOMAIN = "com.microsoft"
 
 
 def use_cpu_kernels(model: onnx.ModelProto) -> dict[str, int]:
-    """Replace every Attention and every GroupNormalization in place; how many of each there were.
+    """Replace every Attention and GroupNormalization in place; return the number of each.
 
-    EngineError for an Attention with a mask or a cache, which no network of ours has.
+    EngineError for an Attention with a mask or a cache, which the bundle's networks do not use.
     """
     graph = _Graph(model)
     counts = dict.fromkeys(_REPLACEMENTS, 0)
@@ -35,7 +35,7 @@ def use_cpu_kernels(model: onnx.ModelProto) -> dict[str, int]:
 
 
 class _Graph:
-    """A graph that is written anew, node by node. shapes: of inputs and intermediate values, by name."""
+    """A graph under reconstruction, node by node. shapes: of inputs and intermediate values, by name."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
@@ -74,12 +74,12 @@ def _multi_head_attention(graph: _Graph, node: onnx.NodeProto) -> None:
     """com.microsoft's MultiHeadAttention, which works block by block.
 
     ONNX Runtime's CPU kernel for Attention (opset 23) materialises the scores: 6.7 GB for one first-frame
-    attention at 40x64 latents. Query, key and value arrive as (b, heads, tokens, head_width) and are wanted
-    as (b, tokens, width); the transposes added here cancel against the exporter's own when the session is
-    optimized. Keys and values that the graph is given are taken as they are.
+    attention at 40x64 latents. Query, key and value have shape (b, heads, tokens, head_width), and the
+    operator takes (b, tokens, width); the transposes added here cancel against the exporter's own when the
+    session is optimized. Keys and values that are inputs of the graph are passed unchanged.
     """
     if len([name for name in node.input if name]) > 3 or len([name for name in node.output if name]) > 1:
-        raise EngineError(f"Attention {node.name} has a mask or a cache, which is not rewritten.")
+        raise EngineError(f"Attention {node.name} has a mask or a cache, which is not supported.")
     attributes, shapes, output = _attributes(node), graph.shapes, node.output[0]
     batch, heads, tokens, width = shapes[node.input[0]]
     taken = list(node.input[1:3]) if graph.inputs.issuperset(node.input[1:3]) else []
@@ -105,8 +105,8 @@ def _multi_head_attention(graph: _Graph, node: onnx.NodeProto) -> None:
 def _layer_normalization(graph: _Graph, node: onnx.NodeProto) -> None:
     """LayerNormalization over each group.
 
-    ONNX Runtime's CPU provider takes GroupNormalization apart into means of x and of x * x, whose difference
-    loses digits where a group's mean exceeds its spread, and reads x several times. Its LayerNormalization
+    ONNX Runtime's CPU provider decomposes GroupNormalization into means of x and of x * x, whose difference
+    loses precision if a group's mean exceeds its spread, and reads x several times. Its LayerNormalization
     sums in double precision where scales differ within a row. Measured on (2, 64, 16, 40, 64) in 32 groups,
     mean 3, spread 1: 4e-6 from the exact result before, 3e-8 now, in half the time.
     """

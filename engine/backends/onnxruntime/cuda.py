@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks on ONNX Runtime's CUDA provider, between bound addresses and on a given stream.
+"""Networks on ONNX Runtime's CUDA provider, with bound addresses and on a given stream.
 
 The provider captures a run into a CUDA graph of its own, after the first runs with a binding, and replays it;
 so nobody else may capture it. Unproven: no GPU has run this module yet.
@@ -79,7 +79,7 @@ class OnnxRuntimeCudaEngine(BaseEngine):
         self._bound[name] = pointer
 
     def use_scratch(self, pointer: int, nbytes: int) -> None:
-        """Not used, see `scratch_bytes`."""
+        """Ignored, see `scratch_bytes`."""
 
     def enqueue(self, stream: int) -> None:
         self.require_usable()
@@ -157,7 +157,7 @@ class OnnxRuntimeCudaEngine(BaseEngine):
         return session
 
     def _new_binding(self) -> Any:
-        """Every tensor at its address."""
+        """Bind every tensor to its address."""
         binding = self._session.io_binding()
         for tensors, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
             for tensor in tensors:

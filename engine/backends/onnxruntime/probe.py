@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether ONNX Runtime runs here, on the CPU and on a GPU."""
+"""Checks whether ONNX Runtime works on this machine, on the CPU and on a GPU."""
 
 from typing import Any
 
 from lamp_trt.engine.backends.probe import Gpu, Machine, ProbeRow
 
 WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-"""Packages that all install the module `onnxruntime`, over each other."""
+"""Packages that all install the module `onnxruntime` and overwrite each other."""
 
 _IDENTITY_GRAPH = (
     "080a3a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a017912"
@@ -21,7 +21,7 @@ wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in o
 session = ort.InferenceSession(bytes.fromhex("{_IDENTITY_GRAPH}"), providers=wanted)
 print(json.dumps({{"version": ort.__version__, "wanted": wanted, "got": session.get_providers()}}))
 """
-"""onnxruntime-gpu silently runs on the CPU if it finds no usable GPU or library: only a session shows it."""
+"""onnxruntime-gpu silently falls back to the CPU without a usable GPU or library: only a session shows it."""
 
 
 def probe_rows(machine: Machine) -> list[ProbeRow]:
@@ -52,9 +52,9 @@ def _cuda(runtime: dict[str, Any], gpu: Gpu, *, installed: bool) -> ProbeRow:
     if not gpu.devices:
         detail = f"onnxruntime-gpu {runtime['version']} runs on the CPU here: {gpu.problem}"
         return ProbeRow(name, "note", detail)
-    detail = f"onnxruntime-gpu {runtime['version']} runs on the CPU without a word, although a GPU is here"
+    detail = f"onnxruntime-gpu {runtime['version']} silently falls back to the CPU although there is a GPU"
     remedy = (
-        f"its CUDA and cuDNN libraries do not load, or want a newer driver than {gpu.driver or 'this'} "
+        f"its CUDA and cuDNN libraries do not load, or need a newer driver than {gpu.driver or 'this'} "
         f"(CUDA {gpu.cuda}): pip install 'onnxruntime-gpu[cuda,cudnn]'"
     )
     return ProbeRow(name, "problem", detail, remedy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds of a network by operator on the CPU, from ONNX Runtime's own profiler."""
+"""Time per operator of a network on the CPU, from ONNX Runtime's profiler."""
 
 import json
 import tempfile
@@ -17,9 +17,9 @@ WARM_UP, RUNS = 1, 3
 def operator_seconds(
     bundle: Bundle, network: str, arrays: Mapping[str, Any], motion: str | None, num_threads: int | None
 ) -> dict[str, float]:
-    """Seconds of one run by operator of the optimized graph, the most first; the mean of RUNS.
+    """Seconds per operator of one run of the optimized graph, descending; the mean of RUNS.
 
-    The profiler's own time is in them: trust the shares; the sum is a little more than an unprofiled run.
+    They include the profiler's overhead: the shares are reliable, the sum slightly exceeds an unprofiled run.
     """
     onnxruntime = import_onnxruntime()
     model = cpu_model(bundle, network, motion)
@@ -42,7 +42,8 @@ def operator_seconds(
 
 
 def seconds_by_operator(events: list[dict[str, object]], warm_up: int, runs: int) -> dict[str, float]:
-    """Of the trace's kernel events, without those of the first `warm_up` runs. Every node runs once a run."""
+    """Seconds per operator of the trace's kernel events, without the first `warm_up` runs. Every node runs
+    once per run."""
     seconds: dict[str, float] = defaultdict(float)
     seen: dict[object, int] = defaultdict(int)
     for event in events:

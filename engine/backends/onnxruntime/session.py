@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime sessions of a bundle's networks: their graphs, the place of their weights, their errors."""
+"""ONNX Runtime sessions of a bundle's networks: graphs, weight locations, errors."""
 
 import importlib
 import os
@@ -16,7 +16,7 @@ from lamp_trt.engine.graph.model import bundle_model
 
 
 def cpu_model(bundle: Bundle, network: str, motion: str | None) -> Any:
-    """`bundle_model` with the operators that ONNX Runtime's CPU provider has the better kernels for."""
+    """`bundle_model` with the operators that have the better kernels in ONNX Runtime's CPU provider."""
     from lamp_trt.engine.backends.onnxruntime.cpu_graph import use_cpu_kernels
 
     model = bundle_model(bundle, network, motion)
@@ -25,18 +25,19 @@ def cpu_model(bundle: Bundle, network: str, motion: str | None) -> Any:
 
 
 def import_onnxruntime() -> ModuleType:
-    """onnxruntime, whose first import reads its telemetry switch. `import lamp_trt` set it; a host may have
-    cleared the environment since."""
+    """Import onnxruntime. Its first import reads the telemetry switch that `import lamp_trt` set; a host
+    program may have cleared the environment since."""
     if "onnxruntime" not in sys.modules:
         os.environ.setdefault(NO_TELEMETRY, "1")
     return importlib.import_module("onnxruntime")
 
 
 def place_weights(bundle: Bundle, model: Any) -> dict[str, bytes]:
-    """The session options by which ONNX Runtime finds the weights of `model`; bytes: a path may be no text.
+    """Session options with which ONNX Runtime finds the weights of `model`; bytes, since paths may not be
+    UTF-8.
 
-    It refuses files outside of a folder that it is given, after following links. So where a file of the
-    bundle is a link out of it, `model` is pointed at the files themselves, below a folder that holds all.
+    ONNX Runtime refuses files outside a given folder, after following links. So if a file of the bundle is a
+    link to outside, `model` is pointed at the link targets, below a common folder.
     """
     entries = [
         entry
@@ -61,18 +62,18 @@ def new_session(
     config: Mapping[str, str] | None = None,
     num_threads: int | None = None,
 ) -> Any:
-    """A session of `model`, whose weights lie in the bundle. EngineError if it cannot be made.
+    """Create a session of `model`, whose weights are in the bundle. EngineError if that fails.
 
     `model` may be changed, see `place_weights`.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal: errors are raised too, so that lines on stderr would repeat them
+    options.log_severity_level = 4  # fatal: errors are raised, and would be repeated on stderr
     for key, value in {**place_weights(bundle, model), **(config or {})}.items():
         options.add_session_config_entry(key, value)
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
-    except Exception as error:  # ONNX Runtime's own exceptions share no other base
+    except Exception as error:  # the only common base of ONNX Runtime's exceptions
         raise EngineError(f"ONNX Runtime cannot load {network} of {bundle.path}: {error}") from error
