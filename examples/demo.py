@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: toy checkpoints, a bundle of them, a first frame, a video. Usage: python examples/demo.py FOLDER
+"""Demo: make toy checkpoints, a bundle, a first frame and a video. Usage: python examples/demo.py FOLDER
 
-Everything that it runs is the `lamp-trt` command; real checkpoints take the same steps. What the folder holds
-already is not made again.
+It runs the `lamp-trt` command only; real checkpoints need the same steps. Existing checkpoints and up-to-date
+files of the bundle are kept.
 """
 
 import sys
@@ -18,7 +18,7 @@ PROMPT = "a horse runs on the road"
 
 
 def draw_first_frame(path: Path) -> None:
-    """A road in the evening, in place of the picture that Stable Diffusion XL would paint."""
+    """Draw a road in the evening, as a substitute for an image from Stable Diffusion XL."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     sky = np.stack([250 - 0.28 * y, 170 - 0.16 * y + 0.04 * x, 150 + 0.12 * y], axis=-1)
     hills = HEIGHT * (0.52 + 0.05 * np.sin(x / 130) + 0.03 * np.sin(x / 47 + 1))

@@ -4,7 +4,7 @@
     .venv/bin/python install/check.py python3.11 python3.12
 
 1. On each Python: every `pip install` of README.md, CONTRIBUTING.md and docs/, and each extra that they
-   mention in passing; then what the extras are for.
+   mention elsewhere; then a check of what the extras are for.
 2. On the first: the lowest versions that pyproject.toml allows, and CORE_TESTS on them.
 3. On the last: `make test` with PyPI's build of torch.
 
@@ -95,7 +95,7 @@ def reachable(url: str) -> bool:
 
 
 def try_block(commands: tuple[str, ...], python: str, folder: Path) -> None:
-    """Carry out a block's commands, then what its extras are for."""
+    """Run a block's commands, then check what its extras are for."""
     source, inside = copy_of_the_source(folder), new_environment(python, folder)
     extras: set[str] = set()
     for command in commands:
@@ -131,7 +131,7 @@ def try_lowest_versions(python: str, folder: Path) -> None:
     run(inside, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", ".", cwd=source)
     run(inside, "-m", "pip", "check", cwd=folder)
     tests = [source / "tests" / name for name in CORE_TESTS]
-    # Old releases warn about newer Pythons and NumPys; only what fails matters here.
+    # Old releases warn about newer versions of Python and NumPy; only failures matter here.
     run(inside, "-m", "pytest", "-q", "-W", "default", "-m", "not slow", *tests, cwd=source)
 
 

@@ -4,8 +4,8 @@
     python3 install/environment.py .venv [auto|pypi]
 
 The lock lists every package with the digests of its files, so pip resolves nothing. Without an NVIDIA GPU
-torch's CPU build is taken, from pip's own sources or PyTorch's index, if one of them has it. Standard
-library only. The syntax is Python 3.6's, so that an older Python gets as far as the message about it.
+torch's CPU build is installed, from pip's own sources or PyTorch's index, if one of them has it. Standard
+library only. Uses Python 3.6 syntax, so that an old Python can print the message that it is too old.
 """
 
 import glob
@@ -29,7 +29,7 @@ def say(text):
 
 
 def problem():
-    """One sentence about what this Python lacks, or None."""
+    """A sentence on what this Python lacks, or None."""
     version = platform.python_version()
     if sys.version_info[:2] < OLDEST:
         return "Python {} is too old: lamp-trt needs {}.{} or newer, name one with make PYTHON=…".format(
@@ -69,7 +69,7 @@ def cpu_torch_version():
 
 
 def cpu_torch_source(python):
-    """(pip's options to get torch's CPU build, where from), or (None, why there is none)."""
+    """(pip's options for torch's CPU build, its source), or (None, why it is not available)."""
     wanted = cpu_torch_version()
     code = "import importlib.metadata as m; print('torch==' + m.version('torch'))"
     installed = subprocess.run([str(python), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -87,7 +87,7 @@ def cpu_torch_source(python):
 
 
 def locked_packages(python, torch):
-    """(lock file, pip's options), after a line that says what will be fetched. torch: "auto" or "pypi"."""
+    """Return (lock file, pip's options) and print what will be fetched. torch: "auto" or "pypi"."""
     if torch == "pypi":
         say(f"PyPI's torch with CUDA: about {PYPI_SIZE}.")
         return PYPI_LOCK, []

@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TORCH = tomllib.loads((ROOT / "install" / "torch-cpu.toml").read_text())
 INDEX = "https://pypi.org/simple"
 EXTRAS = "export,cpu,dev,rtx"
-"""What `make demo` and `make test` install."""
+"""The extras that `make demo` and `make test` install."""
 
 CONSTRAINTS = """\
 # Versions that were tested together, of all extras: pip install -c constraints.txt '.[export,cpu]'

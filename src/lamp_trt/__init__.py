@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LAMP few-shot video generation, deployed: one engine, many motions, no torch at run time.
+"""Deployment engine for LAMP few-shot video generation: one engine, many motions, no torch at run time.
 
 import lamp_trt
 
@@ -9,7 +9,7 @@ video.save("horse.mp4")
 
 Importing lamp_trt sets ORT_DISABLE_TELEMETRY=1 in the environment, for this process and its children, unless
 the variable is set already: ONNX Runtime 1.29 and later report to Microsoft without it. ONNX Runtime reads it
-when it is imported, so import lamp_trt first; a RuntimeWarning says so if that came too late.
+when it is imported, so import lamp_trt first; otherwise a RuntimeWarning is issued.
 """
 
 import os
@@ -30,7 +30,7 @@ NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 def _disable_telemetry() -> None:
-    """Keep ONNX Runtime from reporting, unless its host decided by setting the variable."""
+    """Disable ONNX Runtime's telemetry, unless the host program has set the variable."""
     if NO_TELEMETRY in os.environ:
         return
     os.environ[NO_TELEMETRY] = "1"
@@ -58,21 +58,22 @@ def load(
     expect_bundle: str | None = None,
     verify_files: bool = False,
 ) -> "LampPipeline":
-    """Load a bundle that `lamp-trt build` made. `close`, or a `with` block, gives the pipeline's memory back.
+    """Load a bundle that `lamp-trt build` made. `close`, or a `with` block, frees the pipeline's memory.
 
-    bundle       its folder; every file is checked against its digest (remembered while a file is unchanged)
+    bundle       its folder; every file is checked against its digest (cached while a file is unchanged)
     device       "auto" or "cpu", or a GPU: "cuda", "cuda:1"
     backend      "auto" takes ONNX Runtime on the CPU (AOTInductor for a bundle in bf16), and on a GPU the
                  first that has engines for this bundle: "tensorrt", "aotinductor", or "onnxruntime", which
-                 needs none
-    motion       the motion to begin with; None is the bundle's default one. Calls may switch.
-    num_threads  CPU threads of each network; None lets the backend choose
-    engine_dir   where compiled engines are, for a bundle that cannot hold them; None is its own folder
-    resident_motions  where TensorRT's motions wait to be shown: "mapped" in their files, or, once shown, as
+                 needs no engines
+    motion       the initial motion; None: the bundle's default one. Calls may switch.
+    num_threads  CPU threads of each network; None: the backend's choice
+    engine_dir   folder of compiled engines, for a read-only bundle; None: the bundle's own
+    resident_motions  where TensorRT's inactive motions are kept: "mapped" in their files, or, after first
+    use, as
                  copies in page-locked host memory ("pinned") or on the "device", 0.5 GB each at full size
-    expect_bundle  the digest that the bundle must have (`lamp-trt inspect` shows it): pins one from elsewhere
+    expect_bundle  the required digest of the bundle (`lamp-trt inspect` shows it)
     verify_files read every byte of the bundle first, also of files that have not changed since they were read
-    Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
+    BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
     EngineError if a network cannot be loaded.
     """
     from lamp_trt.runtime.algorithm.config import file_path

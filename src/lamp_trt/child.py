@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python in a process of its own."""
+"""Python in a separate process."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from lamp_trt import NO_TELEMETRY
 
 def run_python(*arguments: str, timeout_s: float | None = None) -> "subprocess.CompletedProcess[str]":
     """Run `python ARGUMENTS` and return its exit code and output, which is text in any locale and with any
-    PYTHONIOENCODING. ONNX Runtime reports nothing there, unless the host decided that it may."""
+    PYTHONIOENCODING. ONNX Runtime's telemetry is off there, unless the host program has set the variable."""
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,

@@ -30,10 +30,10 @@ OFFLINE = {
     "DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
 }
-"""Environment of the command, before any dependency is imported: none of them is to look for a network, and
-what is needed never lies there. The library needs none of them, and leaves them alone."""
+"""Environment of the command, set before dependencies are imported, so that they do not access the network.
+The library, `import lamp_trt`, does not change these variables."""
 _EXPORT = ("torch", "diffusers", "transformers", "accelerate", "onnxscript", "onnx_ir")
-"""Modules that the extra `export` brings."""
+"""Modules that the extra `export` installs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,14 +87,14 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _extras() -> dict[str, str]:
-    """The pip extra that brings each optional module."""
+    """Optional module → the pip extra that installs it."""
     brought = {m: extra.name for backend in backends() for extra in backend.extras for m in extra.modules}
     return {**brought, **dict.fromkeys(_EXPORT, "export")}
 
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-v", "--verbose", action="store_true", help="more on stderr")
+    common.add_argument("-v", "--verbose", action="store_true", help="more messages on stderr")
     common.add_argument("-q", "--quiet", action="store_true", help="only warnings on stderr")
     as_json = argparse.ArgumentParser(add_help=False)
     as_json.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _ToStderr(logging.Handler):
-    """Writes to what sys.stderr is at that moment, as `print` does."""
+    """Log handler that writes to the current sys.stderr, as `print` does."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)

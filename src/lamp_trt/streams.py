@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The standard streams of the `lamp-trt` command: they take any text, and their failures stop no work."""
+"""Standard streams of the `lamp-trt` command that accept any text and whose failures do not stop work."""
 
 import codecs
 import io
@@ -13,10 +13,10 @@ _ENCODING_ERRORS = "lamp_trt_any_text"
 
 
 class SafeStream(io.TextIOBase):
-    """A text stream over another one, or over none where the descriptor was closed at the start.
+    """A text stream over another one, or over None if the descriptor was closed at the start.
 
     A character that the encoding lacks is written as `\\uXXXX`, a byte of a file name as that byte. The first
-    error is kept in `lost`; what comes later goes nowhere, also what native code writes to the descriptor.
+    error is kept in `lost`; later output is discarded, including that of native code to the descriptor.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -45,18 +45,18 @@ class SafeStream(io.TextIOBase):
                 self._lose(error)
 
     def release(self) -> None:
-        """Write what is buffered, and leave the stream beneath as it was."""
+        """Flush, and restore the settings of the underlying stream."""
         self.flush()
         if self._errors and isinstance(self._stream, io.TextIOWrapper) and not self._stream.closed:
             self._stream.reconfigure(errors=self._errors)
 
     def _lose(self, error: OSError | ValueError) -> None:
-        """Send the rest to /dev/null, so that the interpreter's last flush does not fail once more."""
+        """Redirect further output to /dev/null, so that the interpreter's last flush does not fail again."""
         self.lost = error
         try:
             descriptor = self.fileno()
         except (OSError, ValueError):
-            return  # closed, or no file
+            return  # closed, or not a file
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(null, descriptor)
         os.close(null)
@@ -81,13 +81,13 @@ class SafeStream(io.TextIOBase):
 
     @property
     def buffer(self) -> Any:
-        """Raises AttributeError where the stream beneath has none."""
+        """The underlying stream's buffer. AttributeError if it has none."""
         return self._stream.buffer  # type: ignore[union-attr]
 
 
 @contextmanager
 def safe_streams() -> Iterator[tuple[SafeStream, SafeStream]]:
-    """sys.stdout and sys.stderr as SafeStreams while the block runs."""
+    """Replace sys.stdout and sys.stderr by SafeStreams within the block."""
     _occupy_standard_descriptors()
     codecs.register_error(_ENCODING_ERRORS, _any_text)
     before = sys.stdout, sys.stderr
@@ -102,17 +102,17 @@ def safe_streams() -> Iterator[tuple[SafeStream, SafeStream]]:
 
 
 def _occupy_standard_descriptors() -> None:
-    """Open descriptors 0 to 2 on /dev/null if they are closed: else the next file, a video perhaps, gets one
-    of them, and what native code prints ends up in it."""
+    """Open descriptors 0 to 2 on /dev/null if they are closed: otherwise the next opened file, such as a
+    video, gets one of them, and output of native code ends up in it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
 
 
 def _any_text(error: UnicodeError) -> tuple[str | bytes, int]:
-    """The codec error handler: escaped bytes as bytes, other characters as backslash escapes."""
+    """Codec error handler: write escaped bytes as bytes, other characters as backslash escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]

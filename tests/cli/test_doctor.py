@@ -358,7 +358,7 @@ def test_a_missing_encoder_says_what_still_works(monkeypatch: pytest.MonkeyPatch
             {"fatbin": False, "stale": True, "nvrtc": "13.5"},
             H200,
             "ok",
-            "other sources than these; NVRTC",
+            "other sources than the installed ones; NVRTC",
         ),
         ({"fatbin": False, "stale": False, "nvrtc": ""}, H200, "problem", "no NVRTC"),
         ({"fatbin": False, "stale": False, "nvrtc": ""}, NO_GPU, "note", "no NVRTC"),
@@ -424,7 +424,7 @@ def test_a_cache_that_cannot_be_written_is_a_problem(monkeypatch: pytest.MonkeyP
     found = by_name(machine.machine_findings(tmp_path))
     assert found["cache"].status == "problem"
     assert "Not a directory" in found["cache"].detail
-    assert found["cache"].remedy == "set XDG_CACHE_HOME to a folder that can"
+    assert found["cache"].remedy == "set XDG_CACHE_HOME to a folder that can be written"
     assert found["folder for bundles"].status == "ok"
 
 
@@ -433,7 +433,7 @@ def test_where_no_cache_can_be_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp
     found = by_name(machine.machine_findings(tmp_path))["cache"]
     assert found.status == "problem"
     assert "neither XDG_CACHE_HOME nor HOME is an absolute path" in found.detail
-    assert found.remedy == "set XDG_CACHE_HOME to a folder that can"
+    assert found.remedy == "set XDG_CACHE_HOME to a folder that can be written"
 
 
 def test_the_module_and_the_command_agree(tmp_path: Path) -> None:

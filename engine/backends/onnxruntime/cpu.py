@@ -57,9 +57,7 @@ class OnnxRuntimeEngine(BaseEngine):
             return False
         shown, session = self._motion, self._session
         if shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown):
-            session = self._session = self._motion = (
-                None  # free the old session first: twice the UNet's memory is not needed
-            )
+            session = self._session = self._motion = None  # frees one UNet before loading the other
             session = self._new_session(motion)
         self._motion_arrays = motion_arrays(self._bundle, motion, self._motion_shapes)
         self._session, self._motion = session, motion

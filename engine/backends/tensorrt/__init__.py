@@ -36,7 +36,7 @@ def _device_engine(bundle: "Bundle", network: str, options: DeviceOptions) -> "D
 
 
 def _has_engines(bundle: "Bundle", folder: Path) -> bool:
-    """Whether `folder` holds any engine of the LAMP UNet, by either of the two."""
+    """Whether `folder` holds an engine of the LAMP UNet for TensorRT or TensorRT-RTX."""
     from lamp_trt.engine.backends.compiled import known
 
     keys = [engine.key for engine in known(folder)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's networks compiled by TensorRT, one at a time. No checkpoint is needed for it, and no torch.
+"""Compilation of a bundle's networks by TensorRT, one at a time. Needs neither checkpoints nor torch.
 
-Weights are handed over from the mapped files. Without a GPU TensorRT-RTX builds, for every GPU that it knows;
+Weights are passed from the mapped files. TensorRT-RTX builds without a GPU, for every GPU that it supports;
 TensorRT measures kernels on the GPU that it builds for. No GPU has run an engine of this module yet.
 """
 
@@ -41,7 +41,7 @@ log = logging.getLogger("lamp_trt")
 
 @dataclass(frozen=True)
 class Target:
-    """One engine to build. `motion`: whose tensors the graph points at, for good unless `refittable`."""
+    """One engine to build. motion: the motion that the graph points at, fixed unless `refittable`."""
 
     network: str
     motion: str | None
@@ -50,17 +50,17 @@ class Target:
 
 
 def build_requested(request: BuildRequest) -> list[CompiledEngine]:
-    """The engines that `lamp-trt build --backend tensorrt` asks for, as the backend's record names it."""
+    """Build the engines that `lamp-trt build --backend tensorrt` requests: `Build.function` of the record."""
     return build_engines(request.bundle, options_from_request(request), request.engine_dir)
 
 
 def build_engines(
     bundle: Bundle, options: TensorRtOptions, engine_dir: Path | None = None
 ) -> list[CompiledEngine]:
-    """Build what is not there yet, into `engine_dir` (None: the bundle's own folder), and return all of it.
+    """Build missing engines into `engine_dir` (None: the bundle's own folder), and return all engines.
 
-    Ctrl-C or an error leaves finished engines and nothing half-built. InputError for options that do not fit
-    the bundle, EngineError if TensorRT is missing or fails.
+    Ctrl-C or an error keeps finished engines and leaves no partial files. InputError for options that do not
+    fit the bundle, EngineError if TensorRT is missing or fails.
     """
     module = trt.tensorrt()
     folder = bundle.engine_folder if engine_dir is None else engine_dir
@@ -69,7 +69,7 @@ def build_engines(
     for target in _targets(bundle, module, options):
         key = _key(bundle, module, device, target, options)
         if compiled.has(folder, key):
-            log.info("%s is there already: %s", _title(target), key.stem)
+            log.info("%s exists already: %s", _title(target), key.stem)
             engines += [engine for engine in compiled.known(folder) if engine.path.stem == key.stem]
         else:
             compiled.prepare_folder(folder)
@@ -79,7 +79,7 @@ def build_engines(
 
 
 def _device(module: ModuleType, options: TensorRtOptions) -> str:
-    """What the engines' keys call the GPU; EngineError, before anything is built, for what it cannot do."""
+    """The device in the engines' keys. EngineError for unsupported options, before anything is built."""
     if trt.is_rtx(module):
         for name in ("hardware_compatibility", "version_compatible", "weight_stripped"):
             if getattr(options, name) not in (False, "none"):
@@ -94,7 +94,7 @@ def _device(module: ModuleType, options: TensorRtOptions) -> str:
 
 
 def _targets(bundle: Bundle, module: ModuleType, options: TensorRtOptions) -> Iterator[Target]:
-    """One for each network, but for each motion one LAMP UNet where motions cannot be exchanged in it."""
+    """One engine per network; without refit, one LAMP UNet engine per motion."""
     no_refit = trt.why_no_refit(module)
     if options.refit and no_refit:
         raise EngineError(
@@ -162,7 +162,7 @@ def _build(
     def write(file: BinaryIO) -> None:
         def compile_network() -> None:
             if not trt.is_rtx(module):
-                cuda("cudaSetDevice", options.device)  # each thread has a current device of its own
+                cuda("cudaSetDevice", options.device)  # the current device is per thread
             _compile(parsed, target, options, monitor, cache, file)
 
         interruptible(compile_network, monitor.cancel)
@@ -181,9 +181,9 @@ def _compile(
     cache: Path | None,
     file: BinaryIO,
 ) -> None:
-    """Write the plan to `file`, piece by piece: as a whole it would be in memory once more.
+    """Build the plan and stream it to `file`, to avoid another copy in memory.
 
-    EngineError if there is none, and whatever writing raises.
+    EngineError if the build fails; errors of writing are raised unchanged.
     """
     module = parsed.module
     config = _config(parsed, target, options)
@@ -204,7 +204,8 @@ def _compile(
 
 
 def stream_writer(module: ModuleType, file: BinaryIO) -> Any:
-    """An IStreamWriter into `file`. An exception must not cross TensorRT's code: it is kept as `error`."""
+    """An IStreamWriter to `file`. Exceptions must not pass through TensorRT's code: they are kept in
+    `error`."""
 
     class Writer(module.IStreamWriter):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -252,17 +253,17 @@ def _flags(module: ModuleType, target: Target, options: TensorRtOptions) -> list
 
 
 def _cache_path(folder: Path, key: CompiledKey) -> Path:
-    """Kernels are measured by one TensorRT on one GPU, so each such pair has a file."""
+    """The timing cache of a TensorRT version and GPU: measured times hold only for that pair."""
     return folder / f"timing-{key.compiler}-{key.device}.cache".replace(" ", "_")
 
 
 def _attach_timing_cache(module: ModuleType, config: Any, path: Path) -> None:
-    """Let the builder use and extend the cache in `path`; one that it refuses is begun anew."""
+    """Let the builder use and extend the timing cache in `path`; one that it refuses is replaced."""
     data = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
-        log.warning("%s is of no use here (%s) and begun anew", path, trt.taken_errors(module))
-        config.set_timing_cache(config.create_timing_cache(b""), False)
+        log.warning("TensorRT refuses the timing cache %s (%s): it is replaced", path,
+        trt.taken_errors(module)) config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def _keep_timing_cache(config: Any, path: Path) -> None:

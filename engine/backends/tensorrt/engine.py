@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as TensorRT engines, between bound addresses, on a given stream and in borrowed scratch.
+"""Networks as TensorRT engines with bound addresses, a given stream and given scratch memory.
 
-The engines were built beforehand, see engine/backends/tensorrt/build.py. Unproven: no GPU has run this module
-yet; tests run it on a double that keeps the rules of TensorRT's documentation.
+The engines are built ahead of time, see engine/backends/tensorrt/build.py. Unproven: no GPU has run this
+module yet; tests use a test double that enforces the rules of TensorRT's documentation.
 """
 
 import logging
@@ -35,17 +35,17 @@ from lamp_trt.engine.networks import IOTensor
 log = logging.getLogger("lamp_trt")
 
 ALIGNMENT = 256
-"""Of every address that TensorRT is given, in bytes."""
+"""Alignment of all addresses given to TensorRT, in bytes."""
 
 
 class TensorRtEngine(BaseEngine):
     """One network of a bundle as a TensorRT engine on CUDA device `device`, the calling thread's current one.
 
-    engine_dir        where its plan is; None: in the bundle
-    resident_motions  where motions wait for their turn ("mapped": in their files)
+    engine_dir        folder of its plan; None: the bundle's own
+    resident_motions  where inactive motions are kept ("mapped": in their files)
 
-    EngineError if there is no plan for this bundle, TensorRT and GPU (the message names what differs), or it
-    does not load.
+    EngineError if there is no plan for this bundle, TensorRT and GPU (the message names the difference), or
+    it does not load.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TensorRtEngine(BaseEngine):
         return capture(stream, work)
 
     def set_motion(self, motion: str) -> bool:
-        """See DeviceEngine; after True the engine may need more scratch than before."""
+        """See DeviceEngine; if True is returned, the engine may need more scratch memory."""
         self.require_usable()
         if motion == self._motion:
             return False
@@ -133,7 +133,7 @@ class TensorRtEngine(BaseEngine):
         self.unusable = f"{self._network} was closed."
 
     def _find(self, motion: str | None) -> CompiledEngine:
-        """The plan for this bundle and GPU that shows `motion`, or can be made to."""
+        """Find the plan for this bundle and GPU with `motion` built in, or refittable to it."""
         return find_engine(
             self._bundle,
             self._network,
@@ -144,7 +144,7 @@ class TensorRtEngine(BaseEngine):
         )
 
     def _load(self, plan: CompiledEngine, motion: str | None) -> None:
-        """Deserialize and prepare a plan, and give it what it lacks: stripped weights, the motion."""
+        """Deserialize and prepare a plan, including stripped weights and the motion."""
         trt = self._trt
         runtime, engine = deserialize(trt, plan)
         self._check_tensors(engine, plan.path)
@@ -167,7 +167,7 @@ class TensorRtEngine(BaseEngine):
         log.debug("%s: %.2f GB scratch, from %s", self._network, self.scratch_bytes / 1e9, plan.path.name)
 
     def _check_tensors(self, engine: Any, plan: Path) -> None:
-        """EngineError unless the plan's inputs and outputs are the bundle's, on the device."""
+        """EngineError unless the plan's inputs and outputs are the bundle's and on the device."""
         trt = self._trt
         wanted = {
             tensor.name: (mode, data_type(trt, BY_NAME[tensor.dtype]), trt.TensorLocation.DEVICE)
@@ -188,7 +188,7 @@ class TensorRtEngine(BaseEngine):
                 )
 
     def _show(self, motion: str) -> None:
-        """Write a motion into the engine, which a failure on the way leaves unusable."""
+        """Write a motion into the engine; a failure during the refit leaves it unusable."""
         if motion not in self._motions:
             file = read_weight_file(self._bundle.motion_path(motion))
             self._motions[motion] = motion_weights(file, self._residence)
@@ -200,13 +200,13 @@ class TensorRtEngine(BaseEngine):
         self._motion, self._warm = motion, False
 
     def _replace_plan(self, plan: CompiledEngine, motion: str) -> None:
-        """Load another plan in place of this one. One at a time: the UNet's memory is not needed twice.
+        """Replace this plan by another, freeing it first, so that only one UNet is in memory.
 
-        The other may need more scratch, to be given before it runs.
+        The new one may need more scratch memory, to be given before it runs.
         """
-        log.info("%s: motion %s has an engine of its own, which is loaded now", self._network, motion)
+        log.info("%s: motion %s has its own engine, which is loaded now", self._network, motion)
         self._context = self._engine = None
-        self.unusable = f"{self._network} has no engine since a switch failed: load the bundle again."
+        self.unusable = f"{self._network} has no engine because a switch failed: load the bundle again."
         self._load(plan, motion)
         for name, pointer in self._bound.items():
             self.bind(name, pointer)
@@ -215,7 +215,7 @@ class TensorRtEngine(BaseEngine):
 
 
 def deserialize(trt: Any, plan: CompiledEngine) -> tuple[Any, Any]:
-    """A plan's Runtime and ICudaEngine, on the current device. EngineError if TensorRT does not take it."""
+    """Load a plan on the current device: (Runtime, ICudaEngine). EngineError if TensorRT refuses it."""
     runtime = trt.Runtime(logger(trt))
     runtime.engine_host_code_allowed = bool(plan.key.flags.get("version_compatible"))
     with plan.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

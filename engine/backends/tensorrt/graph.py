@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT's copy of a network's graph, and the weights that it points at.
+"""A network's graph adapted for TensorRT, and its weights in memory.
 
-Nothing of it is written to disk: there the graph stays plain ONNX, which every other tool can read.
+The file on disk stays unchanged: standard ONNX that other tools can read.
 """
 
 from math import prod
@@ -19,8 +19,9 @@ from lamp_trt.engine.graph.model import bundle_model, external_tensors
 def tensorrt_model(bundle: Bundle, network: str, motion: str | None) -> Any:
     """The network's ModelProto as TensorRT parses it; with `motion`, pointing at that motion's tensors.
 
-    TensorRT imports Attention as one block that is not to be taken apart, and gives up where it has no fused
-    kernel for one (seen: head width 8 in fp32). TRT_decomposable allows it to; others refuse the attribute.
+    TensorRT imports Attention as one indivisible block, and fails if it has no fused kernel for it (observed:
+    head width 8 in fp32). The attribute TRT_decomposable permits decomposition; other tools reject the
+    attribute.
     """
     from onnx import helper
 
@@ -32,14 +33,14 @@ def tensorrt_model(bundle: Bundle, network: str, motion: str | None) -> Any:
 
 
 def graph_weights(bundle: Bundle, network: str, motion: str | None) -> PlacedWeights:
-    """Every initializer of a network, small constants of the graph included, on the host."""
+    """All initializers of a network, including small constants of the graph, on the host."""
     return placed_weights(bundle, bundle_model(bundle, network, motion))
 
 
 def placed_weights(bundle: Bundle, model: Any) -> PlacedWeights:
     """The initializers of a bundle's `model`: those in files mapped, the others copied out of it.
 
-    BundleError if a file does not reach as far as the graph says.
+    BundleError if an initializer exceeds its file.
     """
     from onnx import TensorProto, numpy_helper
 
@@ -56,7 +57,7 @@ def placed_weights(bundle: Bundle, model: Any) -> PlacedWeights:
             place = external[name]
             if place.offset < 0 or place.offset + place.length > len(files[place.file]):
                 raise BundleError(
-                    f"{name} lies beyond the end of {place.file} in {bundle.path}: build the bundle anew."
+                    f"{name} lies beyond the end of {place.file} in {bundle.path}: build the bundle again."
                 )
             address = files[place.file].ctypes.data + place.offset
         else:

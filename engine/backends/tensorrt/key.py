@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a TensorRT engine of a bundle is called by, and which of those that are there serves a network."""
+"""Cache keys of TensorRT engines, and lookup of the engine for a network."""
 
 import dataclasses
 import hashlib
@@ -17,9 +17,9 @@ from lamp_trt.engine.graph.digest import graph_digest
 from lamp_trt.engine.graph.model import bundle_model, external_tensors
 
 ANY_RTX = "any RTX"
-"""The device of an engine that TensorRT-RTX built for every GPU that it knows."""
+"""Device of engines that TensorRT-RTX built for every GPU that it supports."""
 AMPERE_PLUS = "sm_80+"
-"""The device of an engine with that hardware compatibility."""
+"""Device of engines with hardware compatibility "ampere_plus"."""
 
 
 def engine_key(
@@ -31,11 +31,11 @@ def engine_key(
     motion: str | None = None,
     refittable: bool = False,
 ) -> CompiledKey:
-    """The key of an engine, profile and flags aside, which its builder chooses.
+    """The key of an engine, without profile and flags, which are choices of the build.
 
-    device like "sm_90". motion: of the LAMP UNet, the default one for None. refittable: motions can be
-    exchanged in it, so that none counts as baked in. Reads the graph, no weights. BundleError for a network
-    or motion that is not there.
+    device: like "sm_90". motion: of the LAMP UNet; None: the default one. refittable: motions can be
+    exchanged, so none is part of the key. Reads the graph but no weights. BundleError for an unknown network
+    or motion.
     """
     manifest = bundle.manifest
     if network == LAMP.unet:
@@ -71,10 +71,11 @@ def find_engine(
     *,
     refittable: bool | None = None,
 ) -> CompiledEngine:
-    """The engine in `engine_dir` (None: the bundle's own folder) for a network on `device`, like "sm_90".
+    """Return the engine in `engine_dir` (None: the bundle's own folder) for a network on `device`, like
+    "sm_90".
 
-    refittable: whether motions can be exchanged in it; None prefers one where they can, and otherwise takes
-    that of `motion`. EngineError, with the command that builds it, if there is none or it is damaged.
+    refittable: whether motions can be exchanged in it; None: prefer one where they can, else the one built
+    for `motion`. EngineError, with the command that builds it, if it is missing or damaged.
     """
     folder = bundle.engine_folder if engine_dir is None else engine_dir
     rebuild = f"lamp-trt build --backend tensorrt --out {bundle.path}"
@@ -86,13 +87,14 @@ def find_engine(
         if compiled.has(folder, key):
             return compiled.find(folder, key, rebuild)
     if not keys:
-        raise EngineError(f"motion {motion} brings a whole UNet of its own and cannot be refitted: {rebuild}")
-    keys.sort(key=lambda key: key.motion == "")  # tell of the motion asked for, not of refit
+        raise EngineError(f"motion {motion} has a complete UNet and cannot be refitted. Build its engine:
+        {rebuild}")
+    keys.sort(key=lambda key: key.motion == "")  # report on the requested motion, not on refit
     return compiled.find(folder, compiled.nearest(folder, keys), rebuild)
 
 
 def can_exchange(bundle: Bundle, motion: str | None) -> bool:
-    """Whether a motion consists of motion tensors alone, over the weights that all such motions share."""
+    """Whether a motion consists only of motion tensors and uses the shared weights."""
     return bundle.motion(motion).kind == "motion"
 
 
@@ -104,7 +106,7 @@ def _candidates(
     motion: str | None,
     refittable: bool | None,
 ) -> Iterator[CompiledKey]:
-    """Keys of engines that would serve, the best first."""
+    """Keys of suitable engines, best first."""
     kinds = [True, False] if refittable is None else [refittable]
     if not trt.can_refit(module):
         kinds = [False]

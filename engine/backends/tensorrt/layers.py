@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What TensorRT made of a network: the layers of its plan, fused, in the order of running.
+"""The fused layers of a TensorRT plan, in the order of execution.
 
-Unproven: no GPU has run this module yet. Without one TensorRT does not load plans.
+Unproven: no GPU has run this module yet. TensorRT needs a GPU to load plans.
 """
 
 import json
@@ -46,15 +46,16 @@ def plan_layers(
 
 
 def parse_layers(information: str) -> list[PlanLayer]:
-    """From the inspector's JSON. EngineError if it is none."""
+    """Parse the inspector's JSON. EngineError if it has another format."""
     try:
         return [_layer(entry) for entry in json.loads(information)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"TensorRT's inspector said what we do not read: {information[:200]!r}") from error
+        raise EngineError(f"TensorRT's inspector returned an unknown format: {information[:200]!r}") from
+        error
 
 
 def layers_text(layers: list[PlanLayer]) -> str:
-    """A line for each layer, and last how many of each kind there are."""
+    """One line per layer, then the number of layers of each kind."""
     lines = [
         "  ".join(part for part in (f"{layer.kind:20}", layer.name, layer.tactic) if part.strip())
         for layer in layers

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's network in TensorRT's own form: parsed, checked against the manifest, marked for refit."""
+"""A bundle's network as a TensorRT network definition: parsed, checked against the manifest, marked for
+refit."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,7 +19,7 @@ from lamp_trt.engine.networks import IOTensor
 
 @dataclass(frozen=True)
 class ParsedNetwork:
-    """A network in TensorRT's own form, which reads `weights` until it is compiled."""
+    """A TensorRT network definition, which refers to `weights` until it is compiled."""
 
     module: ModuleType
     name: str
@@ -29,7 +30,8 @@ class ParsedNetwork:
     motion_tensors: tuple[str, ...]
 
     def mark_motion(self) -> int:
-        """Mark exactly the motion tensors refittable; returns how many. EngineError if one cannot be."""
+        """Mark exactly the motion tensors refittable; return their number. EngineError if TensorRT refuses
+        one."""
         refused = [name for name in self.motion_tensors if not self.network.mark_weights_refittable(name)]
         if refused or not self.motion_tensors:
             raise EngineError(
@@ -40,9 +42,9 @@ class ParsedNetwork:
 
 
 def parse_network(bundle: Bundle, module: ModuleType, name: str, motion: str | None) -> ParsedNetwork:
-    """A bundle's network as TensorRT takes it, with the manifest's inputs and outputs; EngineError otherwise.
+    """Parse a bundle's network. EngineError if its inputs and outputs are not the manifest's.
 
-    motion: of the LAMP UNet, whose tensors it gets.
+    motion: the motion whose tensors the LAMP UNet gets.
     """
     entry = bundle.network(name)
     model = tensorrt_model(bundle, name, motion)
@@ -60,7 +62,7 @@ def parse_network(bundle: Bundle, module: ModuleType, name: str, motion: str | N
         if not parsed:
             raise EngineError(
                 f"TensorRT does not take {tensor.name} of {name}: {trt.taken_errors(module)}; graph and "
-                f"weights do not fit together, build {bundle.path} anew."
+                f"weights do not match, build {bundle.path} again."
             )
     if not (parsed and parser.parse_model_proto()):
         raise EngineError(
@@ -83,7 +85,7 @@ def parser_errors(parser: Any) -> str:
 
 
 def check_io(module: ModuleType, what: str, expected: tuple[IOTensor, ...], given: list[Any]) -> None:
-    """EngineError unless TensorRT's tensors are those that the bundle names; open axes (-1) fit any size."""
+    """EngineError unless TensorRT's tensors match the manifest's; dynamic axes (-1) match any size."""
     names = {trt.data_type(module, dtype): dtype.name for dtype in DTYPES if dtype.tensorrt}
     found = {t.name: (names.get(t.dtype, str(t.dtype)), tuple(t.shape)) for t in given}
     wanted = {t.name: (t.dtype, t.shape) for t in expected}
@@ -95,12 +97,13 @@ def check_io(module: ModuleType, what: str, expected: tuple[IOTensor, ...], give
     )
     if not fits:
         raise EngineError(
-            f"{what} are {found} for TensorRT, the bundle says {wanted}: build the bundle anew."
+            f"{what} are {found} for TensorRT, the bundle says {wanted}: build the bundle again."
         )
 
 
 def add_profile(builder: Any, config: Any, network: Any, ranges: list[ShapeRange]) -> None:
-    """One optimization profile, if the network leaves axes open. InputError for ranges that do not fit it."""
+    """Add an optimization profile if the network has dynamic axes. InputError for ranges that do not match
+    it."""
     wanted = {profile.input: profile for profile in ranges}
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     open_inputs = {t.name for t in inputs if -1 in tuple(t.shape)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of TensorRT builds, in Python and of `lamp-trt build`."""
+"""Options of TensorRT builds, for Python and for `lamp-trt build`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """Shapes that an engine is to accept at one input: least, the one to optimize for, greatest."""
+    """Range of shapes of one input: minimum, the one to optimize for, maximum."""
 
     network: str
     input: str
@@ -37,7 +37,7 @@ class ShapeRange:
 
     @classmethod
     def parse(cls, text: str) -> "ShapeRange":
-        """From "network.input=1x4:2x4:8x4", as the command line takes it. InputError for anything else."""
+        """Parse "network.input=1x4:2x4:8x4", the form on the command line. InputError for anything else."""
         name, _, ranges = text.partition("=")
         network, _, tensor = name.partition(".")
         try:
@@ -69,20 +69,20 @@ def shape_text(shape: Shape) -> str:
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """Raises InputError for values that no TensorRT takes.
+    """Options of a TensorRT build. InputError for invalid values.
 
-    networks                 to build; all of the bundle's if empty
-    motions                  to build engines for where one holds a motion for good; all if empty
-    refit                    let motions be exchanged in one LAMP UNet; None: wherever TensorRT can
-    weight_stripped          leave weights out of plans, to be taken from the bundle at load
-    weight_streaming         let weights stay in host memory at run time
-    profiles                 shapes of inputs whose axes the graph leaves open
-    workspace_bytes          most GPU memory for a layer's scratch; None: all there is
+    networks                 networks to build; all of the bundle's if empty
+    motions                  motions to build if an engine has a fixed one; all if empty
+    refit                    exchange motions in one LAMP UNet engine; None: if TensorRT supports it
+    weight_stripped          omit weights from plans; they are read from the bundle at load
+    weight_streaming         allow weights to stay in host memory at run time
+    profiles                 shapes of inputs with dynamic axes
+    workspace_bytes          maximum GPU memory for a layer's scratch; None: no limit
     optimization_level       0 to 5, how long to search; None: TensorRT's own default (3)
-    timing_cache             remember measured kernels in the engines' folder
-    hardware_compatibility   other GPUs that engines are to run on
-    version_compatible       let later TensorRT of the same major version run the engines
-    detailed                 keep what each layer is in the engine, for `lamp-trt inspect --layers`
+    timing_cache             keep measured kernel times in the engines' folder
+    hardware_compatibility   other GPUs that engines must run on
+    version_compatible       make engines loadable by later TensorRT of the same major version
+    detailed                 keep layer descriptions in the engine, for `lamp-trt inspect --layers`
     device                   CUDA ordinal of the GPU to build on
     """
 
@@ -117,7 +117,7 @@ class TensorRtOptions:
             raise InputError(f"device is {self.device}; GPUs are numbered from 0.")
 
     def flags(self, *, refittable: bool, stripped: bool) -> dict[str, Setting]:
-        """What of these options is in an engine's key."""
+        """The options that are part of an engine's key."""
         return {
             "refit": refittable,
             "weight_stripped": stripped,
@@ -133,20 +133,20 @@ class TensorRtOptions:
 FLAGS = (
     Flag(
         "--no-refit",
-        {"action": "store_true", "help": "one engine for each motion, though they could be exchanged"},
+        {"action": "store_true", "help": "build one engine per motion instead of exchanging motions"},
     ),
-    Flag("--weight-stripped", {"action": "store_true", "help": "leave weights out of the plans"}),
-    Flag("--weight-streaming", {"action": "store_true", "help": "let weights stay in host memory"}),
+    Flag("--weight-stripped", {"action": "store_true", "help": "omit weights from the plans"}),
+    Flag("--weight-streaming", {"action": "store_true", "help": "allow weights to stay in host memory"}),
     Flag(
         "--profile",
         {
             "action": "append",
             "default": [],
-            "help": "shapes of an input whose axes the graph leaves open",
+            "help": "shapes of an input with dynamic axes",
             "metavar": "NETWORK.INPUT=LEAST:OPTIMAL:GREATEST",
         },
     ),
-    Flag("--workspace", {"type": float, "help": "most memory for a layer's scratch", "metavar": "GIB"}),
+    Flag("--workspace", {"type": float, "help": "maximum memory for a layer's scratch", "metavar": "GIB"}),
     Flag(
         "--optimization-level",
         {"type": int, "help": "0 to 5; default: TensorRT's own", "metavar": "N"},
@@ -155,17 +155,16 @@ FLAGS = (
     Flag(
         "--hardware-compatibility",
         {"choices": HARDWARE_COMPATIBILITY, "default": "none", "help": "other GPUs to run on"},
-    ),
-    Flag("--version-compatible", {"action": "store_true", "help": "for later TensorRT too"}),
-    Flag(
+    ), Flag("--version-compatible", {"action": "store_true", "help": "make engines loadable by later TensorRT
+    too"}), Flag(
         "--detailed",
-        {"action": "store_true", "help": "keep in the engines what each layer is, for tools"},
+        {"action": "store_true", "help": "keep layer descriptions in the engines, for tools"},
     ),
 )
 
 
 def options_from_request(request: BuildRequest) -> TensorRtOptions:
-    """InputError for a device or a flag that TensorRT does not take."""
+    """TensorRtOptions from a build request. InputError for an unsupported device or invalid flags."""
     if request.device == "cpu":
         raise InputError("device is 'cpu'; TensorRT engines are for GPUs: leave --device out.")
     flag = request.flags.get

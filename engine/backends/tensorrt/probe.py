@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether TensorRT and TensorRT-RTX build and run here."""
+"""Checks whether TensorRT and TensorRT-RTX can build and run on this machine."""
 
 from lamp_trt.engine.backends.probe import Gpu, Machine, ProbeRow
 
@@ -8,7 +8,7 @@ _RTX = "tensorrt-rtx"
 PACKAGES = (*_TENSORRT, _RTX)
 
 RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-"""GPUs that TensorRT-RTX 1.x builds for. Hopper (9, 0) is not among them."""
+"""Compute capabilities that TensorRT-RTX 1.x supports. Hopper (9, 0) is not among them."""
 
 
 def probe_rows(machine: Machine) -> list[ProbeRow]:

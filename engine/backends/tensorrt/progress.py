@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TensorRT build that shows how far it is and that Ctrl-C ends."""
+"""Progress bars for TensorRT builds, and cancellation by Ctrl-C."""
 
 import threading
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from lamp_trt.engine.progress import progress
 Result = TypeVar("Result")
 
 POLL_SECONDS = 0.2
-"""How late Ctrl-C is noticed at most, if another thread got the signal."""
+"""Maximum delay of Ctrl-C if another thread received the signal."""
 
 
 def progress_monitor(module: ModuleType, label: str) -> Any:
-    """An IProgressMonitor with a bar for each phase that is under way, on a terminal.
+    """An IProgressMonitor with a bar for each running phase, on a terminal.
 
     `cancel()` ends the build at its next step. TensorRT calls it from several threads.
     """
@@ -59,10 +59,10 @@ def progress_monitor(module: ModuleType, label: str) -> Any:
 
 
 def interruptible(work: Callable[[], Result], cancel: Callable[[], None]) -> Result:
-    """What `work` returns or raises, run in a thread of its own, so that Ctrl-C reaches this one.
+    """Run `work` in a separate thread, so that this one receives Ctrl-C; return or raise its result.
 
-    At Ctrl-C `cancel` is called, `work` given the time to end, and KeyboardInterrupt raised; a second Ctrl-C
-    does not wait for it.
+    At Ctrl-C, calls `cancel`, waits for `work` to end and raises KeyboardInterrupt; a second Ctrl-C does not
+    wait.
     """
     results: list[Result] = []
     errors: list[BaseException] = []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights into a live TensorRT engine: a motion's, or those that a stripped plan was stored without.
+"""Refit of loaded TensorRT engines: a motion's weights, or those omitted from a stripped plan.
 
-Of a motion every tensor is written, every time, never a difference: with one, the result would depend on
-which motions were shown before. The engine was built so that exactly the motion's tensors can be replaced,
-under their names in the checkpoint. Unproven: no GPU has run this module yet.
+A switch always writes every tensor of the motion and never a difference, so that the result does not depend
+on earlier motions. The engine is built with exactly the motion's tensors refittable, under their names in the
+checkpoint. Unproven: no GPU has run this module yet.
 """
 
 import logging
@@ -28,12 +28,12 @@ log = logging.getLogger("lamp_trt")
 
 
 class RefitFailed(EngineError):
-    """A refit that had begun: some of the engine's weights may be the old ones, some the new ones."""
+    """A refit failed after it began: the engine may hold a mixture of old and new weights."""
 
 
 @dataclass(frozen=True)
 class PlacedTensor:
-    """`count` values in memory; dtype as weight files name it."""
+    """`count` values at an address; dtype: name in safetensors files."""
 
     dtype: str
     address: int
@@ -52,8 +52,8 @@ class PlacedWeights:
 def motion_weights(file: WeightFile, residence: Residence = "mapped") -> PlacedWeights:
     """The motion tensors of a motion's file.
 
-    "pinned" and "device" copy the file once (0.5 GB at full size), so that a switch needs no disk, and on the
-    device no bus. EngineError if memory for that is missing.
+    "pinned" and "device" copy the file once (0.5 GB at full size), so that a switch does not read the disk,
+    nor, on the device, use the bus. EngineError if memory is insufficient.
     """
     mapped = np.memmap(file.path, np.uint8, mode="r")
     copy = None if residence == "mapped" else _CudaCopy(mapped, residence == "device")
@@ -67,10 +67,10 @@ def motion_weights(file: WeightFile, residence: Residence = "mapped") -> PlacedW
 
 
 def show_motion(trt: Any, engine: Any, logger: Any, weights: PlacedWeights) -> None:
-    """Write a motion into `engine`, on which nothing may be pending; done when this returns.
+    """Write a motion's weights into `engine` synchronously; no work may be pending on it.
 
-    EngineError if the engine takes other tensors than the motion has: it is as it was. RefitFailed if
-    TensorRT fails on the way: it is unusable.
+    EngineError if the engine's tensors are not the motion's: the engine is unchanged. RefitFailed if TensorRT
+    fails during the refit: the engine is unusable.
     """
     refitter = trt.Refitter(engine, logger)
     _check_names(set(refitter.get_all_weights()), set(weights.tensors))
@@ -78,7 +78,7 @@ def show_motion(trt: Any, engine: Any, logger: Any, weights: PlacedWeights) -> N
 
 
 def restore_weights(trt: Any, engine: Any, logger: Any, weights: PlacedWeights) -> None:
-    """Give an engine from a stripped plan the weights that it was built with; raises as `show_motion`."""
+    """Write the omitted weights into an engine from a stripped plan; raises as `show_motion`."""
     refitter = trt.Refitter(engine, logger)
     missing = refitter.get_missing_weights()
     if unknown := [name for name in missing if name not in weights.tensors]:
@@ -102,14 +102,14 @@ def _refit(trt: Any, refitter: Any, names: Collection[str], weights: PlacedWeigh
                 f"{wanted.dtype}: it was built from another bundle. Build the engines again."
             )
         if not refitter.set_named_weights(name, trt.Weights(dtype, tensor.address, tensor.count), location):
-            raise EngineError(f"TensorRT refuses new values for {name}; the engine is as it was.")
+            raise EngineError(f"TensorRT refuses new values for {name}; the engine is unchanged.")
     if missing := refitter.get_missing_weights():
         raise EngineError(
             f"TensorRT fused replaceable tensors with {len(missing)} others, {missing[0]!r} among them, "
             "which are not at hand. Build this network without refit: lamp-trt build … --no-refit"
         )
     if not refitter.refit_cuda_engine():
-        raise RefitFailed("TensorRT failed to replace an engine's weights, which is of no use any more.")
+        raise RefitFailed("TensorRT failed to replace an engine's weights, which is unusable now.")
     log.debug("%d tensors replaced in %.3f s", len(names), time.monotonic() - start)
 
 
@@ -117,7 +117,7 @@ def _check_names(refittable: set[str], given: set[str]) -> None:
     if refittable == given:
         return
     absent, strange = sorted(given - refittable), sorted(refittable - given)
-    example = f"{absent[0]} cannot be replaced" if absent else f"{strange[0]} is no motion tensor"
+    example = f"{absent[0]} cannot be replaced" if absent else f"{strange[0]} is not a motion tensor"
     raise EngineError(
         f"the engine lets {len(refittable)} tensors be replaced, the motion has {len(given)}; {example}. "
         "It was built by another version or from another bundle: build the engines again."
@@ -125,7 +125,7 @@ def _check_names(refittable: set[str], given: set[str]) -> None:
 
 
 class _CudaCopy:
-    """Bytes in page-locked host memory or on the device, given back with the object."""
+    """A copy of bytes in page-locked host memory or on the device, freed with the object."""
 
     def __init__(self, source: np.ndarray[Any, np.dtype[np.uint8]], on_device: bool) -> None:
         from cuda.bindings.runtime import cudaMemcpyKind as Kind

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that imports TensorRT: `tensorrt` if it is there, else `tensorrt_rtx`, whose API is the same.
+"""Import of TensorRT: `tensorrt` if installed, else `tensorrt_rtx`, which has the same API.
 
 Nothing here touches a GPU.
 """
@@ -15,18 +15,18 @@ from lamp_trt.engine.dtypes import DType
 from lamp_trt.engine.errors import EngineError
 
 OLDEST, NEWEST_EXCLUDED = (10, 14), (12, 0)
-"""Attention of ONNX opset 23 came with 10.14; 12 is not written yet."""
+"""10.14 introduced Attention of ONNX opset 23; 12 is not released yet."""
 OLDEST_RTX, NEWEST_RTX_EXCLUDED = (1, 7), (2, 0)
 REFIT_LOSES_BIAS = (11, 3)
-"""Refittable engines of this version may compute without a bias, even before any refit. Source: TensorRT
-11.3.0's documentation, "Refitting an Engine"; the notes of 10.16 and 11.4 do not have it."""
+"""Refittable engines of this version may omit a bias, even before any refit. Source: TensorRT
+11.3.0's documentation, "Refitting an Engine"; the notes of 10.16 and 11.4 do not list it."""
 
 log = logging.getLogger("lamp_trt")
 
 
 @functools.cache
 def tensorrt() -> ModuleType:
-    """The module. EngineError if there is none, it does not load, or is of a version we do not know."""
+    """Import TensorRT. EngineError if it is missing, does not load, or has an unsupported version."""
     for name in ("tensorrt", "tensorrt_rtx"):
         try:
             module = importlib.import_module(name)
@@ -42,7 +42,7 @@ def tensorrt() -> ModuleType:
         return module
     raise EngineError(
         "TensorRT is not installed: pip install 'lamp-trt[tensorrt]', or 'lamp-trt[rtx]' for TensorRT-RTX "
-        "(GeForce and RTX cards; no data-centre GPU)."
+        "(GeForce and RTX cards, not data-centre GPUs)."
     )
 
 
@@ -56,35 +56,35 @@ def is_rtx(module: ModuleType) -> bool:
 
 
 def version(module: ModuleType) -> tuple[int, int]:
-    """Major and minor version. EngineError if the module does not tell."""
+    """Major and minor version. EngineError if the module has no valid one."""
     match = re.match(r"(\d+)\.(\d+)", getattr(module, "__version__", ""))
     if match is None:
-        raise EngineError(f"{module.__name__} does not tell its version, it is broken: install it again.")
+        raise EngineError(f"{module.__name__} has no valid __version__, it is broken: install it again.")
     return int(match[1]), int(match[2])
 
 
 def compiler(module: ModuleType) -> str:
-    """What its engines were built by, like "tensorrt 10.16.1.11": they are for this version alone."""
+    """The compiler in engines' keys, like "tensorrt 10.16.1.11": engines are for this version only."""
     return f"{backend(module)} {module.__version__}"
 
 
 def compatible_compiler(module: ModuleType) -> str:
-    """The same for engines that any later version of the same major one takes, like "tensorrt 10.x"."""
+    """The compiler of engines for any later version with the same major number, like "tensorrt 10.x"."""
     return f"{backend(module)} {version(module)[0]}.x"
 
 
 def check_version(module: ModuleType) -> None:
-    """EngineError for a version that we do not know how to use."""
+    """EngineError for an unsupported version."""
     oldest, newest = (OLDEST_RTX, NEWEST_RTX_EXCLUDED) if is_rtx(module) else (OLDEST, NEWEST_EXCLUDED)
     if not oldest <= version(module) < newest:
         raise EngineError(
-            f"{module.__name__} is {module.__version__}, which this lamp-trt does not know: "
+            f"{module.__name__} is {module.__version__}, which this lamp-trt does not support: "
             f"pip install '{module.__name__}>={oldest[0]}.{oldest[1]},<{newest[0]}'"
         )
 
 
 def why_no_refit(module: ModuleType) -> str | None:
-    """The reason why this TensorRT cannot exchange motions in a built engine; None if it can."""
+    """Why this TensorRT cannot exchange motions in a built engine; None if it can."""
     if is_rtx(module):
         return "TensorRT-RTX marks no single weights refittable when it builds ahead of time"
     if version(module) == REFIT_LOSES_BIAS:
@@ -103,7 +103,8 @@ def data_type(module: ModuleType, dtype: DType) -> Any:
 
 @functools.cache
 def logger(module: ModuleType) -> Any:
-    """The process's one ILogger of TensorRT: into `lamp_trt`'s log, errors into its list `errors` too."""
+    """The process's single TensorRT ILogger: writes to `lamp_trt`'s log, and errors also to its list
+    `errors`."""
 
     class Logger(module.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -123,7 +124,7 @@ def logger(module: ModuleType) -> Any:
 
 
 def taken_errors(module: ModuleType) -> str:
-    """What TensorRT reported as errors since the last call, for the message of an EngineError."""
+    """TensorRT's errors since the last call, as text for an EngineError; clears them."""
     errors: list[str] = logger(module).errors
     text = "; ".join(dict.fromkeys(errors)) or "TensorRT gave no reason"
     errors.clear()

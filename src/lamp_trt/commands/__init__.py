@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sub-commands of `lamp-trt`, a module each: DESCRIPTION, add_arguments(parser), run(args).
+"""The sub-commands of `lamp-trt`, one module each: DESCRIPTION, add_arguments(parser), run(args).
 
-`run` is a few lines over a public function; what it needs is imported when it is called.
+`run` is a few lines over a public function and imports its dependencies when called.
 """

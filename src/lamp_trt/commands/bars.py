@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of videos and first frames as bars on stderr, where that is a terminal."""
+"""Progress bars of videos and first frames, on stderr if that is a terminal."""
 
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ _LABELS = {"make_first_frame": "first frame", "denoise": "denoising"}
 
 
 class Bars:
-    """A `progress` callback with a bar for each loop; a context manager, which ends the last one."""
+    """A `progress` callback with a bar for each loop; a context manager that closes the last one."""
 
     def __init__(self) -> None:
         self._bar: Any = None

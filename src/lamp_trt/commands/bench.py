@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt bench`: how fast, how far from the machine's limit, how close to PyTorch."""
+"""`lamp-trt bench`: speed, distance from the machine's limits, agreement with PyTorch."""
 
 import argparse
 import json
@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_placement(parser)
     parser.add_argument("--budget", default=BUDGET, help="time for measuring: 60s, 5m, 1h", metavar="TIME")
-    parser.add_argument("--filter", default="", help="only rows whose name or backend holds this word")
-    parser.add_argument("--full", action="store_true", help="also whole videos, PyTorch beside us, builds")
+    parser.add_argument("--filter", default="", help="only rows whose name or backend contains this word")
+    parser.add_argument("--full", action="store_true", help="also whole videos, PyTorch baselines, builds")
     parser.add_argument(
         "--sweep", action="store_true", help="also the UNet at other frame counts, sizes, precisions"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt build`: checkpoints into a bundle, and a bundle's networks into compiled engines."""
+"""`lamp-trt build`: convert checkpoints to a bundle, and compile a bundle's networks."""
 
 import argparse
 import json
@@ -102,7 +102,7 @@ def _what_each_needs() -> str:
 
 
 def _that_run(precision: Precision) -> list[str]:
-    """Names of the backends that run a precision."""
+    """Names of the backends that support a precision."""
     return [name for name in names() if precision in find_backend(name).precisions]
 
 
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
 def _compiled(
     backend: Backend, args: argparse.Namespace, options: "BuildOptions | None"
 ) -> "list[CompiledEngine]":
-    """The engines of the bundle's networks. options: of its build, where checkpoints are given."""
+    """Compile the bundle's networks. options: of its build, if checkpoints are given."""
     from lamp_trt.engine.bundle.reader import Bundle
 
     if backend.build is None:

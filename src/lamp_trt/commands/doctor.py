@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt doctor`: what this machine can do."""
+"""`lamp-trt doctor`: the capabilities of this machine."""
 
 import argparse
 import json
 
 from lamp_trt.commands.shared import file_path
 
-DESCRIPTION = "Show what is installed, what can run here, and how to mend the rest."
+DESCRIPTION = "Show what is installed, what can run here, and how to fix the rest."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=["build", "generate"],
         dest="purpose",
-        help="what this machine is for; the exit code tells whether it can work (default: both)",
+        help="purpose of this machine; exit code 1 if it cannot work (default: both)",
     )
     parser.add_argument("--folder", type=file_path, default=".", help="where bundles will be", metavar="DIR")
 

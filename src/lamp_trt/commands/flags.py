@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command-line options made from the fields of settings records, and those fields from options."""
+"""Command-line options for the fields of settings records, and their values from parsed arguments."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from lamp_trt.runtime.algorithm.config import Setting
 
 
 def file_path(text: str) -> Path:
-    """An argument that names a file or a folder, there or to be made."""
+    """argparse type of an argument that names an existing or new file or folder."""
     try:
         return Path(possible_path(text))
     except InputError as error:
@@ -23,8 +23,8 @@ def file_path(text: str) -> Path:
 def add_settings(
     parser: argparse.ArgumentParser, settings: Iterable[Setting], *, suppress: bool = False
 ) -> None:
-    """An option for each setting. suppress: what is not given is left out of the namespace, so that something
-    else may supply it."""
+    """Add an option for each setting. suppress: options that are not given are absent from the namespace, so
+    that their values can come from elsewhere."""
     for each in settings:
         shown = "" if each.default is None or not suppress else f"; default: {each.default}"
         options: dict[str, Any] = {"choices": each.choices} if each.choices else {"metavar": each.metavar}

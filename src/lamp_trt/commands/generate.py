@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt generate`: prompts and first frames into videos."""
+"""`lamp-trt generate`: make videos from prompts and first frames."""
 
 import argparse
 import importlib
@@ -21,7 +21,7 @@ DESCRIPTION = "Make videos from prompts, and from first frames if given."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What shapes a video has no default here: a sidecar or the pipeline supplies what is not given."""
+    """Add the options. Those of the video have no default here: a sidecar or the pipeline supplies it."""
     parser.add_argument("prompt", nargs="*", type=without_marks, help="one video for each", metavar="PROMPT")
     add_placement(parser, residence=True)
     add_verify_files(parser)
@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
     )
     parser.add_argument(
-        "--save-first-frame", action="store_true", help="also as NAME.first_frame.png beside the video"
+        "--save-first-frame", action="store_true", help="also save it as NAME.first_frame.png next to the
+        video"
     )
     add_settings(parser, job_settings(), suppress=True)
     parser.add_argument("--fps", type=float, default=argparse.SUPPRESS, help=f"default: {FPS}")
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         type=file_path,
         dest="sidecar",
-        help="repeat the video that this JSON file lies beside, but for the options given here",
+        help="repeat the video of this JSON sidecar file, with the options given here changed",
         metavar="FILE",
     )
     parser.add_argument(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt image`: prompts into first frames."""
+"""`lamp-trt image`: make a first frame from a prompt."""
 
 import argparse
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt inspect`: what a bundle holds."""
+"""`lamp-trt inspect`: show the contents of a bundle."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from lamp_trt.commands.shared import file_path, require_parent
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.families import NETWORKS
 
-DESCRIPTION = "Show what a bundle holds."
+DESCRIPTION = "Show the contents of a bundle."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

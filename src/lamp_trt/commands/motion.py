@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt motion add|list|remove`: the motions of a bundle."""
+"""`lamp-trt motion add|list|remove`: manage the motions of a bundle."""
 
 import argparse
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands take or print alike."""
+"""Arguments and output shared by several commands."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ log = logging.getLogger("lamp_trt")
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Help that ends in an option's default, unless its text states one or there is none to state."""
+    """Help formatter that appends an option's default, unless its text states one or there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
@@ -34,13 +34,14 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 def require_parent(out: Path) -> None:
-    """InputError if the file `--out` would have no folder to be in."""
+    """InputError unless the folder of the file `--out` exists."""
     if not out.parent.is_dir():
-        raise InputError(f"--out is {out}, but {out.parent} is no folder; create it first.")
+        raise InputError(f"--out is {out}, but {out.parent} is not a folder; create it first.")
 
 
 def add_placement(parser: argparse.ArgumentParser, *, residence: bool = False) -> None:
-    """The bundle, and where its networks run; residence: where its motions wait, too."""
+    """Add the options for the bundle and the placement of its networks. residence: also
+    --resident-motions."""
     parser.add_argument("--bundle", type=file_path, required=True, help="the bundle's folder", metavar="DIR")
     parser.add_argument(
         "--expect-bundle", help="refuse any bundle but this, as `inspect` shows it", metavar="SHA256"
@@ -49,7 +50,7 @@ def add_placement(parser: argparse.ArgumentParser, *, residence: bool = False) -
 
 
 def add_engines(parser: argparse.ArgumentParser, *, residence: bool = False) -> None:
-    """Where networks run."""
+    """Add the options for the placement of networks."""
     from lamp_trt.runtime.requests import Placement
 
     settings = {each.name: each for each in settings_of(Placement)}
@@ -68,14 +69,14 @@ def add_verify_files(parser: argparse.ArgumentParser) -> None:
 
 
 def placement(args: argparse.Namespace) -> "Placement":
-    """Where networks run, as `add_engines` took it. InputError for values that nothing could be."""
+    """The Placement from the options of `add_engines`. InputError for invalid values."""
     from lamp_trt.runtime.requests import Placement
 
     return Placement(**given(args, settings_of(Placement)))
 
 
 def add_checkpoints(parser: argparse.ArgumentParser, motion_help: str) -> None:
-    """The checkpoints that a bundle was built from, to compare it with."""
+    """Add the options for the checkpoints that the bundle was built from."""
     parser.add_argument("--sd", type=file_path, help="the folder that --sd of the build named", metavar="DIR")
     parser.add_argument("--sdxl", type=file_path, help="the folder that --sdxl named", metavar="DIR")
     parser.add_argument("--motion", action="append", default=[], help=motion_help, metavar="NAME=DIR")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt toy`: tiny checkpoints."""
+"""`lamp-trt toy`: write tiny checkpoints."""
 
 import argparse
 import json

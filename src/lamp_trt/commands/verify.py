@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt verify`: a bundle against PyTorch."""
+"""`lamp-trt verify`: compare a bundle with PyTorch."""
 
 import argparse
 import json

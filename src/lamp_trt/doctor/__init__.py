@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`lamp-trt doctor`: what is installed, what can run here, and the remedy for what is missing.
 
-Needs nothing beside Python, so that it can say what is missing; where not even the command line starts,
-`python -m lamp_trt.doctor` does. Libraries that may crash or hang are loaded in processes of their own.
+Needs only Python, so that it can report what is missing; if even the command line does not start,
+`python -m lamp_trt.doctor` does. Libraries that may crash or hang are loaded in separate processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ _MARKS = {"ok": "ok", "note": "-", "problem": "!"}
 
 
 def diagnose(folder: Path) -> list[Finding]:
-    """Everything there is to say. folder: where bundles would be built."""
+    """Return all findings. folder: where bundles would be built."""
     gpu = find_gpu()
     parts: tuple[Callable[[], list[Finding]], ...] = (
         package_findings,
@@ -48,13 +48,13 @@ def diagnose(folder: Path) -> list[Finding]:
 
 
 def impossible(findings: Sequence[Finding]) -> dict[Purpose, list[Finding]]:
-    """For each purpose that cannot work at all here, why."""
+    """The purposes that cannot work here, each with the findings that prevent it."""
     reasons = {purpose: [f for f in findings if purpose in f.blocks] for purpose in PURPOSES}
     return {purpose: found for purpose, found in reasons.items() if found}
 
 
 def require_possible(findings: Sequence[Finding], purposes: Sequence[Purpose]) -> None:
-    """Raise DiagnosisError, with the first remedy, if one of `purposes` cannot work at all here."""
+    """Raise DiagnosisError, with the first remedy, if one of `purposes` cannot work here."""
     blocked = impossible(findings)
     for purpose in purposes:
         if purpose in blocked:
@@ -64,7 +64,7 @@ def require_possible(findings: Sequence[Finding], purposes: Sequence[Purpose]) -
 
 
 def diagnosis_text(findings: Sequence[Finding]) -> str:
-    """Findings as lines, each problem with its remedy, and last what cannot work."""
+    """Findings as lines, problems with remedies, and at the end which purposes can work."""
     lines: list[str] = []
     section = ""
     for finding in findings:

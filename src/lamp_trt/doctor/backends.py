@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backends can run here, and for those that cannot, why."""
+"""Findings on the backends: which can run here, and why others cannot."""
 
 from lamp_trt.doctor.findings import Finding, probe
 from lamp_trt.doctor.packages import installed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thing that `doctor` found out."""
+"""A finding of `doctor`, and checks in separate processes."""
 
 import json
 import subprocess
@@ -15,7 +15,8 @@ PURPOSES: tuple[Purpose, ...] = ("build", "generate")
 
 @dataclass(frozen=True)
 class Finding:
-    """remedy: what to do about it. blocks: what cannot work at all because of it. data: figures behind it."""
+    """One finding. remedy: how to fix the problem. blocks: purposes that cannot work because of it. data: the
+    underlying figures."""
 
     section: str
     name: str
@@ -30,13 +31,14 @@ class Finding:
 
 
 class DiagnosisError(LampError, RuntimeError):
-    """Something that was asked for cannot work on this machine as it is."""
+    """A requested purpose cannot work on this machine in its current state."""
 
 
 def probe(code: str, timeout_s: float = 120) -> dict[str, Any]:
-    """What `code` prints as JSON in a Python of its own; {"error": its last line} if it fails.
+    """Run Python code in a separate process; return the JSON that it prints, {"error": last line} if it
+    fails.
 
-    A library that is broken may crash, hang, or leave settings behind: not in our process.
+    A broken library may crash, hang, or leave settings behind, so it is not loaded in this process.
     """
     try:
         done = run_python("-c", code, timeout_s=timeout_s)

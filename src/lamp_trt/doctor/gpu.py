@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA GPUs and their driver, asked from the driver's own library; no context is made on a device."""
+"""NVIDIA GPUs and their driver, queried through the driver library without creating a device context."""
 
 import ctypes
 from pathlib import Path
@@ -14,7 +14,7 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAP
 
 
 def find_gpu() -> Gpu:
-    """Ask the driver, in a process of its own: one that is out of order may hang."""
+    """Query the driver in a separate process, since a broken driver may hang."""
     code = "from lamp_trt.doctor.gpu import ask_driver; import json; print(json.dumps(ask_driver()))"
     answer = probe(code, timeout_s=60)
     if "error" in answer:
@@ -28,7 +28,7 @@ def find_gpu() -> Gpu:
 
 
 def ask_driver() -> dict[str, object]:
-    """What the driver API's calls return, as JSON values."""
+    """The results of the driver API's calls, as JSON values."""
     nothing = {"devices": [], "cuda": ""}
     try:
         cuda = ctypes.CDLL(LIBRARY)
@@ -64,9 +64,9 @@ def _device(cuda: ctypes.CDLL, index: int) -> dict[str, object]:
 def gpu_findings(gpu: Gpu) -> list[Finding]:
     """The devices and the driver, or why there are none."""
     if gpu.problem:
-        remedy = "none is needed on the CPU; for a GPU install NVIDIA's driver, in a container its toolkit"
+        remedy = "not needed on the CPU; for a GPU install NVIDIA's driver, and in a container its toolkit"
         if gpu.cuda:
-            remedy = "look at CUDA_VISIBLE_DEVICES, and at what the container was started with"
+            remedy = "check CUDA_VISIBLE_DEVICES, and the options that the container was started with"
         return [Finding(_SECTION, "NVIDIA GPU", "note", gpu.problem, remedy)]
     findings = [
         Finding(

@@ -15,7 +15,7 @@ _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 
 
 def machine_findings(folder: Path) -> list[Finding]:
-    """folder: where bundles would be built."""
+    """Findings on the machine. folder: where bundles would be built."""
     total, available = memory_bytes()
     return [
         _system_finding(),
@@ -33,7 +33,7 @@ def machine_findings(folder: Path) -> list[Finding]:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Memory that this process may use: in all, and now. A container's limit counts."""
+    """(total, available) memory of this process in bytes; a container's limit is respected."""
     fields = dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text()))
     total, available = (int(fields[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
     for file in _CGROUP_LIMITS:
@@ -44,7 +44,7 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def processor() -> str:
-    """The model's name, as Linux tells it."""
+    """The CPU model's name according to Linux."""
     match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     return match[1] if match else platform.machine()
 
@@ -60,7 +60,7 @@ def _system_finding() -> Finding:
 
 def _cache_finding() -> Finding:
     """Whether digests and compiled kernels can be kept."""
-    remedy = "set XDG_CACHE_HOME to a folder that can"
+    remedy = "set XDG_CACHE_HOME to a folder that can be written"
     kept = cache_folder("digests")
     if kept is None:
         detail = (

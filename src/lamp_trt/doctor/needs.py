@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What checkpoints of the published sizes need: disk for a bundle, memory for its weights.
+"""Requirements of checkpoints of the published sizes: disk for a bundle, memory for its weights.
 
-All figures follow from the numbers of parameters in engine/families.py. Memory for activations comes on top
-and is not stated: it depends on the backend.
+All figures are computed from the numbers of parameters in engine/families.py. Memory for activations is
+additional and not stated: it depends on the backend.
 """
 
 import os
@@ -19,11 +19,11 @@ from lamp_trt.engine.families import COMPONENTS, LAMP, NETWORKS, SDXL, component
 _SECTION = "needs at the published size"
 
 BUILD_MEMORY_BYTES = 2 << 30
-"""A build handles one tensor at a time and exports graphs without weights; a test holds it to this."""
+"""A build handles one tensor at a time and exports graphs without weights; a test checks this limit."""
 
 
 def weight_bytes(networks: Iterable[str], precision: Precision) -> int:
-    """Size of the weight files of `networks` in a bundle of `precision`; equal files are stored once."""
+    """Size of the weight files of `networks` in a bundle of `precision`; equal files count once."""
     components = {component.name: component for component in map(component_of, networks)}
     return sum(
         component.parameters * PRECISIONS[component.precision_in(precision)].size
@@ -33,7 +33,7 @@ def weight_bytes(networks: Iterable[str], precision: Precision) -> int:
 
 
 def both_sizes(precision: Precision) -> tuple[int, int]:
-    """Size of all weights of a bundle without SDXL, and with it."""
+    """Size of all weights of a bundle in bytes: (without SDXL, with SDXL)."""
     without = [name for name in NETWORKS if name not in SDXL.names]
     return weight_bytes(without, precision), weight_bytes(NETWORKS, precision)
 
@@ -44,7 +44,7 @@ def motion_bytes(precision: Precision) -> int:
 
 
 def need_findings(folder: Path, gpu: Gpu) -> list[Finding]:
-    """Disk where bundles are built, host memory and GPU memory, each against what is there."""
+    """Disk where bundles are built, host memory and GPU memory, each compared with what is available."""
     findings = [_disk_finding(folder), *_memory_findings()]
     return findings + ([_gpu_memory_finding(gpu)] if gpu.devices else [])
 
@@ -80,7 +80,7 @@ def _memory_findings() -> list[Finding]:
         _SECTION,
         "memory for build",
         "ok" if available >= BUILD_MEMORY_BYTES else "problem",
-        f"at most {_gb(BUILD_MEMORY_BYTES)} beside the page cache; {have}",
+        f"at most {_gb(BUILD_MEMORY_BYTES)} in addition to the page cache; {have}",
         "" if available >= BUILD_MEMORY_BYTES else "end other programs",
         data={**data, "needed_bytes": BUILD_MEMORY_BYTES},
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python and the packages that lamp-trt asks for, each against the oldest version that it takes.
+"""Python and the packages that lamp-trt requires, each compared with the supported versions.
 
-What is asked for is read from lamp-trt's own metadata, that is from pyproject.toml.
+The requirements are read from lamp-trt's metadata, that is from pyproject.toml.
 """
 
 import platform
@@ -21,7 +21,8 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?([^;]*)(?:;\s*extra =
 
 
 def extras() -> dict[str, tuple[str, tuple[Purpose, ...]]]:
-    """What each extra is for, and what cannot work without it. A package of several belongs to the first."""
+    """Extra → (its description, purposes that cannot work without it). A package of several belongs to the
+    first."""
     fixed: dict[str, tuple[str, tuple[Purpose, ...]]] = {
         "": ("needed by everything", ("build", "generate")),
         "export": ("for build, motion add, verify and toy", ("build",)),
@@ -31,7 +32,7 @@ def extras() -> dict[str, tuple[str, tuple[Purpose, ...]]]:
 
 
 def package_findings() -> list[Finding]:
-    """Python, lamp-trt, every package that it can use, and wheels that exclude each other."""
+    """Findings on Python, lamp-trt, all packages that it can use, and conflicting wheels."""
     found = [
         Finding(_SECTION, "lamp-trt", "ok", __version__),
         Finding(_SECTION, "Python", "ok", f"{platform.python_version()} ({sys.executable})"),
@@ -67,7 +68,7 @@ def installed(name: str) -> str | None:
 
 
 def wheels_of(backend: Backend) -> list[str]:
-    """Those of a backend's packages that are installed."""
+    """The installed packages of a backend."""
     return [name for name in backend.packages if installed(name)]
 
 
@@ -97,14 +98,14 @@ def _conflict_findings() -> list[Finding]:
 
 
 def _conflict(backend: Backend, both: list[str]) -> Finding:
-    detail = f"{' and '.join(both)} are installed over each other; which one runs is chance"
+    detail = f"{' and '.join(both)} are installed over each other; it is undefined which one runs"
     one = " or ".join(f"'lamp-trt[{extra.name}]'" for extra in backend.extras)
     remedy = f"pip uninstall -y {' '.join(both)}, then install one: {one}"
     return Finding(_SECTION, "conflict", "problem", detail, remedy)
 
 
 def _allowed(have: str, specifier: str) -> bool:
-    """Whether version `have` satisfies ">=a,<b", the only kinds of bounds that we use."""
+    """Whether version `have` satisfies ">=a,<b", the only kinds of bounds in pyproject.toml."""
     for bound in filter(None, (part.strip() for part in specifier.split(","))):
         operator, limit = re.fullmatch(r"(>=|<)\s*(.+)", bound).groups()  # type: ignore[union-attr]
         newer = _numbers(have) >= _numbers(limit)

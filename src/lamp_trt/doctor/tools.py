@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video encoding, and what compiles the CUDA kernels."""
+"""Findings on video encoding and on the compilers of the CUDA kernels."""
 
 import shutil
 
@@ -36,7 +36,7 @@ def tool_findings(gpu: Gpu) -> list[Finding]:
 
 
 def _h264_finding() -> Finding:
-    """One frame is encoded: a build of FFmpeg may lack the encoder."""
+    """Encode one frame, since a build of FFmpeg may lack the encoder."""
     answer = probe(_H264)
     if answer.get("bytes"):
         return Finding(_SECTION, "H.264 (mp4)", "ok", f"PyAV {answer['version']} encodes with libx264")
@@ -46,16 +46,16 @@ def _h264_finding() -> Finding:
 
 
 def _kernels_finding(gpu: Gpu) -> Finding:
-    """Whether the kernels are compiled already, or could be."""
+    """Whether the kernels are or can be compiled."""
     answer = probe(_KERNELS)
-    name, remedy = "CUDA kernels", "pip install 'cuda-core[cu13]', or install nvcc and lamp-trt anew"
+    name, remedy = "CUDA kernels", "pip install 'cuda-core[cu13]', or install nvcc and reinstall lamp-trt"
     if "error" in answer:
         return Finding(_SECTION, name, "problem" if gpu.devices else "note", answer["error"], remedy)
     nvcc = shutil.which("nvcc")
     parts = [
         "compiled with the package"
         if answer["fatbin"]
-        else "compiled from other sources than these"
+        else "compiled from other sources than the installed ones"
         if answer["stale"]
         else "not compiled with the package",
         f"NVRTC {answer['nvrtc']}" if answer["nvrtc"] else "no NVRTC to compile them at run time",

@@ -74,7 +74,7 @@ def test_polygraphy_finds_that_tensorrt_takes_a_graph(network: str, toy_bundle: 
     [
         (["--inputs", "lamp_unet"], "belong together"),
         (["--out", "x.json"], "belong together"),
-        (["--inputs", "lamp_unet", "--out", "nowhere/x.json"], "nowhere is no folder"),
+        (["--inputs", "lamp_unet", "--out", "nowhere/x.json"], "nowhere is not a folder"),
         (["--inputs", "mystery", "--out", "x.json"], "mystery"),
     ],
 )

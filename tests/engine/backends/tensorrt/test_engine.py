@@ -544,7 +544,7 @@ def test_an_unknown_motion_changes_nothing(unet: Callable[..., Bound], bundle: B
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"extra_refittable": ["conv_in.weight"]}, "conv_in.weight is no motion tensor"),
+        ({"extra_refittable": ["conv_in.weight"]}, "conv_in.weight is not a motion tensor"),
         ({"fused_with": ["conv_in.weight"]}, r"fused replaceable tensors with 1 others, 'conv_in.weight'"),
     ],
 )
@@ -650,7 +650,7 @@ def test_a_switch_whose_plan_does_not_load_leaves_an_engine_that_says_so(
     compiled.store(tmp_path, key, "plan", {}, writing(b"no plan"))
     with pytest.raises(EngineError, match="does not load"):
         bound.engine.set_motion("rain")
-    with pytest.raises(EngineError, match="lamp_unet has no engine since a switch failed"):
+    with pytest.raises(EngineError, match="lamp_unet has no engine because a switch failed"):
         bound.engine.enqueue(bound.device.stream)
 
 
@@ -681,7 +681,7 @@ def test_layers_in_detail_name_kernel_and_outputs() -> None:
     text = tensorrt_layers.layers_text(layers)
     assert text.splitlines()[0] == "CaskConvolution       conv1  sm90_k"
     assert text.endswith("2 layers: 1 CaskConvolution")
-    with pytest.raises(EngineError, match="inspector said what we do not read: 'nothing'"):
+    with pytest.raises(EngineError, match="inspector returned an unknown format: 'nothing'"):
         tensorrt_layers.parse_layers("nothing")
 
 
