@@ -262,8 +262,10 @@ def _attach_timing_cache(module: ModuleType, config: Any, path: Path) -> None:
     data = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
-        log.warning("TensorRT refuses the timing cache %s (%s): it is replaced", path,
-        trt.taken_errors(module)) config.set_timing_cache(config.create_timing_cache(b""), False)
+        log.warning(
+            "TensorRT refuses the timing cache %s (%s): it is replaced", path, trt.taken_errors(module)
+        )
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def _keep_timing_cache(config: Any, path: Path) -> None:

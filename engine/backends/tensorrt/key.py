@@ -87,8 +87,9 @@ def find_engine(
         if compiled.has(folder, key):
             return compiled.find(folder, key, rebuild)
     if not keys:
-        raise EngineError(f"motion {motion} has a complete UNet and cannot be refitted. Build its engine:
-        {rebuild}")
+        raise EngineError(
+            f"motion {motion} has a complete UNet and cannot be refitted. Build its engine: {rebuild}"
+        )
     keys.sort(key=lambda key: key.motion == "")  # report on the requested motion, not on refit
     return compiled.find(folder, compiled.nearest(folder, keys), rebuild)
 

@@ -50,8 +50,9 @@ def parse_layers(information: str) -> list[PlanLayer]:
     try:
         return [_layer(entry) for entry in json.loads(information)["Layers"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"TensorRT's inspector returned an unknown format: {information[:200]!r}") from
-        error
+        raise EngineError(
+            f"TensorRT's inspector returned an unknown format: {information[:200]!r}"
+        ) from error
 
 
 def layers_text(layers: list[PlanLayer]) -> str:

@@ -155,8 +155,9 @@ FLAGS = (
     Flag(
         "--hardware-compatibility",
         {"choices": HARDWARE_COMPATIBILITY, "default": "none", "help": "other GPUs to run on"},
-    ), Flag("--version-compatible", {"action": "store_true", "help": "make engines loadable by later TensorRT
-    too"}), Flag(
+    ),
+    Flag("--version-compatible", {"action": "store_true", "help": "loadable by later TensorRT too"}),
+    Flag(
         "--detailed",
         {"action": "store_true", "help": "keep layer descriptions in the engines, for tools"},
     ),

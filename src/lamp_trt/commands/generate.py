@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
     )
     parser.add_argument(
-        "--save-first-frame", action="store_true", help="also save it as NAME.first_frame.png next to the
-        video"
+        "--save-first-frame",
+        action="store_true",
+        help="also save it as NAME.first_frame.png next to the video",
     )
     add_settings(parser, job_settings(), suppress=True)
     parser.add_argument("--fps", type=float, default=argparse.SUPPRESS, help=f"default: {FPS}")
