@@ -67,8 +67,7 @@ class Runner(Generic[Options, Loaded]):
 
     load   (bundle, network, options) → engine; EngineError if it cannot be loaded
     rank   "auto" tries the backends of that kind of device in ascending order
-    ready  (bundle, folder of compiled engines) → whether "auto" may choose it: it is installed, has its
-    engines
+    ready  (bundle, folder of engines) → whether "auto" may choose it: it is installed and has its engines
     extra  pip extra that installs its requirements
     """
 

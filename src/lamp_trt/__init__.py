@@ -68,9 +68,9 @@ def load(
     motion       the initial motion; None: the bundle's default one. Calls may switch.
     num_threads  CPU threads of each network; None: the backend's choice
     engine_dir   folder of compiled engines, for a read-only bundle; None: the bundle's own
-    resident_motions  where TensorRT's inactive motions are kept: "mapped" in their files, or, after first
-    use, as
-                 copies in page-locked host memory ("pinned") or on the "device", 0.5 GB each at full size
+    resident_motions  where TensorRT's inactive motions are kept: "mapped" in their files, or, after their
+                 first use, as copies in page-locked host memory ("pinned") or on the "device",
+                 0.5 GB each at full size
     expect_bundle  the required digest of the bundle (`lamp-trt inspect` shows it)
     verify_files read every byte of the bundle first, also of files that have not changed since they were read
     BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
