@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's networks between the inputs of engine/families.py, wherever they run and whatever their graphs
-leave out."""
+"""Networks of a bundle with the plain inputs of engine/families.py, on any device and backend, whatever is
+hoisted out of their graphs."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,39 +18,40 @@ from lamp_trt.runtime.load import Place
 
 
 class PlainEngine(Protocol):
-    """A network together with those beside it. Methods raise EngineError."""
+    """A network together with its precompute networks. Methods raise EngineError."""
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """arrays: host arrays by the names of `plain_inputs`, one timestep. The outputs are new arrays."""
+        """Run once on host arrays by the names of `plain_inputs`, with one timestep. The outputs are new
+        arrays."""
         ...
 
     def set_motion(self, motion: str) -> None: ...
 
     def close(self) -> None:
-        """Give memory back; the engine is unusable afterwards."""
+        """Free the memory; the engine is unusable afterwards."""
         ...
 
 
-def beside(bundle: Bundle, network: str) -> list[str]:
-    """The networks that make inputs of `network`; none but a UNet has any."""
+def precompute_networks(bundle: Bundle, network: str) -> list[str]:
+    """Return the networks that compute inputs of `network`; only UNets have any."""
     return networks_beside(bundle.manifest, network) if network in HOISTED else []
 
 
 def plain_inputs(bundle: Bundle, network: str) -> tuple[IOTensor, ...]:
-    """What `network` takes where nothing is hoisted."""
+    """Return the inputs that `network` has when nothing is hoisted."""
     precision = bundle.network(network).precision
     return NETWORKS[network].resolve(bundle.manifest.sizes, precision)[0]
 
 
 def plain_engine(bundle: Bundle, network: str, place: Place, motion: str | None = None) -> PlainEngine:
-    """`network` as a pipeline at `place` runs it. EngineError if it cannot be loaded."""
+    """Load `network` as a pipeline at `place` does. EngineError if it cannot be loaded."""
     if place.ordinal is None:
         return HostPlainEngine(bundle, network, partial(place.host_engine, bundle), motion)
     return DevicePlainEngine(bundle, network, place.engine_set(bundle, motion))
 
 
 class HostPlainEngine:
-    """On host arrays. load: gives the engine of a network, of the UNet with a motion."""
+    """Plain engine on host arrays. load: returns the engine of a network, of the UNet with a motion."""
 
     def __init__(
         self,
@@ -60,30 +61,30 @@ class HostPlainEngine:
         motion: str | None = None,
     ) -> None:
         self._engine = load(network, motion)
-        self._beside = [load(name, None) for name in beside(bundle, network)]
+        self._precompute = [load(name, None) for name in precompute_networks(bundle, network)]
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        if not self._beside:
+        if not self._precompute:
             return self._engine.run(arrays)
-        conditions = conditions_by_step(self._engine, self._beside, arrays, arrays["timestep"])
+        conditions = conditions_by_step(self._engine, self._precompute, arrays, arrays["timestep"])
         return self._engine.run({"sample": arrays["sample"], **next(conditions)})
 
     def set_motion(self, motion: str) -> None:
         self._engine.set_motion(motion)
 
     def close(self) -> None:
-        for engine in (self._engine, *self._beside):
+        for engine in (self._engine, *self._precompute):
             engine.close()
 
 
 class DevicePlainEngine:
-    """Between arrays on a device; what one network gives and another takes under the same name is one
-    array."""
+    """Plain engine on device arrays. An output of one network that is an input of another under the same
+    name is one array."""
 
     def __init__(self, bundle: Bundle, network: str, engines: EngineSet) -> None:
         self._engines, self._arrays = engines, dict[str, DeviceArray]()
         self._bound = []
-        for name in (*beside(bundle, network), network):
+        for name in (*precompute_networks(bundle, network), network):
             self._bound.append(engines.add(name, self._arrays))
             self._arrays |= self._bound[-1].arrays
         engines.share_scratch()
