@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt bench`: what is measured and how. benchmarks/report/ writes down what was found."""
+"""`lamp-trt bench`: measurements of a bundle. benchmarks/report/ formats the results."""

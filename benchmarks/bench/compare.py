@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether something became slower: two results against the noise that both measured.
+"""Comparison of two benchmark results: which rows became slower, beyond the noise of both runs.
 
-A change counts when the medians are further apart than the calls of either run scatter, and than the machine
-itself changed between the runs, as the ruler shows: a fixed product of matrices, measured among the rest.
+A change counts if the medians differ by more than the scatter of the calls of both runs plus the change of
+the machine's own speed. The latter is read from the ruler, a matrix product of fixed size in every run.
 """
 
 import math
@@ -14,32 +14,32 @@ from lamp_trt.benchmarks.bench.measurement import Measurement, sigma
 from lamp_trt.engine.errors import LampError
 
 RULER = "matrix product"
-"""Name of the measurement that tells how fast the machine is."""
+"""Name of the measurement of the machine's speed."""
 
 LEAST_SAMPLES = 5
-"""With fewer on either side the scatter is not known, and the change is shown without a verdict."""
+"""Calls needed on both sides. With fewer the scatter is unknown, and no verdict is given."""
 
 LEAST_CHANGE = 0.03
-"""Smaller changes are never flagged: another link order or page layout does that to unchanged code."""
+"""Smallest change that is flagged. Link order or page layout alone cause smaller ones."""
 
 SIGMAS = 2.5
-"""A change counts beyond so many standard deviations of the calls of both runs. Medians of n calls scatter
-about 1.25/sqrt(n) of one such: of ten calls of unchanged code, six times less than what is flagged."""
+"""Threshold in standard deviations of single calls, of both runs combined. A median of n calls has a
+standard error of about 1.25/sqrt(n) of one: for ten calls of unchanged code, a sixth of the threshold."""
 
 SMALL_SAMPLES = 3.0
-"""The scatter of n calls is taken 1 + SMALL_SAMPLES / n times as large: few calls underestimate it."""
+"""The scatter of n calls is multiplied by 1 + SMALL_SAMPLES / n, because few calls underestimate it."""
 
 Verdict = Literal["slower", "faster", "same", "too few samples"]
 
 
 class SlowerError(LampError, RuntimeError):
-    """Something is slower than in the results that it was compared with."""
+    """A row is slower than in the earlier result."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Of one row between two results. ratio: new median over the old one; noise: what |ratio - 1| must exceed
-    to count."""
+    """Change of one row between two results. ratio: new median over the old one; noise: |ratio - 1| must
+    exceed it to count."""
 
     name: str
     backend: str
@@ -57,7 +57,8 @@ class Change:
 
 
 def compare(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Change]:
-    """Every row that both have, in the order of `new`. Ceilings are the machine's, and not judged."""
+    """Compare every row that both results have, in the order of `new`. Ceilings describe the machine and
+    are skipped."""
     before = {row.key: row for row in old}
     drift = _drift(before, new)
     return [
@@ -66,7 +67,7 @@ def compare(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Chan
 
 
 def require_not_slower(changes: Sequence[Change]) -> None:
-    """Raise SlowerError, naming the worst, if a change is flagged as slower."""
+    """Raise SlowerError, naming the largest slow-down, if a row is flagged as slower."""
     slower = sorted((c for c in changes if c.verdict == "slower"), key=lambda c: -c.ratio)
     if slower:
         worst = slower[0]
@@ -78,7 +79,7 @@ def require_not_slower(changes: Sequence[Change]) -> None:
 
 
 def _drift(before: Mapping[tuple[str, str], Measurement], new: Sequence[Measurement]) -> float:
-    """How much the machine's own speed changed, as a share; 0 without a ruler in both."""
+    """Return the relative change of the machine's speed; 0 unless both results have the ruler."""
     for row in new:
         if row.name == RULER and row.key in before:
             ratio = row.median_s / before[row.key].median_s
@@ -101,5 +102,5 @@ def _change(old: Measurement, new: Measurement, drift: float) -> Change:
 
 
 def _scatter(row: Measurement) -> float:
-    """Standard deviation of a call as a share of the median, with room for few samples."""
+    """Return the standard deviation of a call as a share of the median, widened for few samples."""
     return sigma(row.samples_s) / row.median_s * (1 + SMALL_SAMPLES / len(row.samples_s))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two clips above each other, and what they differ in below: what no number shows."""
+"""Contact sheet of two clips and their difference."""
 
 import base64
 
@@ -10,14 +10,14 @@ from lamp_trt.benchmarks.verify.metrics import Frames
 
 MOST_FRAMES, THUMBNAIL_WIDTH = 8, 160
 AMPLIFICATION = 32
-"""Of the difference, so that a level or two can be seen."""
+"""Factor on the difference, so that one or two levels are visible."""
 
 
 def contact_sheet(expected: Frames, actual: Frames) -> NDArray[np.uint8]:
-    """The reference's frames above, ours in the middle, AMPLIFICATION times their difference below.
+    """Draw the reference's frames at the top, ours in the middle, AMPLIFICATION times their difference below.
 
-    Frames uint8 (f, h, w, 3). Of longer clips MOST_FRAMES are shown, first and last among them; wide ones are
-    made smaller after the difference is taken, its largest values kept.
+    Frames are uint8 (f, h, w, 3). At most MOST_FRAMES frames are shown, the first and last among them. Wide
+    frames are shrunk after the difference is taken: by means, the difference by maxima.
     """
     shown = np.unique(np.linspace(0, len(expected) - 1, min(len(expected), MOST_FRAMES)).round().astype(int))
     difference = np.abs(expected[shown].astype(np.int16) - actual[shown]) * AMPLIFICATION
@@ -30,7 +30,7 @@ def contact_sheet(expected: Frames, actual: Frames) -> NDArray[np.uint8]:
 
 
 def sheet_png(expected: Frames, actual: Frames) -> str:
-    """The sheet as PNG in base64."""
+    """Return the contact sheet as PNG in base64."""
     from lamp_trt.runtime.media.image import encode_png
 
     return base64.b64encode(encode_png(contact_sheet(expected, actual))).decode("ascii")

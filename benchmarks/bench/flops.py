@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations and memory traffic of an ONNX graph, exactly, from its static shapes.
+"""FLOPs and memory traffic of an ONNX graph, counted exactly from its static shapes.
 
     python -m lamp_trt.benchmarks.bench.flops BUNDLE/lamp_unet.onnx
 
-A multiply-add is two operations. Counted are convolutions, matrix products and attention's two products,
-every tap on zero padding included; not counted are norms, activations, softmax, elementwise work and copies.
-Weights are not read: a graph without its weight files will do.
+A multiply-add is two operations. Convolutions, matrix products and the two products of attention are counted,
+including taps on zero padding. Norms, activations, softmax, elementwise operations and copies are not. Weight
+files are not read and may be missing.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from onnx import helper
 from lamp_trt.engine.errors import InputError
 
 PRODUCTS = ("Conv", "MatMul", "Gemm", "Attention", "MultiHeadAttention")
-"""The operators that are counted."""
+"""Operators whose FLOPs are counted."""
 
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Constant", "Shape")
-"""Operators that say how memory is read and move none."""
+"""Operators that reinterpret memory and move none."""
 
 _FOLLOWED = ("Transpose", "Cast", *VIEWS)
-"""What may stand between a weight and the product that uses it."""
+"""Operators that may stand between a weight and the product that uses it."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class NodeCost:
-    """What one node does, taken by itself.
+    """Cost of one node in isolation.
 
-    weight             name of the initializer that a product multiplies with, "" if both sides are computed
-    weight_bytes       of the initializers that it reads
-    activation_bytes   computed tensors, each input read once and each output written once. A compiler that
-                       fuses nodes moves less between them; a single kernel moves at least this
+    weight             initializer that a product multiplies with, "" if both operands are computed
+    weight_bytes       bytes of the initializers that the node reads
+    activation_bytes   bytes of computed tensors, each input read once and each output written once. A
+                       compiler that fuses nodes moves less between them; a single kernel moves at least this
     """
 
     name: str
@@ -59,7 +59,7 @@ class NodeCost:
 
 
 def node_costs(model: onnx.ModelProto) -> list[NodeCost]:
-    """The cost of every node, in the graph's order. InputError if a shape is not static, or not known."""
+    """Return the cost of every node, in graph order. InputError if a shape is unknown or not static."""
     tensors = _tensors(model)
     weights = {initializer.name for initializer in model.graph.initializer}
     origin = {name: name for name in weights}
@@ -92,7 +92,7 @@ def node_costs(model: onnx.ModelProto) -> list[NodeCost]:
 
 
 def graph_flops(model: onnx.ModelProto) -> dict[str, int]:
-    """Operations by operator, those of PRODUCTS that the graph has. InputError as node_costs."""
+    """Return FLOPs by operator, for the operators of PRODUCTS in the graph. InputError as node_costs."""
     flops: dict[str, int] = defaultdict(int)
     for cost in node_costs(model):
         if cost.op in PRODUCTS:
@@ -101,7 +101,7 @@ def graph_flops(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def graph_bytes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-    """Bytes by operator, of weights and of activations; see NodeCost. InputError as node_costs."""
+    """Return (weight bytes, activation bytes) by operator, see NodeCost. InputError as node_costs."""
     moved: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for cost in node_costs(model):
         weights, activations = moved[cost.op]
@@ -123,7 +123,7 @@ def _flops(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> int:
             return 2 * prod(shape(node.output[0])) * shape(node.input[0])[0 if transposed else 1]
         case "Attention" | "MultiHeadAttention":
             query, key, value = (shape(name) for name in node.input[:3])
-            if len(query) == 3:  # (b, tokens, heads * width): as if one head, which is the same number
+            if len(query) == 3:  # (b, tokens, heads * width): counted as one head, with the same result
                 query, key, value = ((b, 1, tokens, width) for b, tokens, width in (query, key, value))
             b, heads, tokens, width = query
             return 2 * b * heads * tokens * key[-2] * (width + value[-1])
@@ -131,10 +131,10 @@ def _flops(node: onnx.NodeProto, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _tensors(model: onnx.ModelProto) -> dict[str, Tensor]:
-    """Every tensor of the graph by name; shapes that it does not say are inferred."""
+    """Return every tensor of the graph by name; shapes that the graph omits are inferred."""
     graph = model.graph
-    said = {value.name for value in (*graph.value_info, *graph.output)}
-    if any(name and name not in said for node in graph.node for name in node.output):
+    stated = {value.name for value in (*graph.value_info, *graph.output)}
+    if any(name and name not in stated for node in graph.node for name in node.output):
         graph = onnx.shape_inference.infer_shapes(model).graph
     tensors = {
         initializer.name: Tensor(tuple(initializer.dims), _item_bytes(initializer.data_type))

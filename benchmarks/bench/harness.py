@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures entries: the same care for each of them, whatever it is that they do.
+"""Measurement of entries: set-up, cold call, samples, comparison with a reference.
 
-An entry is data. Entries that are set up at the same time take turns, so that a machine that slows down slows
-all of them and shows in everyone's spread; and they are measured until the medians settle or the time is up.
+Entries that are set up together take turns, so that a slow-down of the machine affects all of them and shows
+in their spread. Sampling ends when the medians settle or the budget is spent.
 """
 
 import logging
@@ -22,34 +22,34 @@ from lamp_trt.engine.errors import LampError
 log = logging.getLogger("lamp_trt")
 
 SETTLED_SHARE = 0.01
-"""A median is settled when its standard error is this share of it."""
+"""A median is settled when its standard error is at most this share of it."""
 MIN_SAMPLES, MAX_SAMPLES, FEW_SAMPLES = 10, 200, 5
 TURN_S = 0.1
-"""A turn of a short entry is several calls, about this long together, and MAX_TURN of them at most."""
+"""Seconds of a turn. Short entries make several calls in one, at most MAX_TURN."""
 MAX_TURN = 10
 PAUSE_S = 0.01
-"""Before each turn: long enough for another engine's threads to end their spinning."""
+"""Seconds of pause before each turn: other engines' threads stop spinning in the meantime."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of one call, and the process's CPU seconds in it."""
+    """Seconds of one call, and the CPU seconds of the process in it."""
 
     seconds: float
     process_s: float | None
 
 
 class Clock(Protocol):
-    """Time, and how a call is measured."""
+    """Clock that measures calls."""
 
     def now(self) -> float:
-        """Seconds, for budgets."""
+        """Return the time in seconds, for budgets."""
         ...
 
     def pause(self, seconds: float) -> None: ...
 
     def sample(self, function: Callable[[], Any]) -> tuple[Sample, Any]:
-        """Call once; what it took and what it returned."""
+        """Call once; return the times of the call and its result."""
         ...
 
 
@@ -74,17 +74,17 @@ Outputs = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Entry:
-    """What is measured.
+    """Work to measure.
 
-    setup        gives the function to call and owns what it needs, closed when the entry is done
-    clock        "wall"; "stream" if the function returns seconds by a GPU's events; "own" if it returns the
-                 seconds that another process measured
-    reference    outputs that the function's first ones are compared with, by name; None: not compared
-    reference_name   what made them
-    parts        stage → seconds of a call, from what it returned
-    held_bytes   memory that is in use between setup and close, for deciding what may be held together
-    unbudgeted   set-up and first call are no part of the budget, which is extended by them: a compiler's run
-    few          true for a call that is too dear for MIN_SAMPLES: FEW_SAMPLES are taken
+    setup        context manager that yields the function to call and releases its resources
+    clock        "wall"; "stream" if the function returns seconds between CUDA events; "own" if it returns
+                 seconds that it measured itself
+    reference    expected outputs of the first call, by name; None: not compared
+    reference_name   source of the reference
+    parts        returns seconds by stage from the result of a call
+    held_bytes   memory in use between setup and release, which limits the entries that are set up together
+    unbudgeted   set-up and first call extend the budget by their time: a compiler's run
+    few          FEW_SAMPLES instead of MIN_SAMPLES, for long calls
     """
 
     name: str
@@ -104,7 +104,7 @@ class Entry:
 
 @dataclass
 class _Running:
-    """An entry that is set up."""
+    """An entry that is set up, with its samples."""
 
     entry: Entry
     function: Callable[[], Any]
@@ -135,8 +135,11 @@ class _Running:
 
 @dataclass
 class Harvest:
-    """What was measured, in the order of the entries, and what was not: name and reason. extra_s: by how much
-    the budget was extended."""
+    """Results in the order of the entries.
+
+    not_measured  entries that were not measured, each with its reason
+    extra_s       seconds by which the budget was extended
+    """
 
     measurements: list[Measurement] = field(default_factory=list)
     not_measured: list[str] = field(default_factory=list)
@@ -146,11 +149,11 @@ class Harvest:
 def run_entries(
     entries: Sequence[Entry], budget_s: float, clock: Clock, *, memory_limit: int = 2**62
 ) -> Harvest:
-    """Measure `entries` within about `budget_s` seconds: none is begun after that, one that was is ended.
+    """Measure `entries` in about `budget_s` seconds: none is started after that, a started one is finished.
 
-    memory_limit: bytes that entries which are set up together may hold; more are measured in batches, each
-    with its share of the time. An entry that raises a LampError, or lacks a module, is not measured; any
-    other error is a bug and passes through.
+    memory_limit: bytes that entries set up together may hold. More entries are measured in batches, each with
+    its share of the time. An entry that raises LampError or ModuleNotFoundError is listed as not measured;
+    any other error propagates.
     """
     harvest = Harvest()
     start = clock.now()
@@ -194,7 +197,7 @@ def _run_batch(batch: Sequence[Entry], deadline: float, last: float, clock: Cloc
 
 
 def _set_up(entry: Entry, stack: ExitStack, clock: Clock) -> _Running:
-    """Set up, call twice (cold, and one sample that every row has), compare."""
+    """Set up an entry, call it twice (the cold call and the first sample) and compare the outputs."""
     begin = clock.now()
     with ExitStack() as guard:
         function = guard.enter_context(entry.setup())
@@ -211,7 +214,7 @@ def _set_up(entry: Entry, stack: ExitStack, clock: Clock) -> _Running:
 
 
 def _take_turns(rows: Sequence[_Running], deadline: float, clock: Clock) -> None:
-    """Rounds of turns until all are done or the next turn would end after the deadline."""
+    """Sample in rounds of turns until all rows are done or the next turn would end after the deadline."""
     going = list(rows)
     while going:
         for row in list(going):

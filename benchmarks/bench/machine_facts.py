@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a published number needs beside it: machine, programs, their state. Never a user's or host's name."""
+"""Facts on machine and software that belong to published numbers. Never a user's or host's name."""
 
 import datetime
 import platform
@@ -14,7 +14,7 @@ from lamp_trt.doctor.machine import cpu_count, memory_bytes, processor
 from lamp_trt.engine.backends.registry import backends
 
 _PACKAGES = ("lamp-trt", "numpy", "onnx", "torch", "diffusers", "transformers", "cuda-core")
-"""And those of the backends."""
+"""Packages whose versions are recorded, in addition to those of the backends."""
 _GPU_FACTS = {
     "name": "gpu",
     "driver_version": "driver",
@@ -32,7 +32,8 @@ _LOAD = Path("/proc/loadavg")
 
 
 def machine_facts(ordinal: int | None) -> dict[str, Any]:
-    """What stays as it is during a run. ordinal: of the CUDA device that is measured, None for the CPU."""
+    """Return the facts that stay constant during a run. ordinal: of the measured CUDA device, None for the
+    CPU."""
     facts: dict[str, Any] = {
         "cpu": processor(),
         "cpu_threads": cpu_count(),
@@ -49,7 +50,7 @@ def machine_facts(ordinal: int | None) -> dict[str, Any]:
 
 
 def machine_state(ordinal: int | None) -> dict[str, Any]:
-    """What may change during a run, and is written down before and after it."""
+    """Return the facts that may change during a run; they are recorded before and after it."""
     state: dict[str, Any] = {"cpu_mhz": _cpu_mhz(), "load_average": _load_average()}
     if ordinal is not None:
         state |= _ask_gpu(ordinal, _GPU_STATE)
@@ -68,18 +69,19 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu_mhz() -> float | None:
-    """Mean over the cores, where the kernel tells."""
+    """Return the mean clock of the cores in MHz, None if the kernel does not report it."""
     speeds = re.findall(r"cpu MHz\s*: ([\d.]+)", Path("/proc/cpuinfo").read_text())
     return round(sum(map(float, speeds)) / len(speeds)) if speeds else None
 
 
 def _load_average() -> float | None:
-    """Of the last minute."""
+    """Return the load average of the last minute, None if the system has none."""
     return float(_LOAD.read_text().split()[0]) if _LOAD.is_file() else None
 
 
 def _commit() -> str:
-    """Of the checkout that this file lies in, with "-dirty" if that differs; "" where it lies in none."""
+    """Return the commit of the checkout of this file, with "-dirty" if files are changed, "" outside a
+    checkout."""
     folder = Path(__file__).resolve().parent
     if not shutil.which("git"):
         return ""
@@ -92,7 +94,7 @@ def _commit() -> str:
 
 
 def _ask_gpu(ordinal: int, fields: dict[str, str]) -> dict[str, str]:
-    """nvidia-smi's answers by our names; none where there is no nvidia-smi."""
+    """Return nvidia-smi's answers by our names; empty without nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return {}
     query = f"--query-gpu={','.join(fields)}"
@@ -101,6 +103,6 @@ def _ask_gpu(ordinal: int, fields: dict[str, str]) -> dict[str, str]:
 
 
 def _output(*command: str) -> str:
-    """What a program prints, "" where it fails."""
+    """Return the output of a program, "" if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row of a benchmark: every sample, and what is said of them."""
+"""One row of a benchmark: its samples and their statistics."""
 
 import math
 from collections.abc import Mapping
@@ -9,30 +9,31 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 Group = Literal["start", "networks", "stages", "videos", "peers", "ceilings", "sweep"]
-"""What kind of work a row is. `ceilings` are the machine's limits, measured among the rest."""
+"""Kind of work of a row. `ceilings` are the machine's limits, measured in the same run."""
 
 ClockName = Literal["wall", "stream", "own"]
-"""Who measured: the host's clock, CUDA events on the stream, or the work itself in a process of its own."""
+"""Clock of a row: the host's, CUDA events on the stream, or seconds that the work measured itself."""
 
 _ROBUST_SIGMA = 2 * 1.2815515655446004
 """p90 - p10 of a normal distribution, in standard deviations."""
 
 _MEDIAN_SE = math.sqrt(math.pi / 2)
-"""Standard error of a median of normal numbers over that of their mean."""
+"""Standard error of the median of normal numbers over that of their mean."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Times are seconds of one call.
+    """Samples of one row. Times are seconds of one call.
 
-    samples_s    warm calls in the order in which they were made, never empty
-    cold_s       the first call after `setup_s`, which loaded what is called
-    process_s    median CPU time of a warm call, over all threads; None where another process or a GPU works
-    settled      the median was known to SETTLED_SHARE when measuring ended; else the budget ended it
-    flops, bytes_moved   of one call, counted; 0 where nothing was counted
+    samples_s    warm calls in order, never empty
+    cold_s       the first call after set-up
+    setup_s      set-up, which loads the called function's network or pipeline
+    settled      the median's standard error reached SETTLED_SHARE; else the budget ended first
+    process_s    median CPU time of a warm call over all threads; None if another process or a GPU works
+    flops, bytes_moved   counted work of one call; 0 where it is not counted
     parts        medians by stage, for a row that consists of stages
-    rel_l2       distance of the cold call's output to the reference's; None where there was none
-    reference    what that reference is, "" for none
+    rel_l2       distance of the cold call's output to the reference's; None without a reference
+    reference    name of that reference, "" for none
     """
 
     name: str
@@ -58,7 +59,7 @@ class Measurement:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What identifies the row among files."""
+        """Identity of the row across files."""
         return self.name, self.backend
 
     @property
@@ -66,11 +67,11 @@ class Measurement:
         return self.percentile_s(50)
 
     def percentile_s(self, percent: float) -> float:
-        """Linear between samples."""
+        """Return a percentile of the samples, interpolated linearly."""
         return float(np.percentile(self.samples_s, percent))
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, and the statistics for readers that do not compute."""
+        """Return the fields and, for readers that do not compute, the statistics."""
         return {
             **{f.name: getattr(self, f.name) for f in fields(self)},
             "samples_s": list(self.samples_s),
@@ -81,21 +82,21 @@ class Measurement:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Measurement":
-        """What `to_json` gave; statistics are computed anew. KeyError, TypeError or ValueError if it is not
-        that."""
+        """Read the values of `to_json`; statistics are computed again. KeyError, TypeError or ValueError
+        for other values."""
         known = {f.name: values[f.name] for f in fields(cls)}
         return cls(**{**known, "samples_s": tuple(map(float, values["samples_s"]))})
 
 
 def sigma(samples_s: tuple[float, ...]) -> float:
-    """Standard deviation of the bulk of the samples: (p90 - p10) as of a normal distribution. A stray slow
+    """Return the standard deviation estimated as for a normal distribution from p90 - p10. A stray slow
     call does not widen it."""
     low, high = np.percentile(samples_s, (10, 90))
     return float(high - low) / _ROBUST_SIGMA
 
 
 def median_error(samples_s: tuple[float, ...]) -> float:
-    """Standard error of the median, in seconds; infinite for a single sample."""
+    """Return the standard error of the median in seconds; infinite for a single sample."""
     if len(samples_s) < 2:
         return math.inf
     return _MEDIAN_SE * sigma(samples_s) / math.sqrt(len(samples_s))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `lamp-trt bench` can be asked for. Loads no torch, so that the command line can."""
+"""Options of `lamp-trt bench`. Loads no torch, so that the command line can import it."""
 
 import math
 import re
@@ -17,14 +17,15 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class BenchOptions(Placement):
-    """InputError for a budget, a seed or a number of steps that cannot be.
+    """Options of a benchmark. InputError for an invalid budget, prompt, seed or number of steps.
 
-    budget_s      time for setting up and measuring; compilers, builds, sweeps and parity on top
-    filter        only rows whose name or backend holds this, in any case
-    full          also whole videos, PyTorch beside us, builds and several videos at once
+    budget_s      seconds for set-up and sampling; compilers, builds, sweeps and parity come on top
+    filter        only rows whose name or backend contains this, in any case
+    full          also whole videos, PyTorch baselines, builds and several videos at once
     sweep         also the UNet at other frame counts, sizes and precisions, built from the first motion
-    num_inference_steps   of whole videos; parity_steps: of the loops that are compared with PyTorch
-    compare       results of earlier runs, the one to be judged against last
+    num_inference_steps   steps of whole videos
+    parity_steps  steps of the loops that are compared with PyTorch
+    compare       results of earlier runs; the last one is the baseline
     """
 
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
@@ -57,7 +58,7 @@ class BenchOptions(Placement):
 
 
 def budget_seconds(text: str) -> float:
-    """ "60", "90s", "5m" or "1h" in seconds. InputError for anything else."""
+    """Parse a budget like "60", "90s", "5m" or "1h" into seconds. InputError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if match is None or float(match[1]) <= 0:
         raise InputError(f"--budget is {text!r}; expected a time like 60s, 5m or 1h.")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a fresh process can tell: import and load time, and the memory of one network alone.
+"""Measurements that need a fresh process: import time, load time, and the memory of one network alone.
 
     python -m lamp_trt.benchmarks.bench.probe import
     python -m lamp_trt.benchmarks.bench.probe load BUNDLE DEVICE BACKEND ENGINE_DIR THREADS
     python -m lamp_trt.benchmarks.bench.probe network BUNDLE NETWORK BACKEND ENGINE_DIR THREADS
 
-prints a JSON object. "" stands for an argument's default.
+Prints a JSON object. "" stands for an argument's default.
 """
 
 import json
@@ -22,7 +22,8 @@ RUNS = 3
 
 
 def probe(*arguments: str) -> dict[str, float]:
-    """What a process of its own printed. EngineError, with the last line that it wrote, if it failed."""
+    """Run a probe in a new process and return its output. EngineError, with the last line of its stderr,
+    if it fails."""
     done = run_python("-m", "lamp_trt.benchmarks.bench.probe", *arguments)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
@@ -32,7 +33,7 @@ def probe(*arguments: str) -> dict[str, float]:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """This process's memory, now and at its peak, in which the parent's has no part."""
+    """Return this process's memory, now and at its peak. The parent's is not included."""
     status = Path("/proc/self/status").read_text()
     fields = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status))
     return 1024 * int(fields["VmRSS"]), 1024 * int(fields["VmHWM"])
@@ -66,7 +67,8 @@ def _load(bundle: str, device: str, backend: str, engine_dir: str, threads: str)
 
 
 def _network(bundle: str, network: str, backend: str, engine_dir: str, threads: str) -> dict[str, float]:
-    """On the CPU. bare_bytes: the process before the network was loaded, its libraries included."""
+    """Load and run a network on the CPU. bare_bytes: the process before the network is loaded, with its
+    libraries."""
     from lamp_trt.benchmarks.bench.options import BenchOptions
     from lamp_trt.benchmarks.bench.subject import Subject
     from lamp_trt.engine.backends.registry import find_backend, host_engine

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole benchmark as it is written to a file and read again."""
+"""Result of a whole benchmark, written to a file and read again."""
 
 import json
 import re
@@ -31,19 +31,18 @@ _MAPPINGS = (
 
 @dataclass
 class BenchResult:
-    """What one run found; JSON values throughout but for measurements and changes.
+    """Result of one run; JSON values except for measurements and changes.
 
-    machine       what stays; state_before, state_after: clocks and load around the run
+    machine       constant facts; state_before, state_after: clocks and load around the run
     subject       the bundle: digest, sizes, precisions, motions, bytes of its parts
-    settings      what was asked for
+    settings      the options of the run
     operators     network → operator → seconds of one call, by the backend's profiler
-    memory        network → bytes: weights, arrays, scratch (None where it was not measured), and for the CPU
-                  loaded and peak of a process that runs it alone
+    memory        network → bytes: weights, arrays, scratch (None if not measured), and for the CPU loaded and
+                  peak of a process that runs it alone
     growth        points of the sweeps, see sweeps.py
-    parity        the report of `lamp-trt verify`, {} where no checkpoints were given; sheets: clip → PNG,
-                  base64
-    not_measured  what is missing, each with its reason
-    changes       against the last of `history`; history: earlier results, oldest first, as label → medians
+    parity        the report of `lamp-trt verify`, {} without checkpoints; sheets: clip → PNG, base64
+    not_measured  missing measurements, each with its reason
+    changes       changes against the last of `history`; history: medians of earlier results, oldest first
     """
 
     machine: dict[str, Any]
@@ -63,7 +62,7 @@ class BenchResult:
     seconds: float = 0.0
 
     def row(self, name: str, backend: str | None = None) -> Measurement | None:
-        """The first measurement of that name, and backend if given."""
+        """Return the first measurement of that name, and backend if given; None without one."""
         for m in self.measurements:
             if m.name == name and backend in (None, m.backend):
                 return m
@@ -83,7 +82,7 @@ class BenchResult:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "BenchResult":
-        """What `to_json` gave. KeyError, TypeError or ValueError if it is not that."""
+        """Read the values of `to_json`. KeyError, TypeError or ValueError for other values."""
         if values["bench_version"] != BENCH_VERSION:
             raise ValueError(f"bench_version is {values['bench_version']}, this reads {BENCH_VERSION}")
         return cls(
@@ -98,13 +97,13 @@ class BenchResult:
 
 
 def result_text(result: BenchResult) -> str:
-    """The file's contents: strict JSON, lists of numbers on one line each."""
+    """Return the file's contents: strict JSON, lists of numbers on one line each."""
     text = json.dumps(result.to_json(), indent=1, allow_nan=False)
     return _NUMBERS.sub(lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"
 
 
 def read_result(path: Path) -> BenchResult:
-    """Results that an earlier run wrote. InputError if the file is none."""
+    """Read the results of an earlier run. InputError if the file holds none."""
     try:
         return BenchResult.from_json(parse_json(decode_text(path.read_bytes())))
     except OSError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a network is from what the machine could do: measured time over the floor that its work sets.
+"""Roofline: measured time of a network against the lower bound that its work sets.
 
-The floor is the longer of two times: operations at the fastest product of matrices that was measured in the
-same run, and bytes at the speed of a copy. It is a floor for the graph's arithmetic at its own precision;
-another algorithm with fewer operations may pass below it, and then the share is more than 1.
+The floor is the longer of two times: operations at the fastest matrix product measured in the same run, and
+bytes at the speed of a copy. It holds for the graph's arithmetic at its own precision; an algorithm with
+fewer operations may be faster, and then its share exceeds 1.
 """
 
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from lamp_trt.benchmarks.bench.result import BenchResult
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Of this machine in this run, per second."""
+    """Limits of this machine in this run, per second."""
 
     flops: float
     bytes_moved: float
 
     @property
     def ridge(self) -> float:
-        """Operations per byte from which on arithmetic is what limits."""
+        """Operations per byte from which on arithmetic is the limit."""
         return self.flops / self.bytes_moved
 
 
 @dataclass(frozen=True)
 class Roof:
-    """One measurement under the roof. share: floor over measured time, 1 is the machine's limit."""
+    """One measurement against its floor. share: floor over measured time; 1 is the machine's limit."""
 
     name: str
     backend: str
@@ -45,7 +45,7 @@ class Roof:
 
 
 def ceilings(result: BenchResult) -> Ceilings | None:
-    """The best that was measured of either kind; None if one is missing."""
+    """Return the highest measured limit of either kind; None if one is missing."""
     products = [m.flops / m.median_s for m in result.measurements if m.name == RULER]
     copies = [m.bytes_moved / m.median_s for m in result.measurements if m.name == COPY]
     if not products or not copies:
@@ -54,7 +54,7 @@ def ceilings(result: BenchResult) -> Ceilings | None:
 
 
 def roofs(result: BenchResult) -> list[Roof]:
-    """Every network and peer whose work is counted; empty without ceilings."""
+    """Return the roofline of every network and peer with counted work; empty without ceilings."""
     limits = ceilings(result)
     if limits is None:
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt bench`: everything that was asked for, in one run."""
+"""`lamp-trt bench`: one run of all requested measurements."""
 
 import logging
 import time
@@ -28,15 +28,15 @@ from lamp_trt.engine.errors import InputError
 log = logging.getLogger("lamp_trt")
 
 HELD_SHARE = 0.5
-"""Of the memory that is available, what entries may hold that are set up together."""
+"""Share of the available memory that entries set up together may hold."""
 
 MEASURING_SHARE = 0.75
-"""Of the budget; the rest is for memory and operators, which have no spread to settle."""
+"""Share of the budget for sampling; the rest is for memory and operators, which are measured once."""
 
 
 def run_bench(path: Path, options: BenchOptions, clock: Clock | None = None) -> BenchResult:
-    """Measure the bundle at `path`. Raises BundleError and InputError before anything is measured; what fails
-    while it is measured is listed in `not_measured`."""
+    """Measure the bundle at `path`. BundleError and InputError are raised before anything is measured;
+    later failures are listed in `not_measured`."""
     start = time.monotonic()
     clock = clock or HostClock()
     earlier = [read_result(file) for file in options.compare]
@@ -71,7 +71,7 @@ def run_bench(path: Path, options: BenchOptions, clock: Clock | None = None) -> 
 
 
 def all_entries(subject: Subject) -> list[Entry]:
-    """Everything that can be measured of a bundle with these options, the quickest to set up first."""
+    """Return every entry that the bundle and the options allow, the fastest to set up first."""
     peers = Peers(subject)
     return [
         *ceiling_entries(subject.ordinal),
@@ -84,8 +84,8 @@ def all_entries(subject: Subject) -> list[Entry]:
 
 
 def chosen(entries: Sequence[Entry], word: str) -> list[Entry]:
-    """Entries whose name or backend holds `word`, and the ceilings, which are everyone's. InputError, listing
-    the names, if there is no such entry."""
+    """Return the entries whose name or backend contains `word`, and the ceilings. InputError, listing the
+    names, if there is none."""
     matching = [e for e in entries if word.lower() in f"{e.name} {e.backend}".lower()]
     if not any(e.group != "ceilings" for e in matching) and word:
         known = sorted({e.name for e in entries})
@@ -94,7 +94,8 @@ def chosen(entries: Sequence[Entry], word: str) -> list[Entry]:
 
 
 def _look_inside(result: BenchResult, subject: Subject, deadline: float, clock: Clock) -> None:
-    """Memory of every measured network in a process of its own, and its operators; while time lasts."""
+    """Measure memory, in a process of its own, and operators of every measured network, until the
+    deadline."""
     for name in dict.fromkeys(m.name for m in result.measurements if m.group == "networks"):
         if clock.now() >= deadline:
             result.not_measured.append(f"memory and operators of {name}: the budget ended before them")
@@ -107,7 +108,8 @@ def _look_inside(result: BenchResult, subject: Subject, deadline: float, clock: 
 
 
 def operators(result: BenchResult, subject: Subject, network: str) -> dict[str, dict[str, float]]:
-    """By network, from the first backend measured that has a profiler; empty if none has."""
+    """Return seconds by operator under the network's name, from the first measured backend with a
+    profiler; empty without one."""
     for backend in backends_on(None):
         if backend.operator_seconds and result.row(network, backend.name):
             motion, threads = subject.motion_of(network), subject.options.num_threads
@@ -117,7 +119,7 @@ def operators(result: BenchResult, subject: Subject, network: str) -> dict[str, 
 
 
 def _compare_with_pytorch(result: BenchResult, path: Path, options: BenchOptions) -> None:
-    """What `lamp-trt verify` finds, and contact sheets of its clips."""
+    """Add the report of `lamp-trt verify`, and contact sheets of its clips."""
     from lamp_trt.benchmarks.bench.contact_sheet import sheet_png
     from lamp_trt.benchmarks.verify.options import VerifyOptions
     from lamp_trt.benchmarks.verify.run import verify_bundle
@@ -149,9 +151,9 @@ def _left_out(subject: Subject) -> list[str]:
             if name in subject.backends_without_engines:
                 missing.append(f"{name}: it has no engines for this bundle; lamp-trt build --backend {name}")
     if not options.full:
-        missing.append("whole videos, PyTorch, builds, several videos in flight: add --full")
+        missing.append("whole videos, PyTorch baselines, builds, several videos at once: add --full")
     if not options.compares_with_pytorch:
-        missing.append("PyTorch beside us, and parity with it: name the checkpoints (--sd, --motion, --sdxl)")
+        missing.append("PyTorch baselines and parity: give the checkpoints (--sd, --motion, --sdxl)")
     if not options.sweep:
         missing.append("growth with frames, size and precision: add --sweep")
     if not subject.makes_videos:
@@ -160,14 +162,14 @@ def _left_out(subject: Subject) -> list[str]:
 
 
 def _settings(options: BenchOptions) -> dict[str, Any]:
-    """JSON values, without paths."""
+    """Return the options as JSON values, without paths."""
     names = ("budget_s", "filter", "full", "sweep", "device", "backend", "num_threads")
     values = {name: getattr(options, name) for name in (*names, "num_inference_steps", "prompt", "seed")}
     return {**values, "motions_compared": list(options.checkpoints.motions)}
 
 
 def _medians(old: BenchResult) -> dict[str, Any]:
-    """An earlier result as a point of the history."""
+    """Return an earlier result as a point of the history."""
     return {
         "commit": old.machine.get("commit", ""),
         "date": old.machine.get("date", ""),

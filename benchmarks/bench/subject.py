@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle under measurement: its networks' inputs, and what their graphs count."""
+"""The bundle under measurement: inputs of its networks, and the counted work of its graphs."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +19,13 @@ USES = {
     "video from an image": VIDEO_NETWORKS,
     "video from a prompt": (*FIRST_FRAME_NETWORKS, *VIDEO_NETWORKS),
 }
-"""What a bundle is loaded for, and the networks that it takes."""
+"""Uses of a bundle, and the networks that each needs."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one run of a network, counted. bytes_moved: weights and the network's own inputs and outputs, each
-    once, which no way of computing it avoids (the weights of a bundle exceed every cache)."""
+    """Counted work of one run of a network. bytes_moved: weights, inputs and outputs, each once, which
+    every implementation moves (the weights of a bundle exceed every cache)."""
 
     flops: int
     bytes_moved: int
@@ -33,14 +33,14 @@ class Work:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """An open bundle and what is asked about it."""
+    """An open bundle and the options of its measurement."""
 
     bundle: Bundle
     options: BenchOptions
 
     @property
     def ordinal(self) -> int | None:
-        """Of the CUDA device; None for the CPU."""
+        """Ordinal of the CUDA device; None for the CPU."""
         return parse_device(self.options.device)
 
     @property
@@ -53,8 +53,7 @@ class Subject:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The one that was asked for, or all that run the bundle's precision, but for those that
-        `backends_without_engines` names."""
+        """The requested backend, or all that run the bundle's precision except `backends_without_engines`."""
         if self.options.backend != "auto":
             return (self.options.backend,)
         able = (backend.name for backend in backends_on(self.ordinal) if backend.runs(self.bundle))
@@ -62,7 +61,7 @@ class Subject:
 
     @cached_property
     def backends_without_engines(self) -> tuple[str, ...]:
-        """Backends that compile engines beforehand, and have none for this bundle."""
+        """Backends that need compiled engines and have none for this bundle."""
         folder = self.options.engine_dir or self.bundle.engine_folder
         return tuple(
             backend.name
@@ -72,19 +71,19 @@ class Subject:
 
     @property
     def pipeline_backend(self) -> str:
-        """What a pipeline runs on, as `lamp_trt.load` chooses it, and with the same errors."""
+        """Backend of a pipeline, chosen as by `lamp_trt.load`, with the same errors."""
         return choose_backend(self.ordinal, self.options.backend, self.bundle, self.options.engine_dir)
 
     def motion_of(self, network: str) -> str | None:
         return self.bundle.manifest.default_motion if network == LAMP.unet else None
 
     def weight_bytes(self, network: str) -> int:
-        """Of the network's weight file, with one motion."""
+        """Return the bytes of the network's weights, with one motion."""
         return memory_need(self.bundle.manifest, [network]).weights
 
     @cached_property
     def work(self) -> dict[str, Work]:
-        """By network, counted from the graphs."""
+        """Counted work of each network's graph."""
         import onnx
 
         from lamp_trt.benchmarks.bench.flops import graph_bytes, graph_flops
@@ -98,17 +97,17 @@ class Subject:
         return counted
 
     def inputs(self, network: str) -> Arrays:
-        """Arrays for a network: the prompt's token ids, TIMESTEP, an image's range, else normal numbers; the
-        same sample in both halves, as guidance has it."""
+        """Return arrays for a network: the prompt's token ids, TIMESTEP, an image's range, else normal
+        numbers. Both halves of `sample` are equal, as with guidance."""
         return self._arrays(network, self.bundle.network(network).inputs)
 
     def original_inputs(self, network: str) -> Arrays:
-        """Likewise for the network as PyTorch has it, where nothing is hoisted out of it."""
+        """Return such arrays for the network with nothing hoisted out of it, as PyTorch has it."""
         precision = self.bundle.network(network).precision
         return self._arrays(network, NETWORKS[network].resolve(self.bundle.manifest.sizes, precision)[0])
 
     def is_plain(self, network: str) -> bool:
-        """Whether nothing is hoisted out of the network, so that it takes PyTorch's inputs."""
+        """Return whether nothing is hoisted out of the network, so that it takes PyTorch's inputs."""
         manifest = self.bundle.manifest
         return network in NETWORKS and not precompute_networks(manifest, network)
 
@@ -122,7 +121,7 @@ class Subject:
         )
 
     def summary(self) -> dict[str, Any]:
-        """JSON values for a report: neither paths nor names of hosts and users."""
+        """Return JSON values for a report, without paths and names of hosts and users."""
         manifest = self.bundle.manifest
         return {
             "bundle": self.bundle.digest,
@@ -137,7 +136,7 @@ class Subject:
         return set(networks) <= set(self.networks)
 
     def _use(self, networks: tuple[str, ...]) -> dict[str, Any]:
-        """The networks that are loaded together, and the bytes of their weights and arrays."""
+        """Return the networks that are loaded together, and the bytes of their weights and arrays."""
         manifest = self.bundle.manifest
         precompute = [name for network in networks for name in precompute_networks(manifest, network)]
         need = memory_need(manifest, [*networks, *precompute])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a proof on a GPU consists of."""
+"""The form of a check on a GPU."""
 
 from collections.abc import Callable
 
 Check = tuple[str, Callable[[], str]]
-"""What is claimed, and a function that returns the figures it saw, or raises if the claim does not hold."""
+"""A claim, and a function that returns the figures it saw or raises if the claim does not hold."""
 
 
 class Unavailable(Exception):
@@ -12,7 +12,7 @@ class Unavailable(Exception):
 
 
 def require_diffusers(whose: str) -> None:
-    """Unavailable where diffusers, whose module is exported, is missing."""
+    """Raise Unavailable if diffusers, whose module is exported, is not installed."""
     try:
         import diffusers  # noqa: F401
     except ModuleNotFoundError as error:

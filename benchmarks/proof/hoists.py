@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each hoist of a UNet gives and costs on a GPU, in the runtime's own loop.
+"""Gain and cost of each hoist of a UNet on a GPU, in the runtime's own loop.
 
 The plain form stays loaded, and each other form takes turns with it, so that a GPU that grows warm slows
-both. A hoist is kept only where its loop, with what is done once a prompt, is no slower than the plain one.
+both. A hoist is kept only where its loop, including the work once a prompt, is no slower than the plain one.
 """
 
 import json
@@ -19,7 +19,8 @@ from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.engine.precompute import HOISTS, hoisted_from
 
 COST = 0.01
-"""How much slower than the plain form's a loop may be that costs nothing: what timing tells apart."""
+"""Share by which a loop may be slower than the plain form's and still count as equal: the resolution of
+timing."""
 
 TURNS = 6
 """Loops of each form, an even number: who goes first alternates."""
@@ -38,7 +39,7 @@ class HoistsProof:
         self._form: tuple[UnetProof, Row] | None = None
 
     def checks(self) -> Iterator[Check]:
-        """All hoists that concern this UNet together, then each alone."""
+        """Yield the checks of all hoists of this UNet together, then of each alone."""
         title = self.work.subject.title
         yield f"{self.backend}: {title} loads in its plain form", self.load_plain
         for work in self.forms:
@@ -49,14 +50,14 @@ class HoistsProof:
 
     def load_plain(self) -> str:
         self._plain.load()
-        yardstick(self.work)  # while the reference has room
-        self._times([self._plain])  # who is timed first later is warm by then
+        yardstick(self.work)  # needs memory that the other forms will take
+        self._times([self._plain])  # warms the GPU up before the timed loops
         time = LoopTime.median(self._times([self._plain])[0])
         return json.dumps(self._add_row(self._plain, **asdict(time)))
 
     def parity(self, work: Work) -> str:
-        """Loads the form for `cost` too. Errors of both forms' precision may add up; latents are not judged:
-        guidance and steps amplify rounding."""
+        """Compare the form with the plain one, and keep it loaded for `cost`. Errors of both forms'
+        precision may add up; latents have no limit, since guidance and steps amplify rounding."""
         plain = self._plain.noise_pred()
         self._let_go()
         form = UnetProof(work, self.backend)
@@ -77,7 +78,7 @@ class HoistsProof:
         return json.dumps(row)
 
     def cost(self) -> str:
-        """Of the form that `parity` loaded, which is let go."""
+        """Time the form that `parity` loaded, and close it."""
         if self._form is None:
             raise Unavailable("it did not load")
         form, row = self._form
@@ -97,7 +98,7 @@ class HoistsProof:
         return told
 
     def _times(self, proofs: list[UnetProof]) -> list[list[LoopTime]]:
-        """Loops in turns, by proof."""
+        """Return times of loops in turns, by proof."""
         times: list[list[LoopTime]] = [[] for _ in proofs]
         for turn in range(TURNS):
             order = range(len(proofs)) if turn % 2 == 0 else reversed(range(len(proofs)))

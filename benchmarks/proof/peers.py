@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch on the same UNet, inputs and GPU: eager (SDPA) and torch.compile, the LAMP UNet also in its lean
-formulation."""
+"""Times of PyTorch on the same UNet, inputs and GPU: eager (SDPA) and torch.compile, the LAMP UNet also in
+lean formulation."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ MODES: dict[str, str | None] = {
     "compile": "default",
     "compile-max-autotune": "max-autotune-no-cudagraphs",
 }
-"""How each formulation is run; a compiled one also from a CUDA graph, as a user in a hurry would."""
+"""Ways to run each formulation; each is also replayed from a CUDA graph."""
 
 
 def checks(work: Work) -> Iterator[Check]:
@@ -36,7 +36,7 @@ def formulations(work: Work) -> tuple[str, ...]:
 
 
 def module(work: Work, formulation: str) -> torch.nn.Module:
-    """The reference's module in the work's precision."""
+    """Return the reference's module in the work's precision."""
     unet = REFERENCE_NETWORKS[work.subject.network].load(work.checkpoint, work.dtype).to(work.torch_device)
     if formulation == "official":
         return unet
@@ -48,7 +48,7 @@ def module(work: Work, formulation: str) -> torch.nn.Module:
 
 
 def step(work: Work, unet: Any) -> Callable[[], Any]:
-    """One UNet call on Work.inputs."""
+    """Return a function that calls the UNet once on Work.inputs."""
     tensors = module_inputs(unet, work.inputs())
     run = REFERENCE_NETWORKS[work.subject.network].run
 

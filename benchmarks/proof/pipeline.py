@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a prompt to a video on the GPU, every network at full size with random weights."""
+"""Checks of the whole pipeline on the GPU, from a prompt to a video: every network at full size, random
+weights."""
 
 import json
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ class PipelineProof:
 
 
 def write_checkpoints(folder: Path) -> None:
-    """Stable Diffusion, SDXL and LAMP in published form and size, random: 10 GB. Folders sd, sdxl, lamp."""
+    """Write Stable Diffusion, SDXL and LAMP in published form and size, random, 10 GB: folders sd, sdxl,
+    lamp."""
     from lamp_trt.export.toy.tokenizer import write_tokenizer
 
     def component(path: Path, name: str) -> None:

@@ -23,12 +23,13 @@ from lamp_trt.export import published
 Shapes = Mapping[str, tuple[int, ...]]
 
 DAMPED = 0.1
-"""What a UNet's output convolution is multiplied by, so that 50 steps stay finite."""
+"""Factor on a UNet's output convolution, so that 50 steps stay finite."""
 
 
 def write_component(folder: Path, config: Mapping[str, Any], shapes: Shapes, motion: int = 0) -> Path:
-    """config.json and fp16 weights in `folder`. A tensor's values depend on its name and shape alone; of a
-    LAMP UNet's motion tensors also on `motion`, so that checkpoints share what motions share."""
+    """Write config.json and fp16 weights to `folder`. A tensor's values depend on its name and shape
+    alone; of a LAMP UNet's motion tensors also on `motion`, so that checkpoints share what motions
+    share."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dict(config)))
     stem = "model" if "CLIP" in str(config.get("architectures")) else "diffusion_pytorch_model"
@@ -40,7 +41,7 @@ def write_component(folder: Path, config: Mapping[str, Any], shapes: Shapes, mot
 
 
 def write_lamp_unet(folder: Path, config: Mapping[str, Any], motion: int = 0) -> Path:
-    """A LAMP checkpoint: `folder`/unet. config: of LampUNetConfig, as in a config.json."""
+    """Write a LAMP checkpoint to `folder`/unet. config: of LampUNetConfig, as in a config.json."""
     from lamp_trt.export.lamp.unet import LampUNet, LampUNetConfig
 
     with torch.device("meta"):
@@ -51,8 +52,8 @@ def write_lamp_unet(folder: Path, config: Mapping[str, Any], motion: int = 0) ->
 
 
 def write_sdxl_unet(folder: Path, config: Mapping[str, Any]) -> Path:
-    """SDXL's UNet: `folder`/unet, and what a checkpoint's folder says of itself. config: as in a config.json.
-    ModuleNotFoundError without diffusers, whose module tells the tensors."""
+    """Write SDXL's UNet to `folder`/unet, with the folder's model_index.json and scheduler. config: as in
+    a config.json. ModuleNotFoundError without diffusers, whose module defines the tensors."""
     from lamp_trt.export.networks import module_from_config
 
     with torch.device("meta"):
@@ -63,7 +64,7 @@ def write_sdxl_unet(folder: Path, config: Mapping[str, Any]) -> Path:
 
 
 def finished(folder: Path, write: Callable[[Path], object]) -> Path:
-    """`folder`, written first if it is not there. A half-written one never has its name."""
+    """Return `folder`, written first if it is missing. A half-written one has another name."""
     if not folder.exists():
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -73,7 +74,7 @@ def finished(folder: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_sdxl_index(folder: Path) -> None:
-    """model_index.json and the scheduler's configuration, as published."""
+    """Write model_index.json and the scheduler's configuration, as published."""
     write_scheduler(folder)
     (folder / "model_index.json").write_text(json.dumps(published.SDXL_INDEX))
 

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can only be shown on a GPU, in one command.
+"""Proof of every claim that needs a GPU, in one command.
 
     python -m lamp_trt.benchmarks.proof [PART ...] [--backend NAME ...] [--folder FOLDER] [--out FOLDER]
                                             [--budget SECONDS]
 
-Parts, in this order if none is named, most telling first: `kernels`, which everything rests on; `unet`, the
-LAMP UNet on every backend (parity, capture, motions, memory, time), for it takes nearly all of a video's
-time; `peers`, PyTorch on the same, which its times are held against; `sdxl`, all that for SDXL's UNet; then
-what decides options: `hoists` (what each hoist of docs/lean.md gives and costs), `tensorrt` (its builds, its
-timing cache, what refit costs); and last `pipeline`, a prompt to a video at full size, which needs most.
-Weights are random. Each check is printed as it ends and written at once to <part>-proof-<gpu>.json, so that
-a cut-off loses nothing; what the budget leaves no time for is written as not run. With --folder, a later call
-goes on with the checkpoints, bundles and engines of an earlier one. Exit code 0: every check passed, or named
-what it lacks.
+Parts, in this order if none is named, the most important first:
+
+    kernels    the CUDA kernels, on which everything rests
+    unet       the LAMP UNet on every backend: parity, capture, motions, memory, time
+    peers      PyTorch on the same UNet, for comparison of the times
+    sdxl       unet and peers for SDXL's UNet
+    hoists     gain and cost of each hoist of docs/lean.md
+    tensorrt   its builds, its timing cache, the cost of refit
+    pipeline   a prompt to a video at full size, the largest part
+
+Weights are random. Each check is printed as it ends and written at once to <part>-proof-<gpu>.json; a check
+that the budget leaves no time for is written as not run. With --folder, a later call uses the checkpoints,
+bundles and engines of an earlier one. Exit code 0: every check passed, or named what it lacks.
 """
 
 import argparse
@@ -48,13 +52,13 @@ class Outcome:
 
 
 def on_gpus() -> tuple[str, ...]:
-    """Names of the backends that run on GPUs."""
+    """Return the names of the backends that run on GPUs."""
     return tuple(backend.name for backend in backends_on(0))
 
 
 @dataclass
 class Session:
-    """What one command works with. results: figures of the part under way, for its report."""
+    """State of one command. results: figures of the part under way, for its report."""
 
     out: Path
     folder: Path
@@ -72,7 +76,7 @@ class Session:
 
     @property
     def sdxl(self) -> Any:
-        """Likewise of SDXL's UNet."""
+        """The Work of SDXL's UNet."""
         from lamp_trt.benchmarks.proof.work import SDXL
 
         return self._work(SDXL)
@@ -155,8 +159,8 @@ PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
 
 
 def load_network(backend: str, work: Any, network: str) -> Any:
-    """A network of a work's bundle on a backend, compiled first where that is needed; Unavailable where it
-    cannot be."""
+    """Load a network of a work's bundle on a backend, compiled first where needed; Unavailable where that
+    is impossible."""
     try:
         bundle = work.bundle
         compile_networks(backend, work, bundle)
@@ -173,7 +177,7 @@ def load_network(backend: str, work: Any, network: str) -> Any:
 
 
 def compile_networks(backend: str, work: Any, bundle: Bundle) -> None:
-    """All of the bundle's, into it, those that are not there yet."""
+    """Compile the networks of the bundle that have no engine in it yet."""
     record = find_backend(backend)
     if record.build is None:
         return
@@ -190,7 +194,7 @@ def compile_networks(backend: str, work: Any, bundle: Bundle) -> None:
 
 
 def make(claim: str, function: Callable[[], str]) -> Outcome:
-    """Makes one check, on its own stream, and prints how it went. A failed one does not stop the others."""
+    """Make one check, on its own stream, and print its outcome. A failed one does not stop the others."""
     start = time.perf_counter()
     try:
         with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
@@ -204,7 +208,7 @@ def make(claim: str, function: Callable[[], str]) -> Outcome:
 
 
 def run_part(name: str, session: Session, facts: dict[str, str]) -> list[Outcome]:
-    """Every check of a part, the report written after each."""
+    """Make every check of a part; write the report after each."""
     path = session.out / f"{name}-proof-{file_name(facts['gpu'])}.json"
     outcomes: list[Outcome] = []
     for claim, function in PARTS[name](session):

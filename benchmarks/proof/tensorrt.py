@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only TensorRT can show, on the LAMP UNet: its builds, its timing cache, what refit costs.
+"""Checks of TensorRT alone, on the LAMP UNet: its builds, its timing cache, the cost of refit.
 
 Parity, captures and motions are the same claims for every backend: benchmarks/proof/unet.py.
 """
@@ -25,11 +25,11 @@ from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import LAMP
 
 REFIT_COST = 0.03
-"""How much slower than a frozen UNet one may be whose motions can be exchanged."""
+"""Share by which a refittable UNet may be slower than a frozen one."""
 
 
 class TensorRtProof:
-    """Builds two engines of the LAMP UNet into folders of their own: "refittable" and "frozen"."""
+    """Two engines of the LAMP UNet, "refittable" and "frozen", each in a folder of its own."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -80,7 +80,7 @@ class TensorRtProof:
         return told
 
     def _step_ms(self, kind: str) -> float:
-        """Of the loop's captured step."""
+        """Return the time of the loop's captured step."""
         folder = self.folder(kind)
 
         def load(backend: str, work: Work, network: str) -> DeviceEngine:
@@ -104,14 +104,14 @@ class TensorRtProof:
         return float(self.work.results[f"tensorrt {kind}"]["step_ms"])
 
     def _require(self, kind: str) -> None:
-        """Unavailable where TensorRT is not installed, or cannot do that."""
+        """Raise Unavailable if TensorRT is not installed or cannot build this kind."""
         reason = trt.why_no_refit(installed())
         if kind == "refittable" and reason is not None:
             raise Unavailable(reason)
 
 
 def installed() -> ModuleType:
-    """TensorRT; Unavailable where there is none that can be used."""
+    """Return TensorRT; Unavailable if no usable one is installed."""
     try:
         return trt.tensorrt()
     except EngineError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing on a GPU with CUDA events, and the facts that a published number needs beside it."""
+"""Timing on a GPU with CUDA events, and the facts that belong to a published number."""
 
 import datetime
 import subprocess
@@ -30,10 +30,10 @@ class Timing:
 def time_calls(
     function: Callable[[], object], calls_inside: int, *, graph: bool, samples: int = 30
 ) -> Timing:
-    """Times `function`, which does the operation `calls_inside` times, on the current stream.
+    """Time `function`, which does the operation `calls_inside` times, on the current stream.
 
     graph: captured once and replayed, so that the CPU's launching does not count. Otherwise launched from
-    Python each time, as a program without graphs pays for it. L2 is warm: buffers are used again and again.
+    Python each time, as a program without graphs does. L2 is warm: buffers are used again and again.
     """
     for _ in range(WARM_UP_RUNS):
         function()
@@ -59,14 +59,14 @@ def time_calls(
 
 
 def copy_bandwidth_gbs() -> float:
-    """Bytes read and written per second by a device-to-device copy of 1 GiB, in 1e9."""
+    """Return the bytes read and written per second by a device-to-device copy of 1 GiB, in 1e9."""
     source, target = (torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda") for _ in range(2))
     timing = time_calls(lambda: target.copy_(source), 1, graph=False)
     return 2 * COPY_BYTES / timing.median_us / 1e3
 
 
 def machine() -> dict[str, str]:
-    """GPU, power limit, driver, CUDA, torch, commit, date."""
+    """Return GPU, power limit, driver, CUDA, torch, commit, date."""
     query = ["nvidia-smi", "--query-gpu=name,power.limit,driver_version", "--format=csv,noheader", "--id=0"]
     name, power_limit, driver = (field.strip() for field in _output(*query).split(","))
     return {
@@ -83,11 +83,11 @@ def machine() -> dict[str, str]:
 
 
 def _output(*command: str, missing: str | None = None) -> str:
-    """What a program prints. `missing`: what stands in where it fails, None to raise."""
+    """Return the output of a program. missing: the value if it fails, None to raise."""
     done = subprocess.run(command, capture_output=True, text=True, check=missing is None)
     return done.stdout.strip() if done.returncode == 0 else str(missing)
 
 
 def file_name(gpu: str) -> str:
-    """A GPU's name as part of a file's: "NVIDIA H100 80GB HBM3" is "h100-80gb-hbm3"."""
+    """Return a GPU's name as part of a file's: h100-80gb-hbm3 for "NVIDIA H100 80GB HBM3"."""
     return gpu.removeprefix("NVIDIA ").lower().replace(" ", "-")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UNet on a device, in the runtime's own loop: parity, capture, motions, memory, time.
+"""Checks of a UNet on a device, in the runtime's own loop: parity, capture, motions, memory, time.
 
-Every check is a claim of the README or of docs/; they run as well on the tests' double of a device, at a
-small size.
+Every check is a claim of the README or of docs/. They also run on the tests' double of a device, at a small
+size.
 """
 
 import json
@@ -33,7 +33,7 @@ SAMPLES = 3
 class LoopTime:
     """Milliseconds of one loop on the device.
 
-    once_ms   what is done once a prompt: text keys and values, the table of times, the first latents
+    once_ms   work once a prompt: text keys and values, the table of times, the first latents
     step_ms   mean of the steps
     loop_ms   all of it
     """
@@ -50,7 +50,7 @@ class LoopTime:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A UNet with what stands beside it, in a loop. conditions: its plain ones on the device, by name."""
+    """A UNet with its precompute networks, in a loop. conditions: its plain ones on the device, by name."""
 
     engines: EngineSet
     unet: Conditions
@@ -60,14 +60,14 @@ class Loaded:
 
 
 class UnetProof:
-    """One backend's UNet, loaded by its first check and let go by its last."""
+    """One backend's UNet, loaded by its first check and closed by its last."""
 
     def __init__(self, work: Work, backend: str) -> None:
         self.work, self.backend = work, backend
         self._loaded: Loaded | None = None
 
     def checks(self) -> Iterator[Check]:
-        """The loop's claims about this backend, most telling first."""
+        """Yield the loop's claims about this backend, the most important first."""
         of = f"{self.backend}: {self.work.subject.title}"
         yield f"{of} loads", self.load
         yield f"{of} is as near to fp32 as PyTorch's own at this precision, times {YARDSTICK}", self.parity
@@ -157,7 +157,8 @@ class UnetProof:
         return self._loaded
 
     def noise_pred(self) -> Array:
-        """Of Work.inputs, float32: a loop of one step as the runtime runs it, captured where it can be."""
+        """Return noise_pred of Work.inputs, float32, by a loop of one step as the runtime runs it,
+        captured where possible."""
         loaded, device, inputs = self.loaded, self.work.device, self.work.inputs()
         device.synchronize()
         for name, array in loaded.conditions.items():
@@ -176,14 +177,15 @@ class UnetProof:
         return device.download(loaded.unet.unet.arrays["noise_pred"]).astype(np.float32)
 
     def latents(self, *, launch: bool = False) -> Array:
-        """Of a whole loop from a seed."""
+        """Return the final latents of a whole loop from a seed."""
         self.work.device.synchronize()
         self._begin()
         self.loaded.loop.enqueue(self.work.steps, launch=launch)
         return self.work.device.download(self.loaded.loop.final_latents)
 
     def loop_time(self, *, first: bool = False) -> LoopTime:
-        """One loop after another prompt, as the runtime runs it; `first`: with a new table of times too."""
+        """Time one loop after another prompt, as the runtime runs it; `first`: including a new table of
+        times."""
         device, n = self.work.device, self.work.steps
         device.synchronize()
         start = device.mark()
@@ -197,7 +199,7 @@ class UnetProof:
         return LoopTime(once, steps / n, 1e3 * device.seconds(start, end))
 
     def _prepared(self, engines: EngineSet) -> Loaded:
-        """Everything loaded, bound and given values, the step captured."""
+        """Load and bind everything, upload the inputs and capture the step."""
         device, subject = engines.device, self.work.subject
         conditions = {
             tensor.name: device.empty(tensor.shape, tensor.dtype)
@@ -231,7 +233,7 @@ class UnetProof:
         return step_table(schedule, **self.work.subject.table)
 
     def _timed(self, enqueue: Callable[[], object]) -> float:
-        """Milliseconds of a step, of which `enqueue` does all of a loop's."""
+        """Return the milliseconds of a step; `enqueue` enqueues all of a loop's."""
         device, samples = self.work.device, []
         for _ in range(SAMPLES):
             device.synchronize()
@@ -251,6 +253,7 @@ def repeat(function: Callable[[], None], times: int) -> None:
 
 
 def yardstick(work: Work) -> float:
-    """PyTorch's own distance to fp32 at the work's precision, at least what fp32 itself is accurate to."""
+    """Return PyTorch's own distance to fp32 at the work's precision, at least what fp32 itself is accurate
+    to."""
     own, exact = work.reference(work.dtype), work.reference(torch.float32)
     return max(distance(own, exact).rel_l2, 1e-6)

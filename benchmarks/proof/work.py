@@ -110,7 +110,7 @@ class Work:
     """One UNet in one form: what the checks of all backends share.
 
     load            how a backend's engine is made
-    hoist           what its graph leaves out, of engine/precompute.HOISTS
+    hoist           of engine/precompute.HOISTS, those of its graph
     torch_device    where the reference runs
     config          None: the published one
     height, width   of the video, half of SDXL's image
@@ -134,7 +134,7 @@ class Work:
     _reference: dict[torch.dtype, Array] = field(default_factory=dict)
 
     def hoisting(self, hoist: tuple[str, ...]) -> "Work":
-        """The same UNet in another form; its figures are its own."""
+        """Return the same UNet in another form, with figures of its own."""
         return replace(self, hoist=hoisted_from(self.subject.network, hoist), results={})
 
     @property
@@ -148,7 +148,7 @@ class Work:
 
     @property
     def checkpoint(self) -> Path:
-        """What the reference is loaded from."""
+        """Checkpoint of the reference."""
         return self.folder / next(iter(self.subject.checkpoints))
 
     @property
@@ -165,7 +165,7 @@ class Work:
 
     @property
     def bundle(self) -> Bundle:
-        """Made when it is first asked for; Unavailable if it cannot be made on this machine."""
+        """Made on first use; Unavailable if it cannot be made on this machine."""
         path = self.folder / f"{self.subject.network}-{self.form.replace(',', '-')}"
         if path not in self._made:
             try:
@@ -173,16 +173,16 @@ class Work:
             except ModuleNotFoundError as error:
                 raise Unavailable(f"{error.name} is not installed") from error
             self._made.add(path)
-        return Bundle.open(path)  # anew: a link to a file changes its identity
+        return Bundle.open(path)  # opened again: a link to a file changes its identity
 
     def inputs(self) -> Mapping[str, Array]:
-        """Seeded arrays for what the UNet takes where nothing is hoisted; both halves of guidance hold the
-        same latents."""
+        """Return seeded arrays for the inputs of the plain UNet; both halves of guidance hold the same
+        latents."""
         bundle = self.bundle
         return seeded_inputs(original_inputs(bundle, self.subject.network), bundle.manifest.sizes, seed=0)
 
     def reference(self, dtype: torch.dtype) -> Array:
-        """noise_pred of `inputs` by the official modules in PyTorch, float32."""
+        """Return noise_pred of `inputs` by the official modules in PyTorch, float32."""
         if dtype not in self._reference:
             inputs = self.inputs()
             outputs = reference_outputs(
@@ -204,5 +204,6 @@ class Work:
 
 
 def _link_files(bundle: Path, copy: Path) -> None:
-    """A second bundle over the same files, to be built into another form: gigabytes of weights stay one."""
+    """Make a second bundle of links to the same files, to be built into another form without a copy of the
+    weights."""
     shutil.copytree(bundle, copy, copy_function=os.link, ignore=shutil.ignore_patterns(ENGINES, ".*"))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of `lamp-trt bench` for people: HTML, Markdown, README tables. The JSON is their only source."""
+"""Reports of `lamp-trt bench` as HTML and Markdown, made from its JSON."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of times: stages one after another, scatter of calls, shares of operators, changes."""
+"""Figures of times: stages of a video, scatter of calls, shares of operators, changes."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ _CLOSE, _WIDE = (0.5, 0.8, 1.0, 1.25, 2.0), (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0
 
 
 def waterfall(m: Measurement) -> str:
-    """The stages of a video, each beginning where the one before ended, in medians."""
+    """Draw the stages of a video one after another, in medians."""
     total = sum(m.parts.values())
     x = Scale(0, total, 112, RIGHT - 104)
     drawn, start, y = [], 0.0, 4
@@ -47,7 +47,8 @@ def waterfall(m: Measurement) -> str:
 
 
 def scatter(rows: Sequence[Measurement]) -> str:
-    """Every call as a dot, the middle 80 % as a bar, the median as a stroke; time on a logarithmic axis."""
+    """Draw every call as a dot, the middle 80 % as a bar, the median as a stroke; time on a logarithmic
+    axis."""
     x = scale([s for m in rows for s in m.samples_s], 8, RIGHT, log=True)
     height = 2 * ROW
     drawn, bottom = [], height * len(rows) + 4
@@ -65,7 +66,7 @@ def scatter(rows: Sequence[Measurement]) -> str:
 
 
 def operator_shares(operators: dict[str, dict[str, float]]) -> str:
-    """Each network's time as a bar of shares; operators that are nowhere among the first are "others"."""
+    """Draw each network's time as a bar of shares by operator; the smaller ones are summed as "others"."""
     totals = {network: sum(spent.values()) for network, spent in operators.items()}
     weight: dict[str, float] = {}
     for network, spent in operators.items():
@@ -91,7 +92,8 @@ def operator_shares(operators: dict[str, dict[str, float]]) -> str:
 
 
 def changes(rows: Sequence[Change]) -> str:
-    """New median over the old one: the noise as a band around 1, beyond it slower is right, faster left."""
+    """Draw new medians over old ones: the noise as a band around 1, slower to the right, faster to the
+    left."""
     ratios = [c.ratio for c in rows] + [1 + c.noise for c in rows] + [1 / (1 + c.noise) for c in rows]
     x = Scale(min(0.8, *ratios) / 1.05, max(1.25, *ratios) * 1.05, 8, RIGHT, log=True)
     height = 2 * ROW
@@ -119,7 +121,7 @@ def changes(rows: Sequence[Change]) -> str:
 
 
 def history(result: BenchResult, names: Sequence[tuple[str, str]]) -> str:
-    """Medians over the commits that were compared, each against its first; the last point is this run."""
+    """Draw medians over the compared commits, each relative to its first; the last point is this run."""
     runs = [{(n, b): s for n, b, s in run["medians"]} for run in result.history]
     runs.append({m.key: m.median_s for m in result.measurements})
     commits = [run["commit"][:7] or run["date"] for run in result.history] + [

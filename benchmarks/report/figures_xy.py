@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of one quantity over another: the roofline, the error of every step, growth."""
+"""Figures of one quantity over another: roofline, error by step, growth."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ LEFT, RIGHT, HEIGHT = 62, WIDTH - 16, 220
 
 
 def roofline(roofs: Sequence[Roof], limits: Ceilings) -> str:
-    """Speed over operations per byte, under the roof of copy and arithmetic. Numbers: the lines below."""
+    """Draw speed over operations per byte, below the limits of copy and arithmetic, with a numbered list."""
     top, bottom = 10, HEIGHT
     intensities = [roof.intensity for roof in roofs] + [limits.ridge]
     speeds = [roof.flops_per_s for roof in roofs] + [limits.flops]
@@ -54,7 +54,7 @@ def roofline(roofs: Sequence[Roof], limits: Ceilings) -> str:
 
 
 def step_errors(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Relative L2 of the latents to PyTorch's in fp32 after every step, on a logarithmic axis."""
+    """Draw the relative L2 of the latents to PyTorch's in fp32 after every step, on a logarithmic axis."""
     kinds = {
         "free_running": "each from its own latents",
         "teacher_forced": "one step from PyTorch's",
@@ -85,7 +85,8 @@ def step_errors(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def growth(points: Sequence[Mapping[str, Any]]) -> str:
-    """Seconds and peak memory over the work of a step, from 0: a straight line is proportional growth."""
+    """Draw seconds and peak memory over the work of a step, from 0: a straight line is proportional
+    growth."""
     x = scale([p["flops"] for p in points], LEFT, RIGHT)
     axes = sorted({p["axis"] for p in points})
     drawn, top = legend(axes, 0)

@@ -13,8 +13,7 @@ JSON, MARKDOWN, HTML = "bench.json", "bench.md", "bench.html"
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder, so that it is known to be there before anything is measured. InputError if it cannot
-    be."""
+    """Create the folder before anything is measured. InputError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -24,7 +23,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_reports(result: BenchResult, folder: Path) -> None:
-    """JSON, Markdown and HTML, or none of them; what was there is replaced."""
+    """Write JSON, Markdown and HTML, all or none; existing files are replaced."""
     texts = {JSON: result_text(result), MARKDOWN: markdown(result), HTML: page(result)}
     with written(*(folder / name for name in texts)) as partial:
         for path, text in zip(partial, texts.values(), strict=True):

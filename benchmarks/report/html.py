@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A benchmark as one HTML page that needs nothing else: no network, no script, light and dark, any width."""
+"""A benchmark as one self-contained HTML page: no network, no script, light and dark, any width."""
 
 from collections.abc import Iterator
 from html import escape
@@ -14,7 +14,7 @@ from lamp_trt.benchmarks.report.tables import Table, headline, tables, title
 
 
 def page(result: BenchResult) -> str:
-    """The whole report."""
+    """Return the whole report."""
     return "\n".join(
         [
             "<!doctype html>",
@@ -56,7 +56,7 @@ def _sections(result: BenchResult) -> Iterator[str]:
 
 
 def _figures(result: BenchResult) -> Iterator[tuple[str, str]]:
-    """Anchor of a table → the figures above it."""
+    """Yield anchors of tables, each with the figures above it."""
     networks, rest = (
         [m for m in result.measurements if m.group in groups]
         for groups in (("networks", "peers"), ("stages", "videos"))

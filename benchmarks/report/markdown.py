@@ -8,7 +8,7 @@ from lamp_trt.benchmarks.report.tables import Table, headline, tables, title
 
 
 def markdown(result: BenchResult) -> str:
-    """The whole report but for its figures, which are in the HTML."""
+    """Return the report without its figures, which are in the HTML."""
     lines = [f"# {title(result)}", ""]
     lines += [
         f"- {label}: **{value}** {explanation}".rstrip() for label, value, explanation in headline(result)

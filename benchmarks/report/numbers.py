@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantities as people read them: three digits and a unit."""
+"""Formatting of quantities: three digits and a unit."""
 
 import math
 
@@ -8,7 +8,7 @@ _RATES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def seconds(value: float) -> str:
-    """Like 1.23 s or 45.6 ms; minutes from 100 s on."""
+    """Format seconds like 1.23 s or 45.6 ms; as minutes from 100 s on."""
     if value >= 100:
         return f"{value / 60:.1f} min"
     for scale, unit in _TIMES:
@@ -18,7 +18,7 @@ def seconds(value: float) -> str:
 
 
 def amount(value: float, unit: str) -> str:
-    """With a decimal prefix: 19.4 TFLOP, 507 MB."""
+    """Format a number with a decimal prefix: 19.4 TFLOP, 507 MB."""
     for scale, prefix in _RATES:
         if abs(value) >= scale:
             return f"{digits(value / scale)} {prefix}{unit}"
@@ -26,7 +26,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant ones, without an exponent for what is measured here."""
+    """Format a number with three significant digits and no exponent."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "not finite"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -38,5 +38,5 @@ def percent(share: float) -> str:
 
 
 def small(value: float | None) -> str:
-    """A distance: 1.5e-06; "not finite" for JSON's null."""
+    """Format a distance like 1.5e-06; null in the JSON is "not finite"."""
     return "not finite" if value is None else f"{value:.1e}"

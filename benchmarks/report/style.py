@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report page's style: one column on a phone, light or dark as the reader's system is."""
+"""Style of the report page: one column on a phone, light or dark as the system is set."""
 
 STYLE = """
 :root {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawing in SVG: elements, and axes. Colours are CSS classes, so that a page's light and dark apply."""
+"""SVG elements and axes. Colours are CSS classes, so that the page's light and dark apply."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 480
-"""Of every figure, in its own units; small, so that its words stay readable on a phone."""
-ROW, TEXT = 20, 12
-"""Height of a row of bars, and of letters."""
+"""Width of every figure, in its own units; small, so that text stays readable on a phone."""
+ROW = 20
+"""Height of a row of bars."""
 SERIES = 6
-"""Colours that there are, classes s0..s5."""
+"""Number of colours, classes s0 to s5."""
 
 
 def tag(name: str, content: str = "", **attributes: object) -> str:
-    """An element. `class_` is class, other underscores are hyphens; `content` is markup, attributes text."""
+    """Return an element. `class_` is class, other underscores are hyphens; `content` is markup, attributes
+    text."""
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"' for key, value in attributes.items()
     )
@@ -51,7 +52,7 @@ def _tip(words: str) -> str:
 
 
 def figure(height: float, content: Sequence[str], description: str) -> str:
-    """A whole figure; `description` is what a screen reader says."""
+    """Return a whole figure; `description` is for screen readers."""
     return tag(
         "svg",
         tag("title", escape(description)) + "".join(content),
@@ -62,7 +63,7 @@ def figure(height: float, content: Sequence[str], description: str) -> str:
 
 
 def legend(names: Sequence[str], y: float) -> tuple[list[str], float]:
-    """Names with their colours, in as many rows as they need, and the y below them."""
+    """Draw names with their colours in as many rows as needed. Returns the elements, and the y below them."""
     drawn, x = [], 0.0
     for number, name in enumerate(names):
         width = 28 + 7 * len(name)
@@ -75,7 +76,7 @@ def legend(names: Sequence[str], y: float) -> tuple[list[str], float]:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values low..high to start..end; `log` for a logarithmic one."""
+    """Map of values low..high to positions start..end; `log` for a logarithmic one."""
 
     low: float
     high: float
@@ -88,8 +89,8 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Decades of a logarithmic scale, with 2 and 5 of each where there are few; else four to eight steps
-        of 1, 2 or 5."""
+        """Return decades of a logarithmic scale, with 2 and 5 of each where there are few; else four to
+        eight steps of 1, 2 or 5."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             factors = (1, 2, 5) if len(decades) <= 3 else (1,)
@@ -104,7 +105,7 @@ class Scale:
 
 
 def scale(values: Sequence[float], start: float, end: float, *, log: bool = False) -> Scale:
-    """Around the values, with some room. A linear one begins at 0."""
+    """Return a scale around the values, with a margin. A linear one begins at 0."""
     low, high = min(values), max(values)
     if log:
         return Scale(low / 1.3, high * 1.3, start, end, log=True)
@@ -112,7 +113,7 @@ def scale(values: Sequence[float], start: float, end: float, *, log: bool = Fals
 
 
 def x_axis(x: Scale, top: float, bottom: float, words: Callable[[float], str]) -> list[str]:
-    """A grid line at every tick and its words below `bottom`."""
+    """Draw a grid line at every tick and its label below `bottom`."""
     drawn = []
     for tick in x.ticks():
         drawn += [
@@ -123,7 +124,7 @@ def x_axis(x: Scale, top: float, bottom: float, words: Callable[[float], str]) -
 
 
 def y_axis(y: Scale, left: float, right: float, words: Callable[[float], str]) -> list[str]:
-    """A grid line at every tick and its words left of `left`."""
+    """Draw a grid line at every tick and its label left of `left`."""
     drawn = []
     for tick in y.ticks():
         drawn += [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A benchmark as tables of text, which Markdown and HTML then set in their own way."""
+"""A benchmark as tables of text, which the Markdown and HTML reports format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,8 @@ EAGER = "PyTorch eager"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text. Columns in `left` are words, the others numbers. anchor: of the figures above it."""
+    """Table of text cells. left: columns of words, the others hold numbers; anchor: of the figures above
+    it."""
 
     title: str
     header: Sequence[str]
@@ -30,10 +31,10 @@ class Table:
 
 
 def tables(result: BenchResult) -> list[Table]:
-    """In the order of a report; those without rows are left out."""
+    """Return the tables in the order of a report, without empty ones."""
     everything = [
         changes_table(result),
-        times_table(result, "Networks", ("networks", "peers"), "One call on arrays that are there already."),
+        times_table(result, "Networks", ("networks", "peers"), "One call; its inputs are in place."),
         speed_up_table(result),
         times_table(result, "Stages and videos", ("stages", "videos"), "Through the public pipeline."),
         times_table(result, "Before the first video", ("start",), "Import and load in fresh processes."),
@@ -58,7 +59,7 @@ def times_table(result: BenchResult, title: str, groups: Sequence[str], note: st
 
 
 def _without_empty_columns(table: Table) -> Table:
-    """Only for tables whose words come first."""
+    """Drop empty columns of a table that has words in the first two."""
     kept = [at for at in range(len(table.header)) if at < 2 or any(row[at] for row in table.rows)]
     header = [table.header[at] for at in kept]
     return replace(table, header=header, rows=[[row[at] for at in kept] for row in table.rows])
@@ -81,7 +82,7 @@ def _times_row(m: Measurement) -> list[str]:
 
 
 def speed_up_table(result: BenchResult) -> Table:
-    """Every network that PyTorch ran too, against PyTorch eager in the official formulation."""
+    """Compare every network that PyTorch ran too with PyTorch eager in the official formulation."""
     rows = []
     for m in result.measurements:
         eager = result.row(m.name, EAGER)
@@ -99,7 +100,7 @@ def changes_table(result: BenchResult) -> Table:
     order = {"slower": 0, "faster": 1, "too few samples": 2, "same": 3}
     rows = [_change_row(c) for c in sorted(result.changes, key=lambda c: order[c.verdict])]
     header = ("", "backend", "before", "now", "change", "noise", "verdict")
-    note = "A change counts beyond the noise of both runs and beyond how the machine itself changed."
+    note = "A change counts if it exceeds the noise of both runs and the change of the machine's own speed."
     return Table("Changes", header, rows, note, frozenset({0, 1, 6}), "changes")
 
 
@@ -151,7 +152,7 @@ def operators_table(result: BenchResult) -> Table:
         total = sum(operators.values())
         for name, spent in list(operators.items())[:TOP_OPERATORS]:
             rows.append([network, name, seconds(spent), percent(spent / total)])
-    note = f"By ONNX Runtime's profiler: the {TOP_OPERATORS} longest of each network, some of them its own."
+    note = f"By ONNX Runtime's profiler: the {TOP_OPERATORS} slowest of each network, fused ones included."
     return Table(
         "Where the time goes", ("network", "operator", "time", "share"), rows, note, anchor="operators"
     )
@@ -161,8 +162,8 @@ def parity_table(result: BenchResult) -> Table:
     rows = [_parity_row(check) for check in result.parity.get("checks", [])]
     header = ("", "check", "verdict", "measured", "limit", "PyTorch's own")
     note = (
-        "What lamp-trt verify found, against PyTorch in fp32. PyTorch's own: its distance at the bundle's "
-        "precision, the yardstick for fp16. Values that are not finite fail."
+        "Results of lamp-trt verify, against PyTorch in fp32. PyTorch's own: its distance at the bundle's "
+        "precision, the yardstick for fp16 and bf16. Values that are not finite fail."
     )
     words = frozenset({0, 1, 2, 3, 4, 5})
     return _without_empty_columns(Table("Parity with PyTorch", header, rows, note, words, "parity"))
@@ -194,7 +195,7 @@ def memory_table(result: BenchResult) -> Table:
         [name, *("" if parts.get(c) is None else amount(float(parts[c] or 0), "B") for c in columns)]
         for name, parts in result.memory.items()
     ]
-    note = "Loaded, peak: what a process that runs this network alone holds beyond its libraries (CPU)."
+    note = "Loaded, peak: memory of a process that runs only this network, beyond its libraries (CPU)."
     table = Table("Memory", ("network", *columns), rows, note, frozenset({0}), "memory")
     return _without_empty_columns(table)
 
@@ -203,7 +204,7 @@ def fits_table(result: BenchResult) -> Table:
     answers = {True: "yes", False: "no", None: "not measured"}
     rows = [
         [
-            fit.what,
+            fit.use,
             "not measured" if fit.need is None else amount(fit.need, "B"),
             *(answers[fit.on(card)] for card in CARDS_GB),
         ]
@@ -242,7 +243,7 @@ def machine_table(result: BenchResult) -> Table:
 
 
 def headline(result: BenchResult) -> list[tuple[str, str, str]]:
-    """The few figures to begin with: (label, value, explanation)."""
+    """Return the main figures as (label, value, explanation)."""
     figures = []
     roof = {(r.name, r.backend): r for r in roofs(result)}
     for m in result.measurements:

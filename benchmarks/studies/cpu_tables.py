@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the CPU benchmarks that have JSON formats of their own."""
+"""Tables of the CPU studies, whose results have JSON formats of their own."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,15 +20,15 @@ _WAYS = {"session": "a new session for each motion", "inputs": "motion tensors a
 
 
 def unet_cpu_table(values: Values) -> Table:
-    """Of benchmarks/studies/unet_cpu.py's results."""
+    """Return the table of benchmarks/studies/unet_cpu.py's results."""
     official = values["engines"]["official"]["wall_s"]
     rows = []
-    for name, words in _ENGINES.items():
+    for name, title in _ENGINES.items():
         engine = values["engines"][name]
         error = values.get(f"{name}_rel_l2")
         rows.append(
             [
-                words,
+                title,
                 seconds(engine["wall_s"]),
                 seconds(engine["wall_s_min"]),
                 f"{official / engine['wall_s']:.2f}x",
@@ -42,7 +42,7 @@ def unet_cpu_table(values: Values) -> Table:
 
 
 def hoists_table(values: Values) -> Table:
-    """Of benchmarks/studies/hoists_cpu.py's results."""
+    """Return the table of benchmarks/studies/hoists_cpu.py's results."""
     plain = values["forms"]["plain"]
     rows = [
         [
@@ -56,20 +56,20 @@ def hoists_table(values: Values) -> Table:
         for form, figures in values["forms"].items()
     ]
     note = (
-        f"{_where(values)}. A step with what stands beside it at every step. Ratio: of CPU times, to the "
-        "plain form's. Error: relative L2."
+        f"{_where(values)}. A step includes the networks that precompute its inputs at every step. Ratio: of "
+        "CPU times, to the plain form's. Error: relative L2."
     )
     header = ("hoisted", "step", "CPU time", "ratio", "before the first step", "error")
     return Table("Hoists on a CPU", header, rows, note, frozenset({0}))
 
 
 def motion_switch_table(values: Values) -> Table:
-    """Of benchmarks/studies/motion_switch.py's results."""
+    """Return the table of benchmarks/studies/motion_switch.py's results."""
     rows = []
-    for way, words in _WAYS.items():
+    for way, title in _WAYS.items():
         figures = values["ways"][way]
         memory = (amount(figures[name], "B") for name in ("anonymous_bytes", "mapped_bytes", "peak_bytes"))
-        rows.append([words, seconds(figures["switch_s"]), seconds(figures["step_s"]), *memory])
+        rows.append([title, seconds(figures["switch_s"]), seconds(figures["step_s"]), *memory])
     note = (
         f"{_where(values)}. {values['motions']} motions, each shown. Memory after all of them: the process's "
         "own, mapped files, peak."
@@ -79,7 +79,7 @@ def motion_switch_table(values: Values) -> Table:
 
 
 def _where(values: Values) -> str:
-    """What was run on what."""
+    """Return the text that names the UNet, its size and the machine."""
     machine, widths = values["machine"], tuple(values["config"]["block_out_channels"])
     frames, height, width = values["size"]
     return (

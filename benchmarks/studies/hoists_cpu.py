@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each hoist does to one step of the LAMP UNet on a CPU, in ONNX Runtime.
+"""Effect of each hoist on one step of the LAMP UNet on a CPU, in ONNX Runtime.
 
     python -m lamp_trt.benchmarks.studies.hoists_cpu [--out FILE.json] [--rounds 3] [--runs 2]
 
-The UNet and inputs of unet_cpu.py, both halves of the sample equal. A step is timed with what the networks
-beside the UNet do at every step; what they do once a prompt is timed apart. Forms take turns, each in a
-process of its own that warms up first; CPU seconds stay fair when other programs are at work.
+UNet and inputs are those of unet_cpu.py, with equal halves of the sample. A step includes the precompute
+networks that run at every step; those that run once a prompt are timed apart. Forms take turns, each in a
+process of its own that warms up first. CPU seconds stay fair when other programs are running.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lamp_trt.benchmarks.studies.command import study_parser, write_result
 from lamp_trt.benchmarks.studies.unet_cpu import (
     CONFIG,
     HEIGHT,
@@ -38,11 +39,11 @@ from lamp_trt.engine.precompute import HOISTS, precompute_networks
 from lamp_trt.runtime.host.conditioning import conditions_by_step
 
 FORMS = ("", *HOISTS, ",".join(HOISTS))
-"""What is hoisted; "" is the plain UNet."""
+"""Hoists of each form; "" is the plain UNet."""
 
 
 def work(folder: Path, form: str, runs: int) -> None:
-    """Warm up, run, and print the measurements; the output is kept in a file."""
+    """Warm up, run, and print the measurements; save the output to a file."""
     bundle = Bundle.open(folder / name_of(form))
     unet = OnnxRuntimeEngine(bundle, LAMP.unet, motion="random")
     precompute = [OnnxRuntimeEngine(bundle, name) for name in precompute_networks(bundle.manifest, LAMP.unet)]
@@ -109,7 +110,7 @@ def measure(folder: Path, rounds: int, runs: int) -> dict[str, Any]:
 
 
 def summary(processes: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians and the least of every process's warm steps."""
+    """Return medians and minima over the warm steps of all processes."""
     steps = [step for process in processes for step in process["steps"]]
     return {
         f"{name}{suffix}": of(step[name] for step in steps)
@@ -119,13 +120,9 @@ def summary(processes: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="where to write the JSON, beside stdout")
+    parser = study_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="processes for each form")
     parser.add_argument("--runs", type=int, default=2, help="steps of each process after the first, cold one")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder:
@@ -140,11 +137,7 @@ def main() -> None:
     for form, figures in forms.items():
         ratio = figures["cpu_s"] / forms["plain"]["cpu_s"]
         print(f"{form:18} {figures['wall_s']:6.2f} s, {figures['cpu_s']:6.2f} CPU s ({ratio:.3f} of plain)")
-    text = json.dumps(result, indent=2)
-    if args.out:
-        args.out.write_text(text + "\n")
-    else:
-        print(text)
+    write_result(result, args.out)
 
 
 if __name__ == "__main__":

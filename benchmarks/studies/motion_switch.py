@@ -3,8 +3,8 @@
 
     python -m lamp_trt.benchmarks.studies.motion_switch [--motions 8] [--out FILE.json]
 
-On the LAMP UNet of unet_cpu.py, each way in a process of its own: time of a step, time of a switch (the step
-after it not included), and memory after every motion was shown. The runtime does what is faster here.
+Measures the LAMP UNet of unet_cpu.py, each way in a process of its own: time of a step, time of a switch
+(without the step after it), and memory after every motion was shown. The runtime uses the faster way.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.benchmarks.studies import unet_cpu
+from lamp_trt.benchmarks.studies.command import study_parser, write_result
 from lamp_trt.engine.families import LAMP
 
 WAYS = ("session", "inputs")
@@ -26,11 +27,11 @@ STEPS = 3
 """Timed steps for each motion; medians are reported."""
 
 Show = Callable[[str], Callable[[], Any]]
-"""A motion's name → a function that runs one step of it."""
+"""Motion name → a function that runs one step of it."""
 
 
 def by_session(bundle_path: Path) -> Show:
-    """A motion is a session of its own with its tensors inside; the one before is dropped."""
+    """Give each motion a session of its own with its tensors inside; drop the previous one."""
     from lamp_trt.engine.backends.onnxruntime.session import cpu_model, new_session
     from lamp_trt.engine.bundle.reader import Bundle
 
@@ -47,7 +48,7 @@ def by_session(bundle_path: Path) -> Show:
 
 
 def by_inputs(bundle_path: Path) -> Show:
-    """One session; the motion tensors are inputs, fed from the mapped files: what the backend does."""
+    """Use one session with the motion tensors as inputs, from the mapped files, as the backend does."""
     from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
     from lamp_trt.engine.bundle.reader import Bundle
 
@@ -85,12 +86,8 @@ def work(way: str, folder: Path, motions: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = study_parser(__doc__)
     parser.add_argument("--motions", type=int, default=8)
-    parser.add_argument("--out", type=Path, help="where to write the JSON, beside stdout")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     motions = [f"motion{number}" for number in range(args.motions)]
@@ -127,10 +124,7 @@ def main() -> None:
         "motions": args.motions,
         "ways": ways,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    write_result(result, args.out)
 
 
 if __name__ == "__main__":

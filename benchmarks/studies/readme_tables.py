@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables in the documents, written from the committed results.
+"""Generator of the tables in the documents, from the committed results.
 
     python -m lamp_trt.benchmarks.studies.readme_tables README.md docs/benchmarks.md [--check]
 
-What stands between `<!-- table: NAME -->` and `<!-- end of table -->` is replaced by TABLES[NAME]. Numbers
-are published in no other way. With --check nothing is written, and the exit code is 1 if a document differs.
+The text between `<!-- table: NAME -->` and `<!-- end of table -->` is replaced by TABLES[NAME]. Numbers are
+published in no other way. With --check nothing is written, and the exit code is 1 if a document differs.
 """
 
 import argparse
@@ -44,11 +44,11 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Table]]] = {
     "mid-size-ratios": ("bench-mid-size-2-core-epyc.json", partial(_bench_table, speed_up_table)),
     "mid-size-roofline": ("bench-mid-size-2-core-epyc.json", partial(_bench_table, roofline_table)),
 }
-"""Name → the committed results, and the table of them."""
+"""Name → file of committed results, and the function that makes its table."""
 
 
 def filled(document: str) -> str:
-    """The document with its tables as the results say. InputError for an unknown table or missing results."""
+    """Return the document with its tables filled in. InputError for an unknown table or missing results."""
 
     def replace(match: re.Match[str]) -> str:
         begin, name, end = match.groups()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results that are committed: toy networks and the mid-size UNet on this machine, PyTorch beside them.
+"""Recorder of the committed results: toy networks and the mid-size UNet on this machine, with PyTorch
+baselines.
 
     python -m lamp_trt.benchmarks.studies.record FOLDER [--budget 10m] [--only toy|mid-size]
 
-FOLDER keeps checkpoints, bundles and reports; what is missing is made. Run it on a machine that does nothing
-else, then write the tables: python -m lamp_trt.benchmarks.studies.readme_tables docs/benchmarks.md
+FOLDER keeps checkpoints, bundles and reports; missing ones are made. Run it on an idle machine, then write
+the tables: python -m lamp_trt.benchmarks.studies.readme_tables docs/benchmarks.md
 """
 
 import argparse
@@ -24,7 +25,7 @@ from lamp_trt.export.toy.checkpoints import write_toy
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 STEPS = 4
-"""Of whole videos, and of the loops that are compared: on this scale time is proportional to steps."""
+"""Steps of whole videos and of the compared loops: at this scale time is proportional to steps."""
 
 
 def toy_checkpoints(folder: Path) -> Checkpoints:
@@ -35,7 +36,7 @@ def toy_checkpoints(folder: Path) -> Checkpoints:
 
 
 def mid_size_checkpoints(folder: Path) -> Checkpoints:
-    """A LAMP UNet of widths (64, 128, 256, 256) with random weights, and nothing else."""
+    """Return a LAMP UNet of widths (64, 128, 256, 256) with random weights, written if missing."""
     if not folder.exists():
         write_checkpoint(folder)
     return Checkpoints(motions={"random": folder})
@@ -45,7 +46,7 @@ SUBJECTS = {"toy": toy_checkpoints, "mid-size": mid_size_checkpoints}
 
 
 def record(name: str, folder: Path, budget_s: float) -> Path:
-    """Build and measure one subject in `folder`; returns the file among the committed results."""
+    """Build and measure one subject in `folder`; return the path of its committed result."""
     checkpoints = SUBJECTS[name](folder / f"{name}-checkpoints")
     bundle, report = folder / f"{name}-bundle", folder / f"{name}-report"
     build_bundle(bundle, BuildOptions(sd=checkpoints.sd, motions=checkpoints.motions, sdxl=checkpoints.sdxl))
@@ -63,7 +64,7 @@ def record(name: str, folder: Path, budget_s: float) -> Path:
 
 
 def _slug(cpu: str) -> str:
-    """AMD EPYC 7B13 becomes epyc-7b13."""
+    """Shorten a CPU's name for a file name: AMD EPYC 7B13 becomes epyc-7b13."""
     words = re.sub(r"\((R|TM)\)|\b(AMD|Intel|CPU|Processor)\b|@.*", " ", cpu)
     return "-".join(words.lower().split())
 

@@ -5,8 +5,8 @@ lean formulation.
     python -m lamp_trt.benchmarks.studies.unet_cpu [--out FILE.json] [--rounds 5]
 
 One step (guidance batch 2, 16 frames, 40x64 latents, fp32) of a UNet with widths (64, 128, 256, 256), 8 heads
-and seeded random weights. Each engine has a process of its own, so that its peak memory is its own; they take
-turns, one run each a round, so that a busy machine slows all of them. Compiling the package takes minutes.
+and seeded random weights. Each engine has a process of its own, which separates peak memory. They take turns,
+one run each a round, so that a busy machine slows all of them. Compiling the package takes minutes.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from lamp_trt.benchmarks.studies.command import study_parser, write_result
 from lamp_trt.engine.families import LAMP
 
 ENGINES = ("onnxruntime", "aotinductor", "lean", "official")
@@ -37,7 +38,8 @@ HEIGHT, WIDTH, NUM_FRAMES = 320, 512, 16
 
 
 def write_checkpoint(folder: Path) -> None:
-    """A LAMP checkpoint of CONFIG with seeded random weights, every tensor of LAMP's own nonzero."""
+    """Write a LAMP checkpoint of CONFIG with seeded random weights; LAMP's own tensors are not zero
+    either."""
     import torch
     from safetensors.torch import save_file
 
@@ -64,7 +66,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 
 def engine(name: str, folder: Path) -> Callable[[], np.ndarray]:
-    """A function that runs one step of the UNet in `folder`."""
+    """Return a function that runs one step of the UNet in `folder`."""
     arrays = inputs()
     if name not in BASELINES:
         from lamp_trt.engine.backends.registry import host_engine
@@ -90,7 +92,7 @@ def engine(name: str, folder: Path) -> Callable[[], np.ndarray]:
 
 
 def work(name: str, folder: Path) -> None:
-    """Run once for each line on stdin and print the measurements; the first output is kept in a file."""
+    """Run once for each line on stdin and print the measurements; save the first output to a file."""
     run = engine(name, folder)
     for number, _ in enumerate(sys.stdin):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -138,7 +140,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def build(folder: Path) -> dict[str, Any]:
-    """Make the bundle in `folder` and its package; what compiling that took."""
+    """Build the bundle in `folder` and its package; return compile time and size."""
     from lamp_trt.engine.bundle.reader import Bundle
     from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
     from lamp_trt.export.build import build_bundle
@@ -153,7 +155,7 @@ def build(folder: Path) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, float]:
-    """Medians without the first, cold run; the peak over all."""
+    """Return medians without the first, cold run, and the peak over all runs."""
     warm = runs[1:]
     return {
         "wall_s": statistics.median(run["wall_s"] for run in warm),
@@ -196,12 +198,8 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="where to write the JSON, beside stdout")
+    parser = study_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -225,11 +223,7 @@ def main() -> None:
     print(f"... and {ratio:.2f}x as fast as an AOTInductor package, which took {seconds:.0f} s to compile")
     for name, title in (("onnxruntime", "ONNX Runtime"), ("aotinductor", "the package")):
         print(f"peak memory of {title}: {engines[name]['peak_bytes'] / 1e9:.2f} GB")
-    text = json.dumps(result, indent=2)
-    if args.out:
-        args.out.write_text(text + "\n")
-    else:
-        print(text)
+    write_result(result, args.out)
 
 
 if __name__ == "__main__":

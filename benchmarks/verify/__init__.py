@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt verify`: a bundle against PyTorch."""
+"""`lamp-trt verify`: comparison of a bundle with PyTorch."""

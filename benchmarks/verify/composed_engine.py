@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's networks with the inputs of engine/families.py, on any device and with any hoists: the networks
-that precompute inputs of a UNet run first."""
+"""Networks of a bundle with the inputs of engine/families.py, on any device and backend, whatever is hoisted
+out of their graphs: the networks that precompute inputs of a UNet run first."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far two results are apart: tensors, and clips as people see them."""
+"""Distances between two results: tensors, and clips."""
 
 import math
 from dataclasses import dataclass
@@ -18,10 +18,11 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Distance:
-    """Of an array to the expected one. All but `finite` are infinite or 0 where either holds NaN or infinity.
+    """Distance of an array to the expected one. If either holds NaN or infinity, `finite` is False, the
+    cosine 0, and the others are infinite.
 
     max_abs   largest |actual - expected|
-    scale     largest |expected|, what max_abs is to be seen against
+    scale     largest |expected|, for comparison with max_abs
     rel_l2    ||actual - expected|| / ||expected||
     cosine    of the angle between the two, as vectors
     """
@@ -34,9 +35,8 @@ class Distance:
 
 
 def distance(actual: Array, expected: Array) -> Distance:
-    """Computed in float64, whatever the dtypes are. ValueError if the shapes differ."""
-    if actual.shape != expected.shape:
-        raise ValueError(f"shape {actual.shape} is compared with {expected.shape}")
+    """Return the distance, computed in float64 for any dtypes. ValueError if the shapes differ."""
+    _require_same_shape(actual, expected)
     a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Distance(math.inf, math.inf, math.inf, 0.0, finite=False)
@@ -55,12 +55,12 @@ def distance(actual: Array, expected: Array) -> Distance:
 
 @dataclass(frozen=True)
 class ClipDistance:
-    """Of uint8 frames to the expected ones.
+    """Distance of uint8 frames to the expected ones.
 
     psnr_db       over the whole clip, infinite if equal
     ssim          mean over frames
     max_levels    largest difference of a value, of 255
-    equal_share   share of the values that are equal
+    equal_share   share of equal values
     """
 
     psnr_db: float
@@ -70,9 +70,8 @@ class ClipDistance:
 
 
 def clip_distance(actual: Frames, expected: Frames) -> ClipDistance:
-    """Frames uint8 (f, h, w, 3). ValueError if the shapes differ."""
-    if actual.shape != expected.shape:
-        raise ValueError(f"clip of shape {actual.shape} is compared with {expected.shape}")
+    """Return the distance of frames, uint8 (f, h, w, 3). ValueError if the shapes differ."""
+    _require_same_shape(actual, expected)
     levels = np.abs(actual.astype(np.int16) - expected)
     return ClipDistance(
         psnr_db=psnr_db(actual, expected),
@@ -82,14 +81,19 @@ def clip_distance(actual: Frames, expected: Frames) -> ClipDistance:
     )
 
 
+def _require_same_shape(actual: Array, expected: Array) -> None:
+    if actual.shape != expected.shape:
+        raise ValueError(f"shape {actual.shape} is compared with {expected.shape}")
+
+
 def psnr_db(actual: Frames, expected: Frames) -> float:
-    """Peak signal-to-noise ratio of uint8 arrays: 10 log10(255^2 / mean squared difference)."""
+    """Return the peak signal-to-noise ratio of uint8 arrays: 10 log10(255^2 / mean squared difference)."""
     mean_square = float(np.square(actual.astype(np.float64) - expected).mean())
     return math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square)
 
 
 def ssim(actual: Frames, expected: Frames) -> float:
-    """Structural similarity of the luma of two uint8 RGB images (h, w, 3), 1 if equal.
+    """Return the structural similarity of the luma of two uint8 RGB images (h, w, 3), 1 if equal.
 
     Wang et al. 2004, eq. 13: Gaussian window of 11 pixels and sigma 1.5, constants (0.01 L)^2, (0.03 L)^2.
     """

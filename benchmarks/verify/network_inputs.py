@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeded arrays for any network's inputs, of the kind that the network meets in a video."""
+"""Seeded inputs of any network, similar to those in a video."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from lamp_trt.runtime.media.tokenizer import load_tokenizer
 Arrays = dict[str, NDArray[Any]]
 
 TIMESTEP = 501
-"""The UNets are run at one time, the middle; their work is the same at every other."""
+"""Timestep of the UNets' inputs, in the middle; their work is the same at every other."""
 
 
 def seeded_inputs(
@@ -25,10 +25,11 @@ def seeded_inputs(
     seed: int,
     input_ids: Callable[[], NDArray[np.int64]] | None = None,
 ) -> Arrays:
-    """Arrays by name: TIMESTEP, an image's range, else normal numbers; the same sample in both halves, as
-    guidance has it.
+    """Return arrays by name: TIMESTEP, an image's range, else normal numbers. Both halves of `sample` are
+    equal, as with guidance.
 
-    sizes: of the bundle. input_ids: gives a text encoder's token ids (batch, tokens); others need none.
+    sizes: of the bundle. input_ids: returns a text encoder's token ids (batch, tokens); not used by other
+    networks.
     """
     rng = np.random.default_rng(seed)
 
@@ -53,7 +54,7 @@ def seeded_inputs(
 
 
 def bundle_ids(bundle: Bundle, network: str, prompts: tuple[str, str]) -> NDArray[np.int64]:
-    """(2, tokens) for a text encoder, by the bundle's own tokenizer."""
+    """Return token ids (2, tokens) for a text encoder, by the bundle's own tokenizer."""
     tokenizer = component_of(network).tokenizer
     assert tokenizer is not None
     folder = bundle.tokenizer_folder(tokenizer.name)

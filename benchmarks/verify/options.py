@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `lamp-trt verify` can be asked for. Loads no torch, so that the command line can."""
+"""Options of `lamp-trt verify`. Loads no torch, so that the command line can import it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folders that a bundle is compared with; None or missing where it is not to be.
+    """Folders of the checkpoints to compare with; None or missing: not compared.
 
     The fields are those that engine/families.py's Origins name.
     """
@@ -30,11 +30,11 @@ class Checkpoints:
         return bool(getattr(self, origin.field))
 
     def motions_of(self, origin: Origin) -> list[str]:
-        """The motions that a network with weights from `origin` is verified with, or "" for none."""
+        """Return the motions to verify a network from `origin` with; "" stands for none."""
         return list(self.motions) if origin == MOTION_CHECKPOINT else [""]
 
     def folder(self, origin: Origin, motion: str = "") -> Path:
-        """Of a checkpoint that is given; of `motion`, for MOTION_CHECKPOINT."""
+        """Return the folder of a checkpoint that is given; for MOTION_CHECKPOINT that of `motion`."""
         folder: Path | None = self.motions[motion] if motion else getattr(self, origin.field)
         assert folder is not None
         return folder
@@ -42,12 +42,11 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class VerifyOptions(Placement):
-    """What `lamp-trt verify` was asked for.
+    """Options of a verification. InputError for an invalid prompt, seed or number of steps.
 
     first_frame          None for a synthetic picture
-    num_inference_steps  of the loops, 0 for networks alone
+    num_inference_steps  steps of the loops, 0 for networks alone
     num_threads          CPU threads of both sides, also where the bundle runs on a GPU
-    Raises InputError for a prompt that is no text, and a seed or a number of steps that no loop takes.
     """
 
     checkpoints: Checkpoints
@@ -72,5 +71,5 @@ class VerifyOptions(Placement):
 
     @property
     def loading(self) -> Placement:
-        """Where the bundle runs."""
+        """Placement of the bundle."""
         return replace(self.placement, num_threads=None if self.on_gpu else self.num_threads)

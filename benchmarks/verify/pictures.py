@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A first frame for measurements and comparisons, where none is given."""
+"""Synthetic first frame for measurements and comparisons."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def synthetic_picture(height: int, width: int) -> NDArray[np.uint8]:
-    """A smooth picture with all levels and a few edges, uint8 RGB (height, width, 3)."""
+    """Return a smooth picture with all levels and a few edges, uint8 RGB (height, width, 3)."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     y, x = y / height, x / width
     colours = np.stack([np.sin(5 * x + 3 * y), np.cos(7 * x * y), np.sin(9 * y - 2 * x)], axis=-1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of a bundle's networks for Polygraphy, whose own random ones are no token ids and no timesteps."""
+"""Inputs of a bundle's networks for Polygraphy, whose random ones are not valid token ids and timesteps."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from lamp_trt.engine.files.output import written
 
 
 def network_inputs(bundle: Bundle, network: str, prompt: str, seed: int = 0) -> Arrays:
-    """Of the network as its graph is, whatever is hoisted out of it. BundleError for an unknown network."""
+    """Return inputs of the network's graph as it is, hoisted or not. BundleError for an unknown network."""
     record, sizes = bundle.network(network), bundle.manifest.sizes
     return seeded_inputs(record.inputs, sizes, seed, lambda: bundle_ids(bundle, network, ("", prompt)))
 
 
 def save_inputs(path: Path, inputs: Arrays) -> None:
-    """One feed of `polygraphy run --load-inputs`. EngineError where Polygraphy is not installed, else as
-    `written`."""
+    """Write one feed of `polygraphy run --load-inputs`. EngineError if Polygraphy is not installed, else
+    as `written`."""
     try:
         from polygraphy.json import save_json
     except ModuleNotFoundError as error:

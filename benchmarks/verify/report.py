@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `verify` found, as JSON for programs and as a table for people."""
+"""Report of `verify`, as JSON for programs and as a table for people."""
 
 import math
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ REPORT_VERSION = 1
 
 
 class VerificationError(LampError, RuntimeError):
-    """A bundle does not compute what it should."""
+    """A check of a bundle failed."""
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """One denoising step against PyTorch in fp32.
+    """Distances of one denoising step to PyTorch in fp32.
 
-    free     latents when each side goes on from its own
+    free     latents when each side continues from its own
     forced   latents when the step starts from the reference's
     own_*    the same of PyTorch at the bundle's precision, None for fp32
     """
@@ -49,10 +49,12 @@ class StepFigures:
 
 @dataclass
 class Report:
-    """Of one run. `subject` is what was verified and on what; `settings` of the loops that were run.
+    """Report of one run.
 
-    not_verified: parts of the bundle that nothing was compared with, and what would be needed. clips: by
-    loop, PyTorch's frames in fp32 and the bundle's, uint8 (f, h, w, 3); not in the JSON.
+    subject       bundle, device, backend and versions
+    settings      of the loops
+    clips         by loop, PyTorch's frames in fp32 and the bundle's, uint8 (f, h, w, 3); not in the JSON
+    not_verified  parts of the bundle without a comparison, each with the missing option
     """
 
     subject: Mapping[str, Any]
@@ -93,7 +95,7 @@ def require_passed(report: Report) -> None:
 
 
 def report_text(report: Report) -> str:
-    """The report as lines of at most about 110 characters."""
+    """Return the report as lines of at most about 110 characters."""
     subject, settings = report.subject, report.settings
     sizes = subject["sizes"]
     lines = [

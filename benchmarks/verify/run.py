@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lamp-trt verify`: whether a bundle computes what PyTorch computes from the checkpoints it was made from.
+"""`lamp-trt verify`: comparison of a bundle with PyTorch on the checkpoints that it was made from.
 
-Rung by rung, so that the first failure names the culprit: constants, tokenizers and weights exactly; then on
-equal inputs each network, each step, and the clip.
+Checks go from parts to the whole, so that the first failure names the culprit: constants, tokenizers and
+weights exactly; then, on equal inputs, each network, each step, and the clip.
 """
 
 import resource
@@ -31,11 +31,12 @@ _LIBRARIES = ("lamp_trt", "torch", "diffusers", "transformers", "onnx", "onnxrun
 
 
 def verify_bundle(path: Path, options: VerifyOptions) -> Report:
-    """Compare the bundle at `path` with its checkpoints. What is not given is not compared, and is listed.
+    """Compare the bundle at `path` with its checkpoints. Parts without a checkpoint are listed as not
+    verified.
 
-    On another backend than ONNX Runtime's on the CPU, networks whose checkpoint is missing are compared with
-    their own graphs in fp32. Raises InputError if nothing can be compared, BundleError, CheckpointError and
-    EngineError as usual. Limits that are passed do not raise: they are in the report's checks.
+    On other backends than ONNX Runtime's on the CPU, networks whose checkpoint is missing are compared with
+    their own graphs in fp32. InputError if nothing can be compared; BundleError, CheckpointError and
+    EngineError as usual. Exceeded limits do not raise: they are in the report's checks.
     """
     bundle = Bundle.open(path)
     checkpoints = options.checkpoints
@@ -48,7 +49,7 @@ def verify_bundle(path: Path, options: VerifyOptions) -> Report:
     if not judged:
         needed = {component_of(name).origin.option for name in held}
         raise InputError(f"nothing to compare the bundle with: give {' or '.join(sorted(needed))}.")
-    for name in networks:  # that nothing is missing is known before anything runs
+    for name in networks:  # a missing file is an error before anything runs
         component = component_of(name)
         for motion in checkpoints.motions_of(component.origin):
             find_component(checkpoints.folder(component.origin, motion), component.folder)
@@ -75,7 +76,8 @@ def _run_loops(report: Report, bundle: Bundle, networks: list[str], options: Ver
 
 
 def _not_verified(bundle: Bundle, networks: list[str], place: Place, options: VerifyOptions) -> list[str]:
-    """networks: those whose checkpoint is given."""
+    """Return the parts that are not verified, each with its reason. networks: those whose checkpoint is
+    given."""
     manifest, checkpoints = bundle.manifest, options.checkpoints
     reasons = {
         name: why_not_judged(bundle, name, place, options) for name in manifest.networks if name in NETWORKS
@@ -98,7 +100,8 @@ def _not_verified(bundle: Bundle, networks: list[str], place: Place, options: Ve
 
 
 def _subject(bundle: Bundle, place: Place) -> dict[str, Any]:
-    """What is verified, and with which programs; neither paths nor names of hosts and users."""
+    """Return what is verified, and the versions of the programs, without paths and names of hosts and
+    users."""
     manifest = bundle.manifest
     library = find_backend(place.backend).library().__name__
     return {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lamp_trt.engine.backends.contract import Array, Engine
+from lamp_trt.engine.backends.contract import Array, Closable, Engine
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.runtime.kernels.arrays import DeviceArray
@@ -93,7 +93,7 @@ class LateLauncher:
         self._stream.put(lambda: self._launch(kernel, grid, threads, fixed))
 
 
-class HostDevice:
+class HostDevice(Closable):
     """runtime.cuda.device.Device on the host."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class HostDevice:
             self.closed = True
 
 
-class HostDeviceEngine:
+class HostDeviceEngine(Closable):
     """The DeviceEngine of engine/backends/contract.py around an engine on host arrays; every rule asserted.
 
     `captures`: "graph", None for an engine that cannot be captured, or an error's text.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine's own limits, measured among the rest: products of matrices, and copies of memory.
+"""Entries of the machine's limits: matrix products and memory copies.
 
-On a CPU the fastest of NumPy and ONNX Runtime is the limit of fp32 arithmetic; on a GPU PyTorch's products in
-the bundle's precision are, where it is installed.
+On a CPU the limit of fp32 arithmetic is the faster of NumPy and ONNX Runtime; on a GPU it is PyTorch's fp16
+product, where PyTorch is installed.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,10 +21,10 @@ from lamp_trt.engine.backends.onnxruntime.session import import_onnxruntime
 COPY = "memory copy"
 
 CPU_SIDE, GPU_SIDE = 1024, 8192
-"""Rows and columns of the matrices: long enough for the library's best speed, short enough to repeat."""
+"""Rows and columns of the matrices: large enough for the library's full speed, small enough to repeat."""
 
 CPU_COPY_BYTES, GPU_COPY_BYTES = 2**27, 2**30
-"""More than any cache."""
+"""Larger than any cache."""
 
 
 def ceiling_entries(ordinal: int | None) -> list[Entry]:
@@ -81,7 +81,7 @@ def _onnx_product() -> Iterator[Callable[[], Any]]:
 
 @contextmanager
 def _host_copy() -> Iterator[Callable[[], None]]:
-    """In as many threads as there are cores: one alone may not fill the memory's lanes."""
+    """Yield a copy by as many threads as there are cores: one alone may not saturate the memory."""
     parts = cpu_count()
     source, target = (np.ones(CPU_COPY_BYTES, np.uint8) for _ in range(2))
     pairs = list(zip(np.array_split(target, parts), np.array_split(source, parts), strict=True))
@@ -104,7 +104,8 @@ def _torch_product(ordinal: int) -> Iterator[Callable[[], float]]:
 
 
 def torch_seconds(function: Callable[[], Any], ordinal: int) -> Callable[[], float]:
-    """A function that calls `function` and returns the seconds between events on PyTorch's current stream."""
+    """Return a function that calls `function` and returns the seconds between events on PyTorch's current
+    stream."""
     import torch
 
     def measure() -> float:
@@ -123,17 +124,14 @@ def torch_seconds(function: Callable[[], Any], ordinal: int) -> Callable[[], flo
 def _device_copy(ordinal: int) -> Iterator[Callable[[], float]]:
     from lamp_trt.runtime.cuda.device import CudaDevice
 
-    device = CudaDevice(ordinal)
-    source, target = (device.empty((GPU_COPY_BYTES,), np.uint8) for _ in range(2))
+    with CudaDevice(ordinal) as device:
+        source, target = (device.empty((GPU_COPY_BYTES,), np.uint8) for _ in range(2))
 
-    def copy() -> float:
-        start = device.mark()
-        device.copy(target, source)
-        end = device.mark()
-        device.synchronize()
-        return device.seconds(start, end)
+        def copy() -> float:
+            start = device.mark()
+            device.copy(target, source)
+            end = device.mark()
+            device.synchronize()
+            return device.seconds(start, end)
 
-    try:
         yield copy
-    finally:
-        device.release(source, target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What networks need of memory, measured, and which graphics cards hold that."""
+"""Measured memory of networks, and the graphics cards that hold it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +12,19 @@ from lamp_trt.engine.errors import LampError
 from lamp_trt.runtime.cuda.memory import memory_need
 
 CARDS_GB = (8, 12, 16, 24, 80)
-"""Memory of graphics cards as sold."""
+"""Memory of common graphics cards."""
 
 USABLE = 0.92
-"""Of a card's memory what programs get: the driver, the CUDA context and a desktop take the rest."""
+"""Share of a card's memory for programs; the driver, the CUDA context and a desktop take the rest."""
 
 Memory = Mapping[str, int | None]
-"""weights, arrays, scratch (None: not measured) of one network in bytes; on the CPU also loaded and peak of
+"""Bytes of one network: weights, arrays, scratch (None: not measured); on the CPU also loaded and peak of
 a process that runs it alone, above the bare process."""
 
 
 def network_memory(subject: Subject, network: str) -> tuple[dict[str, int | None], str]:
-    """Of one network on the first backend, and why something of it is missing, "" if nothing is."""
+    """Measure one network on the first backend. Returns the bytes, and the reason if a part is missing,
+    else ""."""
     need = memory_need(subject.bundle.manifest, [network])
     memory: dict[str, int | None] = {"weights": need.weights, "arrays": need.arrays, "scratch": None}
     try:
@@ -48,42 +49,41 @@ def _host_memory(subject: Subject, network: str) -> dict[str, int | None]:
 
 
 def _scratch_bytes(subject: Subject, network: str) -> int | None:
-    """None where the engine's library keeps its own, which is not known."""
+    """Return the engine's scratch; None if its library allocates scratch itself, of unknown size."""
     from lamp_trt.runtime.cuda.device import CudaDevice
 
     assert subject.ordinal is not None
-    device = CudaDevice(subject.ordinal)
-    engine = device_engine(
-        subject.backends[0],
-        subject.bundle,
-        network,
-        device=device.ordinal,
-        stream=device.stream,
-        motion=subject.motion_of(network),
-        engine_dir=subject.options.engine_dir,
-    )
-    try:
+    with (
+        CudaDevice(subject.ordinal) as device,
+        device_engine(
+            subject.backends[0],
+            subject.bundle,
+            network,
+            device=device.ordinal,
+            stream=device.stream,
+            motion=subject.motion_of(network),
+            engine_dir=subject.options.engine_dir,
+        ) as engine,
+    ):
         return engine.scratch_bytes or None
-    finally:
-        engine.close()
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a use needs of a card. need: weights, arrays and the largest scratch, as engines on one stream
-    share it; None where a part was not measured."""
+    """Memory that a use needs. need: bytes of weights, arrays and the largest scratch, which engines on
+    one stream share; None if a part was not measured."""
 
-    what: str
+    use: str
     need: int | None
 
     def on(self, card_gb: int) -> bool | None:
-        """None: not measured."""
+        """Return whether it fits on a card; None: not measured."""
         return None if self.need is None else self.need <= card_gb * 1e9 * USABLE
 
 
 def fits(uses: Mapping[str, Mapping[str, Any]], memory: Mapping[str, Memory]) -> list[Fit]:
-    """uses: what `Subject.summary` says of each. memory: network → what was measured."""
-    return [Fit(what, _need(use, memory)) for what, use in uses.items()]
+    """Return the memory of each use. uses: as in `Subject.summary`; memory: by network, as measured."""
+    return [Fit(name, _need(use, memory)) for name, use in uses.items()]
 
 
 def _need(use: Mapping[str, Any], memory: Mapping[str, Memory]) -> int | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every network of the bundle by itself, on every backend that is there."""
+"""Entries of the bundle's networks, each by itself, on every available backend."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +23,8 @@ HELD_PER_WEIGHT = 2.5
 def network_entries(
     subject: Subject, reference: Callable[[str], tuple[Callable[[], Outputs], str] | None]
 ) -> list[Entry]:
-    """reference: network → its expected outputs and what makes them, None where nothing does."""
+    """Return an entry for each network and backend. reference: network → its expected outputs and their
+    source, or None."""
     entries = []
     for name in subject.networks:
         expected = reference(name) if subject.is_plain(name) else None
@@ -50,22 +51,21 @@ def network_entries(
 @contextmanager
 def _on_host(subject: Subject, network: str, backend: str) -> Iterator[Callable[[], Arrays]]:
     options = subject.options
-    engine = host_engine(
+    with host_engine(
         backend,
         subject.bundle,
         network,
         motion=subject.motion_of(network),
         num_threads=options.num_threads,
         engine_dir=options.engine_dir,
-    )
-    arrays = subject.inputs(network)
-    yield lambda: engine.run(arrays)
+    ) as engine:
+        arrays = subject.inputs(network)
+        yield lambda: engine.run(arrays)
 
 
 @contextmanager
 def _on_device(subject: Subject, network: str, backend: str) -> Iterator[Callable[[], float]]:
     assert subject.ordinal is not None
-    device = CudaDevice(subject.ordinal)
 
     def load(name: str) -> Any:
         return device_engine(
@@ -78,18 +78,15 @@ def _on_device(subject: Subject, network: str, backend: str) -> Iterator[Callabl
             engine_dir=subject.options.engine_dir,
         )
 
-    engines = EngineSet(device, load)
-    try:
+    with CudaDevice(subject.ordinal) as device, EngineSet(device, load) as engines:
         bound = engines.add(network)
         engines.share_scratch()
         yield seconds_on(device, bound, subject.inputs(network))
-    finally:
-        engines.close()
 
 
 def seconds_on(device: Device, bound: BoundEngine, arrays: Arrays) -> Callable[[], float]:
-    """A function that runs a bound network once and returns the seconds between two events on the stream. The
-    run is recorded beforehand where the engine can be."""
+    """Return a function that runs a bound network once and returns the seconds between two events on the
+    stream. The run is a replay where the engine can be captured."""
     for name, values in arrays.items():
         device.upload(bound.arrays[name], values)
     bound.enqueue()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch beside us, in the same run and on the same inputs: eager with SDPA, and torch.compile.
+"""PyTorch baselines, in the same run and on the same inputs: eager with SDPA, and torch.compile.
 
-The LAMP UNet comes in the official formulation and as our lean modules, which are what is exported. Text
+The LAMP UNet is run in the official formulation and as the lean modules, which are exported. Text
 encoders, VAEs and SDXL's UNet are transformers' and diffusers' own modules.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 COMPILED = (LAMP.unet, SDXL.unet)
-"""What torch.compile is tried on; the others run once a video."""
+"""Networks that torch.compile is measured on; the others run once a video."""
 
 HELD_PER_WEIGHT = 1.5
 
@@ -47,7 +47,8 @@ class Peers:
         return network != LAMP.unet or self._motion in self._subject.options.checkpoints.motions
 
     def reference(self, network: str) -> tuple[Callable[[], Outputs], str] | None:
-        """Expected outputs of a network on its plain inputs, computed once and in fp32 on the CPU."""
+        """Return the expected outputs of a network on its plain inputs, computed once, in fp32 on the CPU,
+        and their source; None without a checkpoint."""
         if not self.given(network):
             return None
         return partial(self._expected, network), "PyTorch fp32, official formulation"
@@ -117,7 +118,7 @@ class Peers:
             try:
                 with torch.inference_mode():
                     return entry.run(called, inputs)
-            except Exception as error:  # a peer that fails, in whatever way, is reported as not measured
+            except Exception as error:  # any failure of a peer is reported as not measured
                 raise EngineError(f"PyTorch failed in {network}: {str(error).strip():.200}") from error
 
         def on_host() -> dict[str, np.ndarray[Any, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens before the first video: import, load, build."""
+"""Entries of the work before the first video: import, load, build."""
 
 import tempfile
 import time
@@ -16,7 +16,8 @@ from lamp_trt.engine.families import LAMP
 
 
 def start_entries(subject: Subject) -> list[Entry]:
-    """Import and load, each time in a fresh process; with full checkpoints and --full also the build."""
+    """Return entries of import and load, in fresh processes; with all checkpoints and --full also of the
+    build."""
     options = subject.options
     arguments = (
         str(subject.bundle.path),
@@ -50,7 +51,7 @@ def _load_seconds(arguments: tuple[str, ...]) -> float:
 
 
 def _can_build(subject: Subject) -> bool:
-    """Whether the checkpoints of everything in the bundle are given."""
+    """Return whether the checkpoints of everything in the bundle are given."""
     given, manifest = subject.options.checkpoints, subject.bundle.manifest
     needs_sdxl = manifest.first_frame is not None
     return bool(given.sd and given.motions and (given.sdxl or not needs_sdxl))
@@ -58,7 +59,8 @@ def _can_build(subject: Subject) -> bool:
 
 @contextmanager
 def _building(subject: Subject, idle: bool) -> Iterator[Callable[[], float]]:
-    """Builds a bundle like the subject in temporary folders: a new one every time, or the same again."""
+    """Yield a function that builds a bundle like the subject in a temporary folder: a new one at each
+    call, or, `idle`, the same again."""
     from lamp_trt.export.build import build_bundle
     from lamp_trt.export.recipe import BuildOptions
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a step of the LAMP UNet grows with the video: frames, size, precision. And a loop with its steps.
+"""Growth of one step of the LAMP UNet with frames, size and precision of the video.
 
 Every point is a bundle of its own, built from the first motion into a temporary folder and run in a fresh
-process on the CPU. Batch: guidance fixes a step's batch at 2; several videos at once are `lamp-trt bench
---full`'s "in flight".
+process on the CPU. The batch is 2 throughout, by guidance; `lamp-trt bench --full` measures several videos at
+once.
 """
 
 import logging
@@ -27,7 +27,7 @@ Axis = Literal["frames", "size", "precision"]
 
 FRAMES = (8, 16, 24)
 SCALES = (0.5, 0.75, 1.0)
-"""Of the bundle's own height and width, rounded to what the UNet takes."""
+"""Factors on the bundle's own height and width, rounded to sizes that the UNet takes."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 SIZE_STEP = 64
@@ -36,7 +36,7 @@ SIZE_STEP = 64
 
 @dataclass(frozen=True)
 class Point:
-    """One size of the video. axis: what it varies against the bundle's own."""
+    """One size of the video. axis: the property that differs from the bundle's."""
 
     axis: Axis
     height: int
@@ -54,7 +54,8 @@ class Point:
 
 
 def points(height: int, width: int, num_frames: int, precision: Precision) -> Iterator[Point]:
-    """Of a bundle with these sizes: each axis by itself, through the bundle's own point."""
+    """Yield the points of a bundle with these sizes: one axis varies at a time, through the bundle's own
+    point."""
     for frames in FRAMES:
         yield Point("frames", height, width, frames, precision)
     for scale in SCALES:
@@ -68,7 +69,7 @@ def _rounded(pixels: float) -> int:
 
 
 def run_sweep(subject: Subject) -> tuple[list[dict[str, Any]], list[str]]:
-    """The growth's points for BenchResult, and what was not measured."""
+    """Return the points for BenchResult.growth, and the reasons for missing ones."""
     sizes, options = subject.bundle.manifest.sizes, subject.options
     precision = subject.bundle.network(LAMP.unet).precision
     if precision not in REFERENCE.precisions:
@@ -84,8 +85,8 @@ def run_sweep(subject: Subject) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def measure(point: Point, options: BenchOptions) -> dict[str, Any]:
-    """Seconds and memory of one step's UNet at a point, with its operations. LampError if it cannot be built
-    or run."""
+    """Measure seconds and memory of one step's UNet at a point, and count its operations. LampError if it
+    cannot be built or run."""
     from lamp_trt.engine.bundle.reader import Bundle
     from lamp_trt.export.build import build_bundle
     from lamp_trt.export.recipe import BuildOptions

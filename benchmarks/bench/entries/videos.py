@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a video through the public pipeline, whole videos, and what stands between two videos."""
+"""Entries of whole videos, of their stages through the public pipeline, and of the work between networks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +25,11 @@ from lamp_trt.runtime.load import load_pipeline
 from lamp_trt.runtime.pipeline import LampPipeline
 
 IN_FLIGHT = 2
-"""Pipelines that make a video each at the same time, in threads of one process."""
+"""Number of pipelines that make a video each at the same time, in threads of one process."""
 
 
 class SharedPipeline:
-    """One pipeline for all entries that are set up at the same time; loaded by the first, dropped by the
+    """One pipeline for all entries that are set up at the same time: loaded by the first, closed by the
     last."""
 
     def __init__(self, load: Callable[[], LampPipeline]) -> None:
@@ -51,7 +51,8 @@ class SharedPipeline:
 
 
 def video_entries(subject: Subject) -> list[Entry]:
-    """What a pipeline on the chosen device and backend does. Empty for a bundle that makes no videos."""
+    """Return the entries of a pipeline on the chosen device and backend. Empty for a bundle that makes no
+    videos."""
     if not subject.makes_videos:
         return []
     options, manifest = subject.options, subject.bundle.manifest
@@ -144,20 +145,20 @@ def _first_frame(prompt: str, steps: int) -> Callable[[LampPipeline], Callable[[
 
 
 def _switching(pipeline: LampPipeline) -> Callable[[], Any]:
-    """Every call shows another motion than the call before."""
+    """Return a function that shows another motion at every call."""
     names = list(pipeline.bundle.manifest.motions)
     others = cycle([next(name for name in names if name != pipeline.motion), pipeline.motion])
     return lambda: pipeline.set_motion(next(others))
 
 
 def _stages(made: Any) -> Mapping[str, float]:
-    """Seconds by stage of a Video or a FirstFrame."""
+    """Return the seconds by stage of a Video or a FirstFrame."""
     return {stage: seconds for stage, seconds in made.timings.items() if stage not in ("total", "motion")}
 
 
 def between_entries(subject: Subject) -> list[Entry]:
-    """What the CPU does between the networks, in NumPy. Empty on a GPU, and for a bundle that makes no
-    videos."""
+    """Return the entries of the NumPy work between the networks. Empty on a GPU, and for a bundle that
+    makes no videos."""
     if subject.ordinal is not None or not subject.makes_videos:
         return []
     sizes = subject.bundle.manifest.sizes
@@ -194,8 +195,7 @@ def _latents(sizes: Mapping[str, int]) -> NDArray[np.float32]:
 
 @contextmanager
 def _in_flight(subject: Subject, steps: int) -> Iterator[Callable[[], float]]:
-    """Gives a function that makes IN_FLIGHT videos at once, and returns the seconds of each: time over
-    number."""
+    """Yield a function that makes IN_FLIGHT videos at once and returns the seconds per video."""
     import time
 
     with ExitStack() as stack:

@@ -19,12 +19,13 @@ from lamp_trt.runtime.kernels.launch import PROGRESS
 
 
 def launcher() -> CudaLauncher:
-    """For torch's current stream."""
+    """Return a launcher for torch's current stream."""
     return CudaLauncher(torch.cuda.current_stream())
 
 
 def raw(shape: Sequence[int], dtype: Any, *, mapped: bool = False) -> DeviceArray:
-    """Zeroed memory of a dtype that torch may not know, on the device or (mapped) in pinned host memory."""
+    """Return zeroed memory of a dtype that torch may not know, on the device or (mapped) in pinned host
+    memory."""
     dtype = np.dtype(dtype)
     size = prod(shape) * dtype.itemsize
     storage = torch.zeros(size, dtype=torch.uint8, device="cpu" if mapped else "cuda", pin_memory=mapped)
@@ -32,20 +33,20 @@ def raw(shape: Sequence[int], dtype: Any, *, mapped: bool = False) -> DeviceArra
 
 
 def upload(array: DeviceArray, values: np.ndarray[Any, Any]) -> None:
-    """Writes `values` to the first bytes of memory made by `raw`."""
+    """Write `values` to the first bytes of memory made by `raw`."""
     data = torch.from_numpy(np.frombuffer(values.tobytes(), np.uint8).copy())
     assert isinstance(array.owner, Tensor)
     array.owner[: len(data)].copy_(data)
 
 
 def download(array: DeviceArray) -> np.ndarray[Any, Any]:
-    """The values of memory made by `raw`."""
+    """Return the values of memory made by `raw`."""
     assert isinstance(array.owner, Tensor)
     return array.owner.cpu().numpy().view(array.dtype).reshape(array.shape)
 
 
 class DeviceLoop:
-    """One denoising loop's memory: torch tensors where tests and benchmarks write, raw memory elsewhere."""
+    """Memory of one denoising loop: torch tensors where tests and benchmarks write, raw memory elsewhere."""
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype = torch.float16, capacity: int = 50) -> None:
         """shape (b, c, f, h, w) or (b, c, h, w)."""
@@ -66,13 +67,13 @@ class DeviceLoop:
         )
 
     def fill_tables(self, num_steps: int, **options: Any) -> None:
-        """The tables of so many steps; options as latents.step_table's."""
+        """Fill the tables for `num_steps` steps; options as latents.step_table's."""
         schedule = ddim_schedule(num_steps)
         upload(self.arrays.rows, step_table(schedule, **options))
         self.time_table[:num_steps, 0] = torch.from_numpy(schedule.timesteps.astype(np.float32))
 
     def progress(self) -> np.void:
-        """The PROGRESS record that the kernels write to the host."""
+        """Return the PROGRESS record that the kernels write to the host."""
         assert self.arrays.progress is not None
         record: np.void = download(self.arrays.progress)[0]
         return record

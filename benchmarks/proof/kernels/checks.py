@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels on a GPU: loaded both ways, the tests' own cases, full-size loops, graphs, sanitizers, timings.
+"""Checks of the kernels on a GPU: both loaders, the tests' cases, full-size loops, graphs, sanitizers, times.
 
 python -m lamp_trt.benchmarks.proof.kernels.checks      # every kernel once, for compute-sanitizer
 """
@@ -49,7 +49,7 @@ LOOP_SHARE = 1e-5
 
 
 def checks(out: Path) -> Iterator[Check]:
-    """`out`: the folder for the timings."""
+    """Yield the checks of the kernels. out: folder for the timings."""
     yield "NVRTC compiles the kernels, and they load", loads_from_nvrtc
     yield "nvcc compiles the fatbin, and it loads", loads_from_fatbin
     yield "the tests' cases hold on the GPU", tests_on_the_gpu
@@ -95,7 +95,7 @@ def loads_from_fatbin() -> str:
 
 
 def check_all(code: Any) -> None:
-    """Parameters and local memory of every kernel, as the driver reports them."""
+    """Check parameters and local memory of every kernel, as the driver reports them."""
     for name in kernels.SIGNATURES:
         kernel = code.get_kernel(name)
         device.check_parameters(name, [size for _, size in kernel.arguments_info])
@@ -148,12 +148,12 @@ def loop_matches_the_twin(shape: tuple[int, ...], preset: Any, seed: int) -> str
 
 
 def stand_in(loop: DeviceLoop) -> None:
-    """In place of the UNet: reads the sample and the time row, writes noise_pred."""
+    """Write noise_pred from the sample and the time row, in place of the UNet."""
     torch.mul(torch.sin(3 * loop.sample + 1e-3 * loop.time_row[0]), 0.7, out=loop.noise_pred)
 
 
 def run_loop(loop: DeviceLoop, graph: bool) -> torch.Tensor:
-    """The final latents of seed 3, stepped by launches or by replays of one captured step."""
+    """Return the final latents of seed 3, stepped by launches or by replays of one captured step."""
     begin_loop(launcher(), loop.arrays, STEPS, seed=3, purpose=Purpose.VIDEO, base_weight=NOISE_BASE_WEIGHT)
     if not graph:
         for _ in range(STEPS):
@@ -181,7 +181,7 @@ def graph_equals_launches() -> str:
 
 
 def progress_is_seen_from_the_host() -> str:
-    """While the GPU waits between steps, and without a synchronisation."""
+    """Read the progress while the GPU waits between steps, without a synchronisation."""
     loop = DeviceLoop((2, 4, 16, 40, 64))
     loop.fill_tables(STEPS, guidance_scale=GUIDANCE)
     begin_loop(launcher(), loop.arrays, STEPS, seed=3, purpose=Purpose.VIDEO)
@@ -215,7 +215,7 @@ def sanitizer_is_clean(tool: str) -> str:
 
 
 def every_kernel_once() -> None:
-    """Small and odd sizes of every kernel that a pipeline launches, for compute-sanitizer."""
+    """Run every kernel that a pipeline launches at small and odd sizes, for compute-sanitizer."""
     launch = launcher()
     for dtype in (torch.float16, torch.float32):
         for size in ((8, 8), (5, 7), (40, 64)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each kernel's operation as a PyTorch program: what the kernels are timed against.
+"""PyTorch forms of each kernel's operation, which the kernels are timed against.
 
 Plain forms are the best straightforward PyTorch, a few vectorised operations; `official_step` is the
 published per-frame loop, written from its description in docs/algorithm.md. They run on any device.
@@ -16,7 +16,7 @@ DDIM = tuple[float, float]
 
 
 def adain(content: Tensor, style: Tensor) -> Tensor:
-    """Statistics over the last two axes."""
+    """Match the statistics of the last two axes."""
     std, mean = torch.var_mean(content, dim=(-2, -1), keepdim=True)
     style_std, style_mean = torch.var_mean(style, dim=(-2, -1), keepdim=True)
     scale = ((style_std + ADAIN_EPS) / (std + ADAIN_EPS)).sqrt()
@@ -24,7 +24,7 @@ def adain(content: Tensor, style: Tensor) -> Tensor:
 
 
 def step(latents: Tensor, noise_pred: Tensor, ddim: DDIM, guidance_scale: float) -> tuple[Tensor, Tensor]:
-    """A late step of preset "official", all frames to frame 0: (latents, both halves of the next sample).
+    """Do a late step of preset "official", all frames to frame 0: (latents, both halves of the next sample).
 
     latents (4, f, h, w) float32, noise_pred (2, 4, f, h, w).
     """
@@ -38,8 +38,8 @@ def step(latents: Tensor, noise_pred: Tensor, ddim: DDIM, guidance_scale: float)
 def official_step(
     latents: Tensor, noise_pred: Tensor, ddim: DDIM, guidance_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The same as the published code does it: everything in the UNet's precision, AdaIN frame by frame on
-    snapshots, frame 1 to frame 0 and the others to frame 1."""
+    """Do such a step as the published code does: everything in the UNet's precision, AdaIN frame by frame
+    on snapshots, frame 1 to frame 0 and the others to frame 1."""
     latents = latents.to(noise_pred.dtype)
     uncond, cond = noise_pred
     guided = uncond + guidance_scale * (cond - uncond)
@@ -54,7 +54,7 @@ def official_step(
 
 
 def noise(first_frame: Tensor, frames: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Drawn and mixed initial latents (4, f, h, w) float32, and both halves of the first sample."""
+    """Return drawn and mixed initial latents (4, f, h, w) float32, and both halves of the first sample."""
     shape = (first_frame.shape[0], frames, *first_frame.shape[2:])
     drawn = torch.randn(shape, device=first_frame.device)
     mixed = NOISE_BASE_WEIGHT * drawn[:, :1] + (1 - NOISE_BASE_WEIGHT) * drawn
@@ -63,13 +63,14 @@ def noise(first_frame: Tensor, frames: int, dtype: torch.dtype) -> tuple[Tensor,
 
 
 def uint8_frames(images: Tensor) -> Tensor:
-    """images (f, 3, h, w) in [-1, 1] to uint8 (f, h, w, 3), truncated."""
+    """Convert images (f, 3, h, w) in [-1, 1] to uint8 (f, h, w, 3), truncated."""
     levels = (images.float() / 2 + 0.5).clamp(0, 1) * 255
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def histogram_match(images: Tensor) -> Tensor:
-    """Decoded images (f, 3, h, w) to bytes (f, h, w, 3), frames 1.. matched to frame 0 by exact CDFs."""
+    """Convert decoded images (f, 3, h, w) to bytes (f, h, w, 3), frames 1.. matched to frame 0 by exact
+    CDFs."""
     frames = uint8_frames(images)
     f, h, w, _ = frames.shape
     planes = frames.permute(0, 3, 1, 2).reshape(f * 3, h * w).long()
@@ -83,7 +84,8 @@ def histogram_match(images: Tensor) -> Tensor:
 
 
 def first_frame(decoded: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """SDXL's image (1, 3, 2h, 2w) as rounded bytes (2h, 2w, 3), and the SD encoder's input (1, 3, h, w)."""
+    """Convert SDXL's image (1, 3, 2h, 2w) to rounded bytes (2h, 2w, 3) and to the SD encoder's input (1,
+    3, h, w)."""
     levels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round()
     means = torch.floor(F.avg_pool2d(levels, 2) + 0.5)
     return levels.to(torch.uint8)[0].permute(1, 2, 0).contiguous(), (means.to(dtype) / 127.5 - 1)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels against PyTorch eager, torch.compile and the official per-frame loop, on a GPU.
+"""Times of the kernels against PyTorch eager, torch.compile and the official per-frame loop, on a GPU.
 
     python -m lamp_trt.benchmarks.proof.kernels.times [--filter WORD] [--out FILE.json] [--compare OLD.json]
     python -m lamp_trt.benchmarks.proof.kernels.times --table FILE.json
 
 A case is one kernel at LAMP's size (16 frames, 320x512). Each form of it is timed twice: as a CUDA graph, and
-launched from Python. Parity with the NumPy twin stands in the same row. Targets were written down before the
+launched from Python. A row also holds the parity with the NumPy twin. Targets were written down before the
 first measurement: latent_step <= 5 us, noise <= 5 us, hist_match <= 40 us, each within a graph.
 """
 
@@ -45,7 +45,8 @@ OURS = "lamp-trt"
 
 @dataclass(frozen=True)
 class Form:
-    """One way to do a case's work. `calls`: how often one run does it; `error`: parity after the last run."""
+    """One implementation of a case's work. calls: number of times that one run does it; error: parity
+    after the last run."""
 
     name: str
     run: Callable[[], object]
@@ -55,7 +56,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel's work at one size. bytes_moved: what must be read and written at least."""
+    """One kernel's work at one size. bytes_moved: least number of bytes read and written."""
 
     name: str
     bytes_moved: int
@@ -81,7 +82,7 @@ class Row:
 
 
 def plain(name: str, function: Callable[[], Any], error: Callable[[Any], float | None]) -> Form:
-    """A PyTorch form whose result is what `function` returns."""
+    """Return a PyTorch form whose result is that of `function`."""
     results: list[Any] = [None]
 
     def run() -> None:
@@ -99,7 +100,7 @@ def eager_and_compiled(
 
 
 def latent_step_forms() -> Iterator[Form]:
-    """Late steps of preset official, matched to frame 0; one run has 50, and a reset of the counter."""
+    """Yield late steps of preset official, matched to frame 0; one run has 50, and a reset of the counter."""
     torch.manual_seed(0)
     loop = DeviceLoop((2, 4, FRAMES, LATENT_HEIGHT, LATENT_WIDTH))
     loop.fill_tables(STEPS, guidance_scale=GUIDANCE, adain_switch_step=0)
@@ -138,7 +139,7 @@ def latent_step_forms() -> Iterator[Form]:
 
 
 def noise_forms() -> Iterator[Form]:
-    """Torch draws other numbers: no parity for its forms."""
+    """Yield forms of the initial noise, without parity for torch's, which draws other numbers."""
     loop = DeviceLoop((2, 4, FRAMES, LATENT_HEIGHT, LATENT_WIDTH))
     first = torch.randn(1, 4, 1, LATENT_HEIGHT, LATENT_WIDTH, device="cuda")
     kernels, first_array = launcher(), device_array(first)
@@ -163,7 +164,8 @@ def noise_forms() -> Iterator[Form]:
 
 
 def hist_match_forms() -> Iterator[Form]:
-    """From the decoder's fp16 images; error is the share of values that differ from the twin's."""
+    """Yield forms from the decoder's fp16 images; error is the share of values that differ from the
+    twin's."""
     torch.manual_seed(0)
     coarse = torch.randn(FRAMES, 3, HEIGHT // 16, WIDTH // 16, device="cuda")
     images = 0.5 * torch.nn.functional.interpolate(coarse, scale_factor=16, mode="bilinear")
@@ -182,7 +184,8 @@ def hist_match_forms() -> Iterator[Form]:
 
 
 def first_frame_forms() -> Iterator[Form]:
-    """From SDXL's fp32 image to the SD encoder's fp16 input; error is the share of values that differ."""
+    """Yield forms from SDXL's fp32 image to the SD encoder's fp16 input; error is the share of values that
+    differ."""
     torch.manual_seed(0)
     decoded = 0.7 * torch.randn(1, 3, 2 * HEIGHT, 2 * WIDTH, device="cuda")
     image = torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.float16, device="cuda")
@@ -212,7 +215,7 @@ def share_different(got: torch.Tensor, want: np.ndarray[Any, Any]) -> float:
 
 
 def measure(word: str = "") -> dict[str, Any]:
-    """All cases whose name holds `word`: {"machine", "copy_gbs", "rows"}."""
+    """Measure all cases whose name holds `word`: {"machine", "copy_gbs", "rows"}."""
     rows = []
     with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
         copy_gbs = copy_bandwidth_gbs()
@@ -242,7 +245,7 @@ def measure(word: str = "") -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: one line per case and form."""
+    """Return a Markdown table: one line per case and form."""
     facts = results["machine"]
     lines = [
         f"{facts['gpu']}, {facts['power_limit']}, driver {facts['driver']}, CUDA {facts['cuda']}, "
@@ -269,7 +272,7 @@ def spread(timing: dict[str, float]) -> str:
 
 
 def comparison(results: dict[str, Any], old: dict[str, Any]) -> str:
-    """Medians of both files, where both have the row."""
+    """Return the medians of both files as lines, where both have the row."""
     before = {(row["case"], row["form"]): row["graph"]["median_us"] for row in old["rows"]}
     lines = []
     for row in results["rows"]:

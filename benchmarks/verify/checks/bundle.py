@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle took over from checkpoints unchanged: constants, tokenizers, weights. Compared exactly.
+"""Exact checks of what a bundle takes unchanged from checkpoints: constants, tokenizers, weights.
 
-These checks name what the networks' and the loop's can only notice: which constant, merge or tensor.
+They name the constant, merge or tensor that differs; the checks of networks and loops only notice that one
+does.
 """
 
 import hashlib
@@ -37,13 +38,13 @@ log = logging.getLogger("lamp_trt")
 Bytes = NDArray[np.uint8]
 
 _LISTED = 3
-"""How many differences a message spells out."""
+"""Number of differences that a message lists."""
 
 _REBUILD = "the bundle was made from another checkpoint, or changed since: build it again"
 
 
 def exact_checks(bundle: Bundle, networks: list[str], options: VerifyOptions) -> list[Check]:
-    """What must be equal bit for bit: constants, tokenizers, weights."""
+    """Compare constants, tokenizers and weights, which must be equal bit for bit."""
     checkpoints = options.checkpoints
     checks = []
     if checkpoints.sd:
@@ -90,7 +91,7 @@ def _constants_of_sdxl(bundle: Bundle, stored: FirstFrameEntry, folder: Path) ->
 
 
 def constants_check(name: str, stored: Mapping[str, Any], published: Mapping[str, Any]) -> Check:
-    """Whether bundle.json holds the checkpoint's values; `name` says which of them."""
+    """Compare values in bundle.json with the checkpoint's; `name` says which of them."""
     differing = [
         f"{key} is {_shown(stored, key)} in bundle.json and {_shown(published, key)} in the checkpoint"
         for key in sorted(stored.keys() | published.keys())
@@ -107,7 +108,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Without the difference between tuples (the manifest's) and lists (JSON's)."""
+    """Return the value with lists (JSON's) in place of tuples (the manifest's)."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -118,14 +119,16 @@ TEXTS = (
     "ünïcödé 馬が走る 🐎 <|endoftext|> mid-text",
     "horse " * 90,
 )
-"""Cases, spaces, contractions, digits, other scripts, a special token inside the text, and one too long."""
+"""Texts with cases, spaces, contractions, digits, other scripts, a special token inside, and one that is
+too long."""
 
 
 def tokenizer_check(bundle: Bundle, name: str, folder: Path, prompts: Iterable[str]) -> Check:
-    """The bundle's tokenizer against transformers' of the checkpoint: vocabulary, merges, and ids of prompts.
+    """Compare the bundle's tokenizer with transformers' of the checkpoint: vocabulary, merges, and ids of
+    texts.
 
-    Beside `prompts` and TEXTS every word of the vocabulary is tokenized. Swapped merges need not show in any
-    of them, hence the comparison of the lists.
+    The texts are `prompts`, TEXTS and every word of the vocabulary. Swapped merges may show in none of them,
+    hence the comparison of the lists.
     """
     from transformers import CLIPTokenizer as Published
 
@@ -174,7 +177,7 @@ def tokenizer_check(bundle: Bundle, name: str, folder: Path, prompts: Iterable[s
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the bundle a tensor's bytes are."""
+    """Place of a tensor's bytes in the bundle."""
 
     file: str
     offset: int
@@ -182,7 +185,7 @@ class Place:
 
 
 def graph_places(bundle: Bundle, network: str) -> dict[str, Place]:
-    """Where the graph of `network` says that each of its weights is."""
+    """Return the place of each weight that the graph of `network` states."""
     import onnx
 
     model = onnx.load(bundle.graph_path(network), load_external_data=False)
@@ -196,7 +199,7 @@ def graph_places(bundle: Bundle, network: str) -> dict[str, Place]:
 
 
 def motion_places(bundle: Bundle, motion: str) -> dict[str, Place]:
-    """Where each tensor of a motion is."""
+    """Return the place of each tensor of a motion."""
     path = bundle.motion_path(motion)
     file = path.relative_to(bundle.path).as_posix()
     tensors = read_weight_file(path).tensors
@@ -208,16 +211,16 @@ class _Difference:
     name: str
     file: str
     stored: str
-    """Digest of the bytes in the bundle; `expected`: of the checkpoint's."""
+    """Digest of the bytes in the bundle; `expected`: of those in the checkpoint."""
     expected: str
     how: str
 
 
 def weights_check(bundle: Bundle, network: str, motion: str, files: ComponentFiles) -> Check:
-    """Whether `network` (the UNet with `motion`) and the networks that precompute its inputs read exactly the
-    checkpoint's tensors.
+    """Compare the bytes that `network` and its precompute networks read (the UNet's with `motion`) with the
+    tensors of the checkpoint.
 
-    Tensors of the checkpoint that no place is given for (another network's) are passed over.
+    Tensors of the checkpoint without a place (another network's) are ignored.
     """
     places = graph_places(bundle, network)
     for name in precompute_networks(bundle.manifest, network):
@@ -251,7 +254,7 @@ def weights_check(bundle: Bundle, network: str, motion: str, files: ComponentFil
 
 
 def _how(stored: Bytes, expected: Bytes, dtype: torch.dtype) -> str:
-    """In which way a tensor's bytes differ from the expected ones."""
+    """Say how a tensor's bytes differ from the expected ones."""
     if stored.size != expected.size:
         return f"has {stored.size} bytes, expected {expected.size}"
     ours, theirs = (
@@ -268,7 +271,7 @@ def _digest(raw: Bytes) -> str:
 
 
 def _listed(differing: list[str], cause: str) -> str:
-    """A problem's text from what differs, "" if nothing does."""
+    """Return the text of a problem from the differences, "" if there are none."""
     if not differing:
         return ""
     more = f" (and {len(differing) - _LISTED} more)" if len(differing) > _LISTED else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One comparison of `verify`: what was measured, what was allowed, and what is wrong if it is too much."""
+"""One comparison of `verify`: measured figures, limits, and the problem if one is exceeded."""
 
 import math
 from collections.abc import Mapping
@@ -16,16 +16,17 @@ from lamp_trt.benchmarks.verify.checks.limits import (
 from lamp_trt.benchmarks.verify.metrics import ClipDistance, Distance
 
 Group = Literal["constants", "tokenizer", "weights", "networks", "steps", "clip"]
-"""In the order in which a fault travels: what comes later is computed from what comes earlier."""
+"""Groups of checks, in the order in which a fault travels: later ones are computed from earlier ones."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the report. `problem` is empty if it passed, else says what differs and the likely cause.
+    """One row of the report.
 
-    name       what was compared; motion: the motion that it was compared for, "" if it has none
+    name       subject of the comparison; motion: its motion, "" if it has none
     measured   figures by name; own: the yardstick's, that is PyTorch's at the bundle's precision
-    limits     what the figures of the same names may reach (psnr_db, equal_share: must reach)
+    limits     upper limits of the figures of the same names (lower limits for psnr_db and equal_share)
+    problem    what differs and the likely cause; empty if the check passed
     """
 
     group: Group
@@ -45,7 +46,7 @@ class Check:
         return f"{self.name}, {self.motion}" if self.motion else self.name
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; null for infinity."""
+        """Return JSON values; null for infinity."""
         return {
             "group": self.group,
             "name": self.name,
@@ -59,7 +60,7 @@ class Check:
 
 
 def follows(checks: list[Check]) -> str:
-    """A cause, if one of the earlier `checks` failed."""
+    """Return a cause if one of the earlier `checks` failed, else ""."""
     failed = next((check for check in checks if not check.passed), None)
     return f"it follows from {failed.group}: {failed.title}" if failed else ""
 
@@ -74,7 +75,8 @@ def tensor_check(
     cause: str,
     times: float = YARDSTICK,
 ) -> Check:
-    """A tensor against its limit: `fp32`, or `times` the yardstick's own distance `own` if there is one."""
+    """Compare a tensor's distance with its limit: `fp32`, or `times` the yardstick's distance `own` if
+    given."""
     if own is None:
         limits = {"max_abs": fp32.max_abs * max(1.0, ours.scale), "rel_l2": fp32.rel_l2}
     else:
@@ -94,7 +96,7 @@ def tensor_check(
 
 
 def clip_check(name: str, motion: str, ours: ClipDistance, own: ClipDistance | None, cause: str) -> Check:
-    """Frames against the limits for fp32, or against PyTorch's own distance `own`."""
+    """Compare frames with the limits for fp32, or with PyTorch's own distance `own` if given."""
     if own is None:
         limits = {"equal_share": FP32_CLIP_EQUAL_SHARE, "psnr_db": FP32_CLIP_PSNR_DB}
     else:
@@ -123,5 +125,5 @@ def clip_figures(d: ClipDistance) -> dict[str, float | int | bool]:
 
 
 def finite_json(values: Mapping[str, float | int | bool]) -> dict[str, float | int | bool | None]:
-    """JSON has no infinity: null stands for it (a PSNR of equal frames, a distance to NaN)."""
+    """Replace infinity by null, since JSON has none (a PSNR of equal frames, a distance to NaN)."""
     return {key: value if math.isfinite(value) else None for key, value in values.items()}

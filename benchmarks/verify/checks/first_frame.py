@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first frame that SDXL makes of a prompt against diffusers': every step, and the image."""
+"""Checks of SDXL's first frame against diffusers': every step, and the image."""
 
 import logging
 
@@ -24,7 +24,7 @@ log = logging.getLogger("lamp_trt")
 
 
 def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -> None:
-    """The image of the prompt; its figures go into the report."""
+    """Compare the image of the prompt; add the checks and figures to the report."""
     log.info("comparing the first frame from text")
     before = [check for check in report.checks if check.name.startswith("sdxl")]
     cause = follows(before) or "every network agrees, so the loop between them differs"
@@ -40,7 +40,8 @@ def verify_first_frame(report: Report, bundle: Bundle, options: VerifyOptions) -
 
 
 def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces:
-    """One image, made by PyTorch exactly, by the bundle, and by PyTorch as roughly as the bundle."""
+    """Make one image three times: by PyTorch in fp32, by the bundle, and by PyTorch at the bundle's
+    precision."""
     sizes, folder = maker.bundle.manifest.sizes, options.checkpoints.folder(SDXL_CHECKPOINT)
     latent = sizes["first_frame_latent_height"], sizes["first_frame_latent_width"]
     job = ImageJob(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A denoising loop on both sides: every step, and what comes out."""
+"""Checks of a denoising loop: its inputs, every step, and its results."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,11 +16,12 @@ from lamp_trt.benchmarks.verify.reference.traces import LoopTrace
 from lamp_trt.benchmarks.verify.report import StepFigures
 
 Traces = tuple[LoopTrace, LoopTrace, LoopTrace | None]
-"""PyTorch in fp32, the bundle, and PyTorch in the bundle's precision if that is a lower one."""
+"""Traces of PyTorch in fp32, of the bundle, and of PyTorch in the bundle's precision if that is a lower
+one."""
 
 
 def step_figures(traces: Traces) -> list[StepFigures]:
-    """The distance to the first of `traces` after every step."""
+    """Return the distances to the first of `traces` after every step."""
     exact, ours, own = traces
     assert ours.forced is not None
     rows = []
@@ -42,9 +43,9 @@ def step_figures(traces: Traces) -> list[StepFigures]:
 
 
 def loop_checks(name: str, motion: str, traces: Traces, steps: list[StepFigures], cause: str) -> list[Check]:
-    """What enters the loop, the worst step of each kind, what leaves it, and the frames.
+    """Compare the loop's inputs, the worst step of each kind, the final latents, and the frames.
 
-    name: put before what was compared, "" for videos.
+    name: prefix of the checks' names, "" for videos.
     """
     exact, ours, own = traces
 

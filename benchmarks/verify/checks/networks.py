@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each network of a bundle, as its backend runs it, on equal inputs: against its PyTorch module where the
+"""Checks of each network of a bundle on its backend, on equal inputs: against its PyTorch module where the
 checkpoint is given, else against its own graph in fp32 on ONNX Runtime.
 
-REFERENCE on the CPU is compared together with any other backend or device, to tell a fault of the graph from
-one of the engine.
+REFERENCE on the CPU is compared together with any other backend or device, to distinguish a fault of the
+graph from one of the engine.
 """
 
 import logging
@@ -45,12 +45,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def reference_place(num_threads: int | None) -> Place:
-    """The CPU and the backend that is compared together with every other one."""
+    """Return the CPU with the backend that is compared together with every other one."""
     return Place(None, REFERENCE.name, num_threads)
 
 
 def why_not_judged(bundle: Bundle, network: str, place: Place, options: VerifyOptions) -> str | None:
-    """What is missing to tell whether a network is right; None if nothing is."""
+    """Return what is missing to verify a network; None if nothing is."""
     origin = component_of(network).origin
     option = origin.option
     if options.checkpoints.given(origin):
@@ -58,7 +58,7 @@ def why_not_judged(bundle: Bundle, network: str, place: Place, options: VerifyOp
     if is_reference(place) or not REFERENCE.runs(bundle):
         return f"give {option}"
     if place.ordinal is not None and bundle.network(network).precision == "fp32":
-        return f"it computes in TF32, which PyTorch is the measure of: give {option}"
+        return f"it computes in TF32, whose yardstick is PyTorch: give {option}"
     return None
 
 
@@ -67,7 +67,7 @@ def is_reference(place: Place) -> bool:
 
 
 class NetworkProof:
-    """The checks of one network at `place`, the UNet with every motion that is asked about."""
+    """Checks of one network at `place`, of the UNet with every motion in question."""
 
     def __init__(self, bundle: Bundle, network: str, place: Place, options: VerifyOptions) -> None:
         self._bundle, self._network, self._place, self._options = bundle, network, place, options
@@ -78,13 +78,13 @@ class NetworkProof:
 
     @property
     def motions(self) -> list[str]:
-        """ "" stands for a network without motions."""
+        """Motions to verify with; "" stands for a network without motions."""
         if self._from_pytorch:
             return self._options.checkpoints.motions_of(self._component.origin)
         return list(self._bundle.manifest.motions) if self._network == LAMP.unet else [""]
 
     def checks(self, before: list[Check]) -> Iterator[Check]:
-        """before: what was found out so far, to name causes."""
+        """Yield the checks. before: earlier checks, to name causes."""
         places = [self._place]
         if self._from_pytorch and not is_reference(self._place) and REFERENCE.runs(self._bundle):
             places.insert(0, self._reference_place)
@@ -121,7 +121,7 @@ class NetworkProof:
         return seeded_inputs(tensors, bundle.manifest.sizes, options.seed, ids)
 
     def _expected(self, motion: str, inputs: Arrays) -> tuple[Arrays, Arrays | None]:
-        """Outputs in fp32, and the yardstick's where there is one."""
+        """Return the outputs in fp32, and the yardstick's where there is one."""
         bundle, network = self._bundle, self._network
         roughly = yardstick(bundle.network(network).precision, self._place.ordinal is not None)
         if self._from_pytorch:
@@ -176,8 +176,8 @@ class NetworkProof:
     def _suspect(self, place: Place) -> str:
         graph, title = self._bundle.network(self._network).graph, REFERENCE.title
         if is_reference(place):
-            return f"{graph} or {title} computes something else: build it again, try another version"
-        return f"{title} computes {graph} rightly, {place} something else: build its engine again"
+            return f"{graph} or {title} computes other values: build it again, try another version"
+        return f"{title} computes {graph} correctly, {place} does not: build its engine again"
 
     def _title(self, place: Place, tensor: str = "") -> str:
         words = [self._network, tensor]
@@ -187,7 +187,7 @@ class NetworkProof:
         return " ".join(filter(None, words))
 
     def _shows_again(self, engine: ComposedEngine, motion: str, inputs: Arrays, outputs: Arrays) -> Check:
-        """The first motion after all others: bit for bit what it was."""
+        """Check that the first motion, shown after all others, gives the same bits again."""
         title = f"{self._title(self._place)} shown again"
         try:
             engine.set_motion(motion)
@@ -197,5 +197,5 @@ class NetworkProof:
         differing = sum(int(np.count_nonzero(again[name] != values)) for name, values in outputs.items())
         problem = ""
         if differing:
-            problem = "the motions shown in between left traces: do not switch motions on this backend"
+            problem = "it changed after the other motions were shown: do not switch motions on this backend"
         return Check("networks", title, motion, {"differing values": differing}, problem=problem)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The video of each motion against PyTorch's: what enters the loop, every step, and the frames."""
+"""Checks of each motion's video against PyTorch's: the loop's inputs, every step, and the frames."""
 
 import logging
 
@@ -21,7 +21,7 @@ log = logging.getLogger("lamp_trt")
 
 
 def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> None:
-    """Every motion's video, through one pipeline that is switched before each."""
+    """Compare every motion's video, through one pipeline that is switched before each."""
     motions = list(options.checkpoints.motions)
     own = yardstick(bundle.network(LAMP.unet).precision, options.on_gpu)
     with load_pipeline(
@@ -50,7 +50,8 @@ def _verify_motions(
 def video_traces(
     pipeline: LampPipeline, motion: str, options: VerifyOptions, yardstick: Arithmetic | None
 ) -> Traces:
-    """One video, made by PyTorch exactly, by the bundle, and by PyTorch as roughly as the bundle."""
+    """Make one video three times: by PyTorch in fp32, by the bundle, and by PyTorch at the bundle's
+    precision."""
     picture = synthetic_picture(*pipeline.size) if options.first_frame is None else options.first_frame
     job = video_job(
         pipeline,

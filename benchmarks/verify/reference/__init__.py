@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PyTorch and ONNX sides that a bundle is compared with."""
+"""PyTorch and ONNX references that a bundle is compared with."""

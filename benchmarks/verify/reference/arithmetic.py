@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How PyTorch computes what a bundle is compared with: exactly, or as roughly as the bundle does."""
+"""Arithmetic of the PyTorch reference: exact, or at the bundle's precision."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,7 +14,7 @@ from lamp_trt.engine.dtypes import Precision
 from lamp_trt.export.convert import DTYPES
 
 _TF32_DROPPED_BITS = 13
-"""Of float32's 23 bits of mantissa TF32 keeps 10."""
+"""Mantissa bits that TF32 drops: float32 has 23, TF32 10."""
 
 _OPERANDS: Mapping[Callable[..., Any], int] = {
     F.linear: 2,
@@ -28,40 +28,40 @@ _OPERANDS: Mapping[Callable[..., Any], int] = {
     torch.Tensor.bmm: 2,
     F.scaled_dot_product_attention: 3,
 }
-"""Products, and how many of their arguments are multiplied with each other."""
+"""Products, and the number of arguments that are multiplied with each other."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
     """dtype of weights and activations; tf32: products of float32 round their operands to TF32, as GPUs do
-    unless they are told otherwise."""
+    by default."""
 
     dtype: torch.dtype = torch.float32
     tf32: bool = False
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, products are so rounded, or on a GPU not rounded as PyTorch's convolutions are by default.
-        What the dtype is, is the caller's doing."""
+        """Round the operands of products inside the block if `tf32`, and never let PyTorch's convolutions
+        on a GPU do so by themselves. The caller sets the dtype."""
         rounded = _RoundedOperands() if self.tf32 else nullcontext()
         with rounded, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
 
 
 EXACT = Arithmetic()
-"""The reference: fp32 on the CPU."""
+"""Arithmetic of the reference: fp32."""
 
 
 def yardstick(precision: Precision, on_gpu: bool) -> Arithmetic | None:
-    """PyTorch computing as roughly as a bundle of `precision` does; None where a bundle is as exact as EXACT
-    and only the order of its sums differs."""
+    """Return PyTorch's arithmetic at a bundle's precision; None if the bundle is as exact as EXACT and
+    only the order of its sums differs."""
     if precision == "fp32" and not on_gpu:
         return None
     return Arithmetic(DTYPES[precision], tf32=on_gpu)
 
 
 def to_tf32(x: torch.Tensor) -> torch.Tensor:
-    """float32 rounded to TF32's 10 bits of mantissa, halves away from zero."""
+    """Round float32 to TF32's 10 bits of mantissa, halves away from zero."""
     half = 1 << (_TF32_DROPPED_BITS - 1)
     bits = x.contiguous().view(torch.int32)
     return ((bits + half) & -(1 << _TF32_DROPPED_BITS)).view(torch.float32)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PyTorch side of every network: the libraries' own modules, and LAMP's in the official formulation.
+"""PyTorch modules of every network: the libraries' own, and LAMP's in the official formulation.
 
 Stable Diffusion's parts are loaded by transformers and diffusers themselves, not by the code that builds
-bundles, so that a mistake of that code shows. A network joins `verify` with an entry of REFERENCE_NETWORKS.
+bundles, so that a mistake of that code shows. A new network needs an entry in REFERENCE_NETWORKS.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,24 +30,25 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's scheduler_config.json as published."""
+    """Read a checkpoint's scheduler_config.json as published."""
     return scheduler_settings(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
 def force_zeros_for_empty_prompt(folder: Path) -> bool:
-    """Whether SDXL takes zeros for a prompt that is not given; where a checkpoint does not say, it does."""
+    """Return whether SDXL takes zeros for a prompt that is not given; True if the checkpoint does not say."""
     index = read_json(folder / "model_index.json")
     return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 def scaling_factor(folder: Path) -> float:
-    """What a checkpoint's VAE latents are multiplied by; the files of Stable Diffusion v1.4 do not say."""
+    """Return the scaling factor of a checkpoint's VAE latents; DEFAULT_SCALING_FACTOR if missing, as in
+    Stable Diffusion v1.4."""
     config = find_component(folder, "vae", parent_only=True).config
     return float(config.get("scaling_factor") or DEFAULT_SCALING_FACTOR)
 
 
 def prompt_ids(tokenizer_folder: Path, prompts: list[str]) -> NDArray[np.int64]:
-    """Token ids (n, 77) of transformers' CLIPTokenizer, cut and padded as in diffusers' pipelines."""
+    """Return token ids (n, 77) of transformers' CLIPTokenizer, cut and padded as in diffusers' pipelines."""
     from transformers import CLIPTokenizer
 
     tokenize = published(CLIPTokenizer, tokenizer_folder)
@@ -63,9 +64,10 @@ def prompt_ids(tokenizer_folder: Path, prompts: list[str]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class ReferenceNetwork:
-    """How to make and call the module that a network of the bundle must equal.
+    """Loader and call of the module that a network of the bundle must equal.
 
-    load  makes it from the folder of the checkpoint that the network's component comes from
+    load  makes it from the folder of the component's checkpoint, in a dtype
+    run   calls it; inputs by name, outputs in the network's order
     """
 
     load: Callable[[Path, torch.dtype], nn.Module]
@@ -73,40 +75,41 @@ class ReferenceNetwork:
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """transformers' CLIPTextModel of a Stable Diffusion or SDXL folder."""
+    """Load transformers' CLIPTextModel of a Stable Diffusion or SDXL folder."""
     from transformers import CLIPTextModel
 
     return _pretrained(CLIPTextModel, folder, "text_encoder", dtype=dtype)
 
 
 def load_text_encoder_2(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """transformers' CLIPTextModelWithProjection of an SDXL folder."""
+    """Load transformers' CLIPTextModelWithProjection of an SDXL folder."""
     from transformers import CLIPTextModelWithProjection
 
     return _pretrained(CLIPTextModelWithProjection, folder, "text_encoder_2", dtype=dtype)
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """diffusers' AutoencoderKL of a Stable Diffusion folder."""
+    """Load diffusers' AutoencoderKL of a Stable Diffusion folder."""
     from diffusers import AutoencoderKL
 
     return _pretrained(AutoencoderKL, folder, "vae", torch_dtype=dtype)
 
 
 def load_sdxl_vae(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The same of an SDXL folder: in fp32, as bundles and diffusers run it whatever the precision is."""
+    """Load diffusers' AutoencoderKL of an SDXL folder, in fp32 as bundles and diffusers run it at any
+    precision."""
     return load_vae(folder, torch.float32)
 
 
 def load_sdxl_unet(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """diffusers' UNet2DConditionModel of an SDXL folder."""
+    """Load diffusers' UNet2DConditionModel of an SDXL folder."""
     from diffusers import UNet2DConditionModel
 
     return _pretrained(UNet2DConditionModel, folder, "unet", torch_dtype=dtype)
 
 
 def _pretrained(cls: Any, folder: Path, component: str, **dtype: torch.dtype) -> nn.Module:
-    """`cls` as its library loads it from folder/component, offline."""
+    """Load `cls` by its library from folder/component, offline."""
     quiet_libraries()
     files = find_component(folder, component, parent_only=True)
     variant = "fp16" if ".fp16." in files.weight_files[0].name else None
@@ -115,19 +118,19 @@ def _pretrained(cls: Any, folder: Path, component: str, **dtype: torch.dtype) ->
 
 
 def published(cls: Any, folder: Path, **options: Any) -> Any:
-    """`cls.from_pretrained(folder)`, offline. Raises CheckpointError for a folder that a build reads and the
-    library does not (a byte order mark, safetensors named .bin)."""
+    """Return `cls.from_pretrained(folder)`, offline. CheckpointError for a folder that a build reads and
+    the library does not (a byte order mark, safetensors named .bin)."""
     try:
         return cls.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # transformers and diffusers raise as many kinds as there are mistakes
+    except Exception as error:  # transformers and diffusers raise errors of many kinds
         raise CheckpointError(
-            f"{folder} is not read by {cls.__name__}.from_pretrained of {cls.__module__.partition('.')[0]}, "
-            f"which the bundle is compared with: {error!s:.300}"
+            f"{folder} cannot be read by {cls.__name__}.from_pretrained of "
+            f"{cls.__module__.partition('.')[0]}, which the bundle is compared with: {error!s:.300}"
         ) from error
 
 
 def quiet_libraries() -> None:
-    """No progress bars and no advice from transformers: what we compare is our own report's matter."""
+    """Turn off progress bars and advice of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -135,7 +138,7 @@ def quiet_libraries() -> None:
 
 
 def module_inputs(module: nn.Module, arrays: Arrays) -> dict[str, Tensor]:
-    """`arrays` on the module's device, all floats but _ALWAYS_FLOAT32 in the module's own dtype."""
+    """Return `arrays` on the module's device, floats in the module's own dtype except _ALWAYS_FLOAT32."""
     own = next(module.parameters())
     tensors = {name: torch.from_numpy(array).to(own.device) for name, array in arrays.items()}
     return {
@@ -191,8 +194,7 @@ REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
 def reference_outputs(
     network: str, folder: Path, arithmetic: Arithmetic, inputs: Arrays, device: str = "cpu"
 ) -> dict[str, NDArray[np.float32]]:
-    """The module's outputs by name, float32, computed on `device` from its weights and `inputs` by
-    `arithmetic`."""
+    """Return the module's outputs by name, float32, computed from `inputs` on `device` by `arithmetic`."""
     entry = REFERENCE_NETWORKS[network]
     module = entry.load(folder, arithmetic.dtype).to(device)
     with torch.inference_mode(), arithmetic.active():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle's graphs say, computed in fp32: the reference where no checkpoint is at hand."""
+"""A bundle's graphs computed in fp32: the reference where no checkpoint is given."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ from lamp_trt.engine.networks import IOTensor
 
 
 class Fp32OnnxEngine(BaseEngine):
-    """A network of an fp32 or fp16 bundle on ONNX Runtime's CPU provider, every value of it in fp32.
+    """A network of an fp32 or fp16 bundle on ONNX Runtime's CPU provider, all values in fp32.
 
-    Takes what the bundle's network takes and returns float32. Weights of fp16 are held in fp32, so that it
-    needs twice their size.
+    Takes the inputs of the bundle's network and returns float32. fp16 weights are held in fp32, at twice
+    their size.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class Fp32OnnxEngine(BaseEngine):
 
 
 def _widen(model: Any, bundle: Bundle) -> dict[str, Array]:
-    """Make FLOAT of every FLOAT16 in `model`. Weights in files become inputs: their values, widened."""
+    """Turn every FLOAT16 in `model` into FLOAT. Weights in files become inputs; returns their widened
+    values."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph, half, single = model.graph, TensorProto.FLOAT16, TensorProto.FLOAT

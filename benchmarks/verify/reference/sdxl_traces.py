@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first frame from text on either side: diffusers' SDXL pipeline with DDIM, and the runtime."""
+"""Traces of the first frame from text: by diffusers' SDXL pipeline with DDIM, and by the runtime."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,14 +33,14 @@ DDIM_SETTINGS: Mapping[str, Any] = {
     "clip_sample": False,
     "set_alpha_to_one": False,
 }
-"""What makes an Euler configuration, as SDXL is published with, the DDIM that LAMP uses."""
+"""Settings that turn SDXL's published Euler configuration into the DDIM that LAMP uses."""
 
 GUIDANCE_SCALE = 5.0
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """What both sides are given. height, width in pixels; noise (1, 4, height // 8, width // 8)."""
+    """Inputs of both sides. height, width in pixels; noise (1, 4, height // 8, width // 8)."""
 
     prompt: str
     negative_prompt: str | None
@@ -51,7 +51,7 @@ class ImageJob:
 
 
 def sdxl_runtime_trace(maker: FirstFrameMaker, job: ImageJob, forced_from: tuple[Latents, ...]) -> LoopTrace:
-    """The image that a user of the bundle gets, and each step from the other side's latents."""
+    """Trace the image that the bundle makes, and each step from the other side's latents."""
     request = FirstFrameRequest(
         job.prompt,
         job.negative_prompt,
@@ -88,7 +88,8 @@ def sdxl_runtime_trace(maker: FirstFrameMaker, job: ImageJob, forced_from: tuple
 def sdxl_reference_trace(
     folder: Path, job: ImageJob, arithmetic: Arithmetic, forced_from: tuple[Latents, ...] = ()
 ) -> LoopTrace:
-    """The same image by diffusers, by `arithmetic` but for the VAE, which both sides run in fp32."""
+    """Trace the image that diffusers makes, by `arithmetic` except for the VAE, which both sides run in
+    fp32."""
     with arithmetic.active():
         return _reference_trace(folder, job, arithmetic.dtype, forced_from)
 
@@ -136,7 +137,7 @@ def _reference_trace(
 
 
 def _decoded(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Latents (1, 4, h, w), divided by the scaling factor, to uint8 RGB (1, H, W, 3), rounded."""
+    """Decode latents (1, 4, h, w), divided by the scaling factor, to uint8 RGB (1, H, W, 3), rounded."""
     with torch.no_grad():
         image = vae.decode(latents).sample
     unit = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
@@ -145,7 +146,7 @@ def _decoded(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
 
 
 def _diffusers_pipeline(folder: Path, dtype: torch.dtype) -> Any:
-    """StableDiffusionXLPipeline over a checkpoint, with DDIM for the scheduler that it names."""
+    """Load StableDiffusionXLPipeline from a checkpoint, with DDIM as its scheduler."""
     quiet_libraries()
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One video on either side, step by step: Algorithm 1 in PyTorch, and the runtime on a bundle.
+"""Traces of one video, step by step: by Algorithm 1 in PyTorch, and by the runtime on a bundle.
 
-Both get the same prompt, picture and random numbers, and nothing of each other's but what `forced` says.
+Both get the same prompt, picture and random numbers. Only `forced` uses the other side's values.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ Latents = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class VideoJob:
-    """What both sides are given. image: uint8 RGB (height, width, 3) at the video's size."""
+    """Inputs of both sides. image: uint8 RGB (height, width, 3) at the video's size."""
 
     prompt: str
     negative_prompt: str | None
@@ -50,10 +50,10 @@ class VideoJob:
 
 @dataclass(frozen=True)
 class LoopTrace:
-    """What one side computed, in order.
+    """Values that one side computed, in order.
 
-    entering   what the loop starts from, by name
-    steps      latents after each step and its AdaIN; final: what is decoded
+    entering   inputs of the loop, by name
+    steps      latents after each step and its AdaIN; final: the latents that are decoded
     forced     each step's result when it starts from the other side's latents; None: not computed
     frames     uint8 RGB (f, h, w, 3)
     """
@@ -75,10 +75,10 @@ def video_job(
     seed: int,
     num_inference_steps: int,
 ) -> VideoJob:
-    """A job with random numbers of `seed`, and with both regimes of AdaIN whatever the number of steps.
+    """Make a job with random numbers of `seed`, and with both regimes of AdaIN at any number of steps.
 
-    The official code ends the first regime after 31 steps, an absolute number: shorter loops would never see
-    the second one, so that in them it begins half way.
+    The official code ends the first regime after 31 steps, an absolute number. Shorter loops would never
+    reach the second one, so that in them it begins half way.
     """
     sizes = pipeline.bundle.manifest.sizes
     latent = sizes["latent_height"], sizes["latent_width"]
@@ -99,7 +99,7 @@ def video_job(
 def runtime_trace(
     pipeline: LampPipeline, motion: str, job: VideoJob, forced_from: tuple[Latents, ...] = ()
 ) -> LoopTrace:
-    """The video that a user of the bundle gets, through the public pipeline.
+    """Trace the video that the bundle makes through the public pipeline.
 
     forced_from: the other side's latents after each step, from which step i + 1 then starts in a second run.
     """
@@ -150,7 +150,7 @@ def reference_trace(
     arithmetic: Arithmetic,
     forced_from: tuple[Latents, ...] = (),
 ) -> LoopTrace:
-    """The same video in PyTorch, everything by `arithmetic`, by export/lamp/reference.py. One module at a
+    """Trace the same video in PyTorch, by `arithmetic`, with export/lamp/reference.py. One module at a
     time is loaded."""
     with arithmetic.active():
         return _reference_trace(checkpoints, motion, job, arithmetic.dtype, forced_from)
@@ -212,7 +212,8 @@ def _forced_steps(
     job: VideoJob,
     scheduler: Mapping[str, Any],
 ) -> tuple[Latents, ...]:
-    """`first`, the result of step 0, then each step's result from what the other side had before it."""
+    """Return `first`, the result of step 0, then each step's result from the other side's latents before
+    it."""
     early_steps = job.adain_switch_step
     if early_steps is None:
         early_steps = reference.EARLY_STEPS["official"]
@@ -230,10 +231,10 @@ def _forced_steps(
 
 
 def _pixels(image: NDArray[np.uint8]) -> Tensor:
-    """uint8 RGB (h, w, 3) to (1, 3, h, w) in [-1, 1], float32."""
+    """Convert uint8 RGB (h, w, 3) to (1, 3, h, w) in [-1, 1], float32."""
     return (torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0).float() / 127.5) - 1
 
 
 def _matched(frames: Tensor) -> Tensor:
-    """The runtime's histogram matching, which is bit for bit the official one."""
+    """Match histograms by the runtime's code, which equals the official one bit for bit."""
     return torch.from_numpy(match_histograms(frames.numpy()))

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from lamp_trt.benchmarks.bench import run
-from lamp_trt.benchmarks.bench.entries import peers
-from lamp_trt.benchmarks.bench.entries.networks import seconds_on
+from lamp_trt.benchmarks.bench.entries import ceilings, memory, networks, peers
+from lamp_trt.benchmarks.bench.entries.memory import network_memory
+from lamp_trt.benchmarks.bench.entries.networks import network_entries, seconds_on
 from lamp_trt.benchmarks.bench.entries.peers import Peers
 from lamp_trt.benchmarks.bench.harness import Entry
 from lamp_trt.benchmarks.bench.options import BenchOptions
@@ -26,9 +27,11 @@ from lamp_trt.benchmarks.verify.options import Checkpoints
 from lamp_trt.cli import main
 from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import VIDEO_NETWORKS
+from lamp_trt.runtime.cuda import device as cuda_device
 from lamp_trt.runtime.cuda.engines import EngineSet
-from tests.doubles.host_device import HostDevice, host_engines
+from tests.doubles.host_device import HostDevice, HostDeviceEngine, host_engines
 from tests.tolerances import COMPILED_REL_L2
 
 
@@ -168,6 +171,83 @@ def test_a_network_on_a_device_is_timed_by_its_stream(toy_bundle: Path) -> None:
     expected = load("vae_encoder").run(inputs)
     for name, values in expected.items():
         np.testing.assert_array_equal(device.download(bound.arrays[name]), values)
+
+
+class Devices:
+    """CudaDevice's double: every device that was opened, and the engines on it."""
+
+    def __init__(self, broken: bool) -> None:
+        self.broken = broken
+        self.opened: list[HostDevice] = []
+        self.engines: list[HostDeviceEngine] = []
+
+    def open(self, ordinal: int) -> HostDevice:
+        device = HostDevice()
+        device.ordinal = ordinal
+        self.opened.append(device)
+        return device
+
+    def engine(self, backend: str, bundle: Bundle, network: str, **_: Any) -> HostDeviceEngine:
+        if self.broken:
+            raise EngineError("no engine")
+        host = OnnxRuntimeEngine(bundle, network, num_threads=1)
+        self.engines.append(HostDeviceEngine(host, self.opened[-1]))
+        return self.engines[-1]
+
+
+def time_network(subject: Subject) -> None:
+    entry = next(e for e in network_entries(subject, lambda _: None) if e.name == "text_encoder")
+    with entry.setup() as run_once:
+        run_once()
+
+
+def measure_scratch(subject: Subject) -> None:
+    measured, problem = network_memory(subject, "text_encoder")
+    if problem:
+        raise EngineError(problem)
+    assert measured["scratch"] == 4096
+
+
+def time_copy(subject: Subject) -> None:
+    entry = next(e for e in ceilings.ceiling_entries(subject.ordinal) if e.name == ceilings.COPY)
+    with entry.setup() as measure:
+        assert measure() >= 0
+
+
+@pytest.mark.parametrize(
+    ("work", "broken"),
+    [
+        (time_network, False),
+        (time_network, True),
+        (measure_scratch, False),
+        (measure_scratch, True),
+        (time_copy, False),
+    ],
+)
+def test_devices_and_engines_are_closed(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[Subject], None], broken: bool
+) -> None:
+    devices = Devices(broken)
+    for module in (networks, cuda_device):
+        monkeypatch.setattr(module, "CudaDevice", devices.open)
+    for module in (networks, memory):
+        monkeypatch.setattr(module, "device_engine", devices.engine)
+    monkeypatch.setattr(ceilings, "GPU_COPY_BYTES", 1024)
+    subject = Subject(Bundle.open(toy_bundle), BenchOptions(device="cuda", backend="tensorrt"))
+    if broken:
+        with pytest.raises(EngineError, match="no engine"):
+            work(subject)
+    else:
+        work(subject)
+    assert [device.closed for device in devices.opened] == [True]
+    assert all(engine.closed for engine in devices.engines)
+
+
+def test_an_engine_on_the_cpu_is_closed(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda self: closed.append(True))
+    time_network(Subject(Bundle.open(toy_bundle), BenchOptions(backend="onnxruntime", num_threads=1)))
+    assert closed == [True]
 
 
 def options(toy: Path, **changes: Any) -> BenchOptions:

@@ -134,7 +134,7 @@ def test_a_fault_of_an_engine_is_told_from_one_of_the_graph(gpu: Gpu, toy: Path,
     report = verified(toy_bundle, toy, "rain")
     ((title, problem),) = failures(report).items()
     assert title == f"lamp_unet noise_pred ({WHERE}), rain"
-    assert "ONNX Runtime computes lamp_unet.onnx rightly, tensorrt on cuda:0 something else" in problem
+    assert "ONNX Runtime computes lamp_unet.onnx correctly, tensorrt on cuda:0 does not" in problem
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_traces_of_other_motions_are_noticed(gpu: Gpu, toy: Path, toy_bundle: Pa
     report = verified(toy_bundle, toy, *MOTIONS)
     ((title, problem),) = failures(report).items()
     assert title == f"lamp_unet ({WHERE}) shown again, horse_run"
-    assert problem.startswith("the motions shown in between left traces")
+    assert problem.startswith("it changed after the other motions were shown")
 
 
 @pytest.mark.slow
