@@ -123,8 +123,8 @@ def _write_sdxl(folder: Path, text_encoder: nn.Module, sd_vae: Any, variant: str
 
 
 def _write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a .bin as diffusers does: entries of its archive begin with the file's name. torch.save to a buffer
-    names them otherwise. OSError, or OutputError, where the file cannot be written."""
+    """Write a .bin as diffusers does. torch.save names the archive after a file, but not after a buffer's.
+    OSError, or OutputError, where the file cannot be written."""
     try:
         torch.save(OrderedDict(tensors), path)
     except RuntimeError as error:  # does not hold the system's reason, which writing the bytes again gives
