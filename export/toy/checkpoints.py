@@ -123,7 +123,7 @@ def _write_sdxl(folder: Path, text_encoder: nn.Module, sd_vae: Any, variant: str
 
 
 def _write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a .bin as diffusers does. torch.save names the archive after a file, but not after a buffer's.
+    """Write a .bin as diffusers does: its archive is named after the file, which a buffer cannot give.
     OSError, or OutputError, where the file cannot be written."""
     try:
         torch.save(OrderedDict(tensors), path)

@@ -21,9 +21,12 @@ def git(*arguments: str) -> bytes:
 
 
 def commit_of(revision: str) -> str:
-    return (
-        git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}").decode().strip()
-    )
+    """The digest of a revision's commit. SystemExit if there is none."""
+    try:
+        name = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    except SystemExit:
+        raise SystemExit(f"there is no revision {revision!r}") from None
+    return name.decode().strip()
 
 
 def extract(revision: str, folder: Path) -> Path:
