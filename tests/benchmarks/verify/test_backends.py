@@ -134,7 +134,7 @@ def test_a_fault_of_an_engine_is_told_from_one_of_the_graph(gpu: Gpu, toy: Path,
     report = verified(toy_bundle, toy, "rain")
     ((title, problem),) = failures(report).items()
     assert title == f"lamp_unet noise_pred ({WHERE}), rain"
-    assert "ONNX Runtime computes lamp_unet.onnx rightly, tensorrt on cuda:0 something else" in problem
+    assert "ONNX Runtime computes lamp_unet.onnx rightly, tensorrt on cuda:0 something else: build" in problem
 
 
 @pytest.mark.slow
