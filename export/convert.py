@@ -20,12 +20,6 @@ from lamp_trt.export.checkpoints.tensors import iter_tensors, tensor_infos
 DTYPES: dict[Precision, torch.dtype] = {
     precision: getattr(torch, dtype.name) for precision, dtype in PRECISIONS.items()
 }
-_WIDER: dict[Precision, str] = {
-    "bf16": ", or needs --precision fp32",
-    "fp16": ", or needs --precision bf16 or fp32",
-    "fp32": "",
-}
-"""What else than a damaged checkpoint explains values that are not finite."""
 
 
 def write_component(
@@ -64,9 +58,16 @@ def converted(files: ComponentFiles, precision: Precision) -> Iterator[tuple[str
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"tensor {name} of {files.folder} has values that are not finite in {precision}: "
-                f"the checkpoint is damaged{_WIDER[precision]}."
+                f"the checkpoint is damaged{_or_needs_a_wider(precision)}."
             )
         yield name, tensor
+
+
+def _or_needs_a_wider(precision: Precision) -> str:
+    """The end of a message about values that are not finite: the precisions of a larger range."""
+    largest = {name: torch.finfo(dtype).max for name, dtype in DTYPES.items()}
+    wider = sorted((name for name in largest if largest[name] > largest[precision]), key=largest.__getitem__)
+    return f", or needs --precision {' or '.join(wider)}" if wider else ""
 
 
 def shares_base(files: ComponentFiles, base: WeightFile, precision: Precision) -> bool:
@@ -79,7 +80,9 @@ def rounding_between(files: ComponentFiles, base: WeightFile, precision: Precisi
     """The lower precision at which every tensor that LAMP does not train equals the one in `base`, None if
     there is none: then the two differ by more than the rounding of how one was saved."""
     raw = base.raw()
-    lower: list[Precision] = [name for name in ("fp16", "bf16") if name != precision]
+    finest_first = sorted(DTYPES, key=lambda name: torch.finfo(DTYPES[name]).eps)
+    size = DTYPES[precision].itemsize
+    lower = [name for name in finest_first if name != precision and DTYPES[name].itemsize <= size]
     for name, tensor in converted(files, precision):
         if not is_motion_tensor(name) and lower:
             own = torch.from_numpy(np.array(raw[name])).view(DTYPES[precision]).reshape(tensor.shape)

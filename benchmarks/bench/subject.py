@@ -3,11 +3,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.verify.network_inputs import Arrays, bundle_ids, seeded_inputs
-from lamp_trt.engine.backends.backend import parse_device
+from lamp_trt.engine.backends.backend import Backend, parse_device
 from lamp_trt.engine.backends.registry import backends, backends_on, choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS
@@ -53,20 +54,30 @@ class Subject:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The requested backend, or all that run the bundle's precision except `backends_without_engines`."""
+        """The requested backend, or all that run the bundle's precision: those that compile engines if there are
+        some for the bundle, the others if they are ready."""
         if self.options.backend != "auto":
             return (self.options.backend,)
-        able = (backend.name for backend in backends_on(self.ordinal) if backend.runs(self.bundle))
-        return tuple(name for name in able if name not in self.backends_without_engines)
+        able = [backend for backend in backends_on(self.ordinal) if backend.runs(self.bundle)]
+        return tuple(backend.name for backend in able if self._can_be_measured(backend))
+
+    def _can_be_measured(self, backend: Backend) -> bool:
+        if backend.build:
+            return backend.name not in self.backends_without_engines
+        runner = backend.on(self.ordinal)
+        return runner is not None and runner.ready(self.bundle, self._engine_folder)
+
+    @property
+    def _engine_folder(self) -> Path:
+        return self.options.engine_dir or self.bundle.engine_folder
 
     @cached_property
     def backends_without_engines(self) -> tuple[str, ...]:
         """Backends that need compiled engines and have none for this bundle."""
-        folder = self.options.engine_dir or self.bundle.engine_folder
         return tuple(
             backend.name
             for backend in backends()
-            if backend.build and not any(folder.glob(f"*.{backend.build.suffix}"))
+            if backend.build and not any(self._engine_folder.glob(f"*.{backend.build.suffix}"))
         )
 
     @property

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.errors import InputError, OutputError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.export.checkpoints.files import weight_stems
 from lamp_trt.export.lamp.unet import two_dimensional_name
@@ -85,9 +85,7 @@ def _write_all(
         unet = folder / "motions" / name / "unet"
         _write_json(unet.parent / "model_index.json", toy_published.LAMP_MODEL_INDEX)
         _write_json(unet / "config.json", toy_published.LAMP_UNET_CONFIG)
-        pickled = io.BytesIO()  # torch.save to a file does not say that the disk is full
-        torch.save(OrderedDict(tensors), pickled)
-        (unet / "diffusion_pytorch_model.bin").write_bytes(pickled.getvalue())
+        _write_pickle(unet / "diffusion_pytorch_model.bin", tensors)
     if sdxl:
         _write_sdxl(folder / "sdxl", text_encoder, vae, variant)
 
@@ -122,6 +120,18 @@ def _write_sdxl(folder: Path, text_encoder: nn.Module, sd_vae: Any, variant: str
         ("unet", toy_published.SDXL_UNET_CONFIG, unet.state_dict()),
     ):
         _write_component(folder / name, config, tensors, variant)
+
+
+def _write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a .bin as diffusers does: its archive is named after the file, which a buffer cannot give.
+    OSError, or OutputError, where the file cannot be written."""
+    try:
+        torch.save(OrderedDict(tensors), path)
+    except RuntimeError as error:  # does not hold the system's reason, which writing the bytes again gives
+        pickled = io.BytesIO()
+        torch.save(OrderedDict(tensors), pickled)
+        path.write_bytes(pickled.getvalue())
+        raise OutputError(f"{str(path)!r} cannot be written: {str(error).splitlines()[0]}.") from error
 
 
 def _write_component(

@@ -54,7 +54,4 @@ def test_no_other_module_has_a_table_of_dtypes() -> None:
                         strings = {e.value for e in side if isinstance(e, ast.Constant)}
                         if any(len(strings & scheme) > 1 for scheme in names):
                             tables.add(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert {table.partition(":")[0] for table in tables} == {
-        "engine/dtypes.py",
-        "export/convert.py",  # the remedies of a message
-    }
+    assert {table.partition(":")[0] for table in tables} == {"engine/dtypes.py"}

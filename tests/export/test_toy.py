@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("half") / "toy"
     write_toy(folder, seed=1, variant="fp16", training=0, sdxl=False)
     return folder
+
+
+def test_motions_are_pickled_as_diffusers_does(toy: Path) -> None:
+    """Their archives name the file, so that their bytes do not depend on how they were written."""
+    path = toy / "motions" / "rain" / "unet" / "diffusion_pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        assert {name.partition("/")[0] for name in archive.namelist()} == {path.stem}
 
 
 def motion_tensors(folder: Path, motion: str) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from lamp_trt.benchmarks.verify.options import VerifyOptions
 from lamp_trt.benchmarks.verify.reference.arithmetic import EXACT, Arithmetic, yardstick
 from lamp_trt.benchmarks.verify.reference.networks import prompt_ids, reference_outputs
 from lamp_trt.benchmarks.verify.reference.onnx import Fp32OnnxEngine
-from lamp_trt.engine.backends.registry import REFERENCE
+from lamp_trt.engine.backends.registry import REFERENCE, find_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import LAMP, component_of
@@ -177,7 +177,8 @@ class NetworkProof:
         graph, title = self._bundle.network(self._network).graph, REFERENCE.title
         if is_reference(place):
             return f"{graph} or {title} computes other values: build it again, try another version"
-        return f"{title} computes {graph} correctly, {place} does not: build its engine again"
+        remedy = "build its engine again" if find_backend(place.backend).build else "try another version"
+        return f"{title} computes {graph} correctly, {place} does not: {remedy}"
 
     def _title(self, place: Place, tensor: str = "") -> str:
         words = [self._network, tensor]

@@ -3,7 +3,7 @@
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
@@ -27,7 +27,8 @@ from lamp_trt.cli import main
 from lamp_trt.doctor import backends as doctor_backends
 from lamp_trt.doctor import packages
 from lamp_trt.engine.backends import registry
-from lamp_trt.engine.backends.backend import Backend
+from lamp_trt.engine.backends.backend import Backend, HostOptions
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.backends.probe import Gpu
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError, InputError
@@ -130,13 +131,45 @@ def test_verify_compares_it_with_the_reference(fourth: Backend, toy_bundle: Path
     assert any("vae_decoder" in t and "(fourth on the CPU against its graph in fp32)" in t for t in titles)
 
 
+def test_verify_says_to_build_again_only_what_is_built(
+    fourth: Backend, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(OnnxRuntimeEngine):
+        def run(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value * np.float32(1.1) for name, value in super().run(arrays).items()}
+
+    def load(bundle: Bundle, network: str, options: HostOptions) -> Any:
+        return Wrong(bundle, network, motion=options.motion, num_threads=1)
+
+    unbuilt = replace(fourth, build=None, host=replace(fourth.host, load=load))
+    monkeypatch.setattr(registry, "BACKENDS", (*registry.BACKENDS[:-1], unbuilt))
+    options = VerifyOptions(Checkpoints(), num_inference_steps=0, num_threads=1, backend="fourth")
+    problems = [check.problem for check in verify_bundle(toy_bundle, options).failed]
+    assert problems
+    assert {problem.rpartition(": ")[2] for problem in problems} == {"try another version"}
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_bench_leaves_out_what_is_not_ready(
+    ready: bool, fourth: Backend, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is compiled beforehand, so that no file says whether it is installed."""
+    host = replace(fourth.host, ready=lambda bundle, folder: ready)
+    unbuilt = replace(fourth, build=None, host=host)
+    monkeypatch.setattr(registry, "BACKENDS", (*registry.BACKENDS[:-1], unbuilt))
+    measured = Subject(Bundle.open(toy_bundle), BenchOptions(engine_dir=tmp_path)).backends
+    assert ("fourth" in measured) == ready
+
+
 def test_bench_measures_it(
     fourth: Backend, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, reference = Bundle.open(toy_bundle), registry.REFERENCE.name
-    assert Subject(bundle, BenchOptions(engine_dir=tmp_path)).backends == (reference,)
+    bundle = Bundle.open(toy_bundle)
+    others = Subject(bundle, BenchOptions(engine_dir=tmp_path)).backends
+    assert registry.REFERENCE.name in others
+    assert "fourth" not in others
     (tmp_path / "vae_decoder-0.fourth").touch()
-    assert Subject(bundle, BenchOptions(engine_dir=tmp_path)).backends == ("fourth", reference)
+    assert Subject(bundle, BenchOptions(engine_dir=tmp_path)).backends == ("fourth", *others)
     subject = Subject(bundle, BenchOptions(backend="fourth", engine_dir=tmp_path))
     entries = {entry.name: entry for entry in network_entries(subject, lambda network: None)}
     assert {entry.backend for entry in entries.values()} == {"fourth"}

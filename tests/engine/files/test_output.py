@@ -4,6 +4,7 @@
 import argparse
 import errno
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lamp_trt.benchmarks.report import files as report_files
 from lamp_trt.benchmarks.verify import polygraphy_inputs
@@ -160,19 +162,39 @@ def test_inputs_for_other_tools_are_written_whole(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_toy_leaves_nothing_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("writer", ["Python", "torch"])
+def test_the_toy_leaves_nothing_where_a_file_does_not_fit(
+    writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's writer of pickles, which write_toy comes to after the folder sd, does not say why it failed."""
     from lamp_trt.export.toy import checkpoints as toy
 
-    write_bytes = Path.write_bytes
+    if writer == "torch":
+        monkeypatch.setattr(toy, "_write_sd", lambda *_: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OutputError, match=r"toy' cannot be written: File too large"):
+            toy.write_toy(tmp_path / "toy", training=0, sdxl=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
-    def full(path: Path, data: bytes) -> int:
-        write_bytes(path, data[:9])
-        if path.suffix == ".bin":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return len(data)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OutputError, match=r"toy' cannot be written: No space left"):
+def test_the_toy_gives_torch_s_reason_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lamp_trt.export.toy import checkpoints as toy
+
+    save = torch.save
+
+    def to_no_file(value: object, target: object) -> None:
+        if isinstance(target, Path):
+            raise RuntimeError("unexpected pos 64 vs 0\nframes of C++")
+        save(value, target)
+
+    monkeypatch.setattr(torch, "save", to_no_file)
+    with pytest.raises(OutputError, match=r"model\.bin' cannot be written: unexpected pos 64 vs 0\.$"):
         toy.write_toy(tmp_path / "toy", training=0, sdxl=False)
     assert list(tmp_path.iterdir()) == []
 
