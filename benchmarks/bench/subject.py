@@ -54,8 +54,8 @@ class Subject:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The requested backend. Else all that run the bundle's precision: of those that compile engines, the ones
-        with engines for this bundle; of the others, the ones that are ready."""
+        """The requested backend. Else all that run the bundle's precision and, if they compile engines,
+        have some for this bundle or else are ready."""
         if self.options.backend != "auto":
             return (self.options.backend,)
         able = [backend for backend in backends_on(self.ordinal) if backend.runs(self.bundle)]
