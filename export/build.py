@@ -163,8 +163,8 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
 
 def _dropped(recipe: Recipe) -> set[str]:
     """Networks beside the recipe's UNets that these, as they are now, do without."""
-    beside = {name for unet in HOISTED.keys() & recipe.specs for name in HOISTED[unet]}
-    return beside - recipe.specs.keys()
+    hoisted = {name for unet in HOISTED.keys() & recipe.specs for name in HOISTED[unet]}
+    return hoisted - recipe.specs.keys()
 
 
 def _manifest(

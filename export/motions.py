@@ -97,12 +97,12 @@ def _because_of_rounding(metadata: Mapping[str, str]) -> str:
 
 def refuse_whole_motions(motions: Mapping[str, MotionEntry], networks: Collection[str]) -> None:
     """Raise BundleError for a motion with shared tensors of its own beside networks that show the base's."""
-    beside = [name for name in HOISTED[LAMP.unet] if name in networks]
+    hoisted = [name for name in HOISTED[LAMP.unet] if name in networks]
     whole = [name for name, motion in motions.items() if motion.kind == "full"]
-    if beside and whole:
+    if hoisted and whole:
         raise BundleError(
             f"motion {whole[0]!r} differs from the shared weights outside the motion tensors too, but "
-            f"{' and '.join(beside)} compute with the shared ones for every motion. "
+            f"{' and '.join(hoisted)} compute with the shared ones for every motion. "
             "Build it into a bundle without --hoist text and time."
         )
 

@@ -30,7 +30,7 @@ from lamp_trt.runtime.media.tokenizer import CLIPTokenizer, load_tokenizer
 from lamp_trt.runtime.media.video import sidecar_path
 from lamp_trt.runtime.ops import ImageOps, StepCallback, TokenIds
 from lamp_trt.runtime.requests import FirstFrameRequest
-from lamp_trt.runtime.stages import NOBODY, ImageJob, encode_sdxl_prompt, make_image, with_total
+from lamp_trt.runtime.stages import NO_CONTROL, ImageJob, encode_sdxl_prompt, make_image, with_total
 
 Array = NDArray[Any]
 
@@ -136,7 +136,7 @@ class FirstFrameMaker:
         request: FirstFrameRequest,
         *,
         on_step: StepCallback | None = None,
-        control: Control = NOBODY,
+        control: Control = NO_CONTROL,
     ) -> FirstFrame:
         """Make one image. on_step: see ops.StepCallback.
 

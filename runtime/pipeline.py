@@ -36,7 +36,7 @@ from lamp_trt.runtime.media.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.ops import StepCallback, VideoOps
 from lamp_trt.runtime.requests import NOISES, FirstFrameRequest, VideoRequest
-from lamp_trt.runtime.stages import NOBODY, VideoJob, make_video, with_total
+from lamp_trt.runtime.stages import NO_CONTROL, VideoJob, make_video, with_total
 
 Array = NDArray[Any]
 Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, Array] | None]
@@ -100,7 +100,7 @@ class LampPipeline:
         return sizes["height"], sizes["width"]
 
     @contextmanager
-    def _alone(self, control: Control = NOBODY) -> Iterator[None]:
+    def _alone(self, control: Control = NO_CONTROL) -> Iterator[None]:
         """One thread after another; Cancelled while it waits. InputError where a thread would wait for
         itself, in a callback, and for a closed pipeline."""
         if self._busy_thread == threading.get_ident():

@@ -24,7 +24,7 @@ from lamp_trt.runtime.finite import (
 from lamp_trt.runtime.media.image import Image
 from lamp_trt.runtime.ops import Array, Clock, ImageOps, Loop, StepCallback, TokenIds, VideoOps
 
-NOBODY = Control()
+NO_CONTROL = Control()
 """Reports to nobody and cannot be cancelled."""
 
 
@@ -89,7 +89,7 @@ class MadeVideo:
     timings: Mapping[str, float]
 
 
-def make_video(ops: VideoOps, job: VideoJob, control: Control = NOBODY) -> MadeVideo:
+def make_video(ops: VideoOps, job: VideoJob, control: Control = NO_CONTROL) -> MadeVideo:
     """Algorithm 1, its first frame made by SDXL if the job asks for one."""
     config, made = job.config, None
     with ops.working(control) as clock:
@@ -119,7 +119,7 @@ def make_video(ops: VideoOps, job: VideoJob, control: Control = NOBODY) -> MadeV
         )
 
 
-def make_image(ops: ImageOps, job: ImageJob, control: Control = NOBODY) -> MadeImage:
+def make_image(ops: ImageOps, job: ImageJob, control: Control = NO_CONTROL) -> MadeImage:
     """SDXL's image of a prompt."""
     with ops.working(control) as clock:
         latents, decoded = _draw(ops, job, clock, control)
@@ -131,9 +131,9 @@ def make_image(ops: ImageOps, job: ImageJob, control: Control = NOBODY) -> MadeI
 
 def encode_prompt(ops: VideoOps, ids: TokenIds) -> Array:
     """Text embeddings (2, tokens, width), [negative, prompt]."""
-    with ops.working(NOBODY):
+    with ops.working(NO_CONTROL):
         text = ops.encode_text(ids)
-        ops.finish(NOBODY)
+        ops.finish(NO_CONTROL)
         return _finite(ops.fetch(text), TEXT_ENCODER)
 
 
@@ -141,26 +141,26 @@ def encode_sdxl_prompt(
     ops: ImageOps, ids: tuple[TokenIds, TokenIds], zero_negative: bool
 ) -> tuple[Array, Array]:
     """SDXL's text conditions, see ImageOps.encode_text."""
-    with ops.working(NOBODY):
+    with ops.working(NO_CONTROL):
         states, embeds = ops.encode_text(ids, zero_negative)
-        ops.finish(NOBODY)
+        ops.finish(NO_CONTROL)
         both = " or ".join(SDXL_TEXT_ENCODERS)
         return _finite(ops.fetch(states), both), _finite(ops.fetch(embeds), SDXL_TEXT_ENCODERS[1])
 
 
 def encode_first_frame(ops: VideoOps, image: Image, seed: int, posterior_noise: Array | None) -> Latents:
     """uint8 RGB (h, w, 3) to first-frame latents (1, 4, 1, h // 8, w // 8), float32 and scaled."""
-    with ops.working(NOBODY):
+    with ops.working(NO_CONTROL):
         latents = ops.encode_image(image, seed, posterior_noise)
-        ops.finish(NOBODY)
+        ops.finish(NO_CONTROL)
         return _finite(ops.fetch(latents), VAE_ENCODER)
 
 
 def decode(ops: VideoOps, latents: Latents) -> NDArray[np.uint8]:
     """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
-    with ops.working(NOBODY):
-        frames = ops.decode(ops.put(latents), NOBODY)
-        ops.finish(NOBODY)
+    with ops.working(NO_CONTROL):
+        frames = ops.decode(ops.put(latents), NO_CONTROL)
+        ops.finish(NO_CONTROL)
         return ops.fetch(frames)
 
 

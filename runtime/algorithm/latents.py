@@ -130,17 +130,6 @@ def guided(noise_pred: Array, guidance_scale: float) -> Array:
     return pred[:1] + float(guidance_scale) * (pred[1:] - pred[:1])
 
 
-def ddim_step(
-    latents: Array, noise_pred: Array, alpha_t: float, alpha_prev: float, guidance_scale: float
-) -> Array:
-    """Guidance and one DDIM step. latents (1, ...), noise_pred (2, ...) = [u, c]; float32 like latents.
-
-    For SDXL's (1, 4, h, w) as for frames of a video. Equation: ddim.step_coefficients.
-    """
-    cx, ce = step_coefficients(alpha_t, alpha_prev)
-    return cx * latents.astype(np.float32, copy=False) + ce * guided(noise_pred, guidance_scale)
-
-
 def adain_mode(
     step: int, preset: Preset = "official", adain: Adain = "schedule", adain_switch_step: int | None = None
 ) -> StepMode:

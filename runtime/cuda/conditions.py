@@ -23,9 +23,9 @@ class Conditions:
         unet: str,
         given: Mapping[str, DeviceArray],
     ) -> None:
-        beside = HOISTED[unet]
-        self._text = engines.add(beside.text, given) if beside.text in manifest.networks else None
-        self.time = engines.add(beside.time, given) if beside.time in manifest.networks else None
+        precomputed = HOISTED[unet]
+        self._text = engines.add(precomputed.text, given) if precomputed.text in manifest.networks else None
+        self.time = engines.add(precomputed.time, given) if precomputed.time in manifest.networks else None
         made: dict[str, DeviceArray] = dict(given)
         for bound in (self._text, self.time):
             if bound is not None:

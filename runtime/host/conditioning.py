@@ -19,18 +19,18 @@ Arrays = Mapping[str, Array]
 
 
 def conditions_by_step(
-    unet: Engine, beside: Sequence[Engine], conditions: Arrays, timesteps: Iterable[int | np.integer[Any]]
+    unet: Engine, precompute: Sequence[Engine], conditions: Arrays, timesteps: Iterable[int | np.integer[Any]]
 ) -> Iterator[Arrays]:
     """For each of `timesteps` the arrays of the UNet's inputs but `sample`, by name.
 
-    beside       the engines of the networks beside the UNet, none for a plain one. Those that take `timestep`
+    precompute       the engines of the networks beside the UNet, none for a plain one. Those that take `timestep`
                  run at each step, the others once
     conditions   the plain conditions of the prompt by name, such as encoder_hidden_states
     Raises EngineError if the UNet takes what nothing gives, or an engine fails.
     """
-    at_each_step = [engine for engine in beside if "timestep" in _names(engine)]
+    at_each_step = [engine for engine in precompute if "timestep" in _names(engine)]
     fixed = dict(conditions)
-    for engine in beside:
+    for engine in precompute:
         if engine not in at_each_step:
             fixed |= _run(engine, fixed)
     for timestep in timesteps:

@@ -21,7 +21,7 @@ Conditions = Mapping[str, NDArray[Any]]
 
 def run_loop(
     unet: Engine,
-    beside: Sequence[Engine],
+    precompute: Sequence[Engine],
     loop: Loop,
     latents: Latents,
     conditions: Conditions,
@@ -30,12 +30,12 @@ def run_loop(
     """From initial latents (1, c, f, h, w) or (1, c, h, w) to those that are decoded, float32.
 
     conditions  the UNet's plain ones by name, each [unconditional, conditional]
-    beside      engines of the networks beside the UNet, see conditioning.py
+    precompute      engines of the networks beside the UNet, see conditioning.py
     Latents stay float32 between steps; the UNet sees them in its own precision. Raises EngineError, naming
     the step, if they do not fit it, and Cancelled before a step.
     """
     sample_dtype = np.dtype(unet.inputs[0].dtype)
-    by_step = conditions_by_step(unet, beside, conditions, loop.timesteps)
+    by_step = conditions_by_step(unet, precompute, conditions, loop.timesteps)
     control.report(loop.stage, 0, len(loop))
     for step, row in enumerate(loop.rows):
         control.check()

@@ -77,7 +77,7 @@ class HostOps:
         for engine in self._engines.values():
             engine.close()
 
-    def _beside(self, unet: str) -> list[Engine]:
+    def _precompute(self, unet: str) -> list[Engine]:
         """The engines of the networks that make inputs of a UNet."""
         return [self._engines[name] for name in HOISTED[unet] if name in self._engines]
 
@@ -106,7 +106,7 @@ class HostImageOps(HostOps):
             "text_embeds": text_embeds,
             "time_ids": time_ids(self._manifest.sizes),
         }
-        return run_loop(unet, self._beside(SDXL.unet), loop, latents, conditions, control)
+        return run_loop(unet, self._precompute(SDXL.unet), loop, latents, conditions, control)
 
     def decode(self, latents: Latents) -> Array:
         decoder = self._engines["sdxl_vae_decoder"]
@@ -173,7 +173,7 @@ class HostVideoOps(HostOps):
         latents = initial_latents(loop, shape, first_frame)
         conditions = {"encoder_hidden_states": text}
         unet = self._engines[LAMP.unet]
-        return run_loop(unet, self._beside(LAMP.unet), loop, latents, conditions, control)
+        return run_loop(unet, self._precompute(LAMP.unet), loop, latents, conditions, control)
 
     def put(self, latents: Latents) -> Latents:
         return latents
