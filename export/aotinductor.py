@@ -218,7 +218,8 @@ def _described(parameters: Mapping[str, Tensor], others: Mapping[str, Any]) -> s
     for name, tensor in others.items():
         if tensor.numel() > MAX_VALUES:
             raise EngineError(
-                f"constant {name} has {tensor.numel()} values and is not a weight; expected at most {MAX_VALUES}."
+                f"constant {name} is not a weight and has {tensor.numel()} values; at most {MAX_VALUES} are "
+                "supported."
             )
         described[name] = {**record(tensor.contiguous()), "values": tensor.tolist()}
     return json.dumps(described)
@@ -241,6 +242,6 @@ def _require_compiler() -> None:
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
         raise EngineError(
-            f"AOTInductor compiles C++, but {compiler} is not installed: install a compiler (apt install g++), "
-            "or set the environment variable CXX to yours. The backend onnxruntime needs no compiler."
+            f"AOTInductor compiles C++, but {compiler} is not installed: install one (apt install g++), or "
+            "set the environment variable CXX to yours. The backend onnxruntime needs none."
         )

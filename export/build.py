@@ -76,7 +76,7 @@ def _complete(writer: BundleWriter, recipe: Recipe, report: BuildReport, cache: 
 
 
 def _check_checkpoints(recipe: Recipe) -> None:
-    """Raise CheckpointError for tensors that do not fit their config, before a new bundle's folder is made."""
+    """Raise CheckpointError for tensors that do not fit their config, before a new bundle's folder exists."""
     from lamp_trt.export.networks import check_component
 
     for source in (*recipe.components.values(), *recipe.motions.values()):

@@ -59,7 +59,7 @@ def stored_bytes(
 
 
 def converted(files: ComponentFiles, precision: Precision) -> Iterator[tuple[str, Tensor]]:
-    """Yield (normalised name, tensor) of `files` in `precision`. Raises CheckpointError for non-finite values."""
+    """Yield (normalised name, tensor) in `precision`. Raises CheckpointError for non-finite values."""
     for name, tensor in iter_tensors(files, DTYPES[precision]):
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
@@ -70,7 +70,7 @@ def converted(files: ComponentFiles, precision: Precision) -> Iterator[tuple[str
 
 
 def shares_base(files: ComponentFiles, base: WeightFile, precision: Precision) -> bool:
-    """Whether every tensor that LAMP does not train equals the one in `base` after conversion to `precision`."""
+    """Whether every tensor that LAMP does not train, converted to `precision`, equals the one in `base`."""
     tensors = converted(files, precision)
     return _equal_bytes(((name, tensor) for name, tensor in tensors if not is_motion_tensor(name)), base)
 

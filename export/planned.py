@@ -24,10 +24,10 @@ from lamp_trt.export.recipe import Recipe, motion_graph_key, shared_graph_key
 log = logging.getLogger("lamp_trt")
 
 GRAPH_KEY = "lamp_trt_key"
-"""Name of the metadata entry that holds a graph's key, without the motion or shared component it references."""
+"""Name of the metadata entry for a graph's key (without the motion or shared component it references)."""
 
 PathOf = Callable[[str], Path]
-"""Path in the bundle → current path of the file, which may still be in the pending folder."""
+"""Path in the bundle → current path of the file, which is staged until the commit."""
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def _sizes(options: BuildOptions, configs: Configs) -> dict[str, int]:
         if sizes["first_frame_height"] * sizes["width"] != sizes["first_frame_width"] * sizes["height"]:
             log.warning(
                 "the first frame, %dx%d, has another aspect ratio than the video, %dx%d: it will be "
-                "stretched, or cropped or padded if --fit says so",
+                "stretched, or cropped or padded with --fit",
                 *(sizes[f"{of}{side}"] for of in ("first_frame_", "") for side in ("width", "height")),
             )
     return sizes

@@ -67,7 +67,7 @@ def share_kept(maker: FileMaker, recipe: Recipe, kept: Manifest | None) -> dict[
 
 
 def check_shared_stay(recipe: Recipe, kept: Manifest) -> None:
-    """Raise BundleError if this build would replace weights that a kept network shares with another component."""
+    """Raise BundleError if this build would replace weights that a kept network of another component uses."""
     for component, network in _kept_networks(recipe, kept):
         other = component.same_as
         if kept.networks[network].component != other or other not in recipe.components:

@@ -54,7 +54,7 @@ def open_checkpoint(
     components: tuple[str, ...] = ("text_encoder", "vae"),
     tokenizers: tuple[str, ...] = ("tokenizer",),
 ) -> Checkpoint:
-    """Find the named parts of a checkpoint; the defaults are those that LAMP takes from Stable Diffusion v1.4.
+    """Find the named parts of a checkpoint, by default those that LAMP takes from Stable Diffusion v1.4.
 
     Raises CheckpointError if any is missing. Tensors are checked later, against a module.
     """
@@ -112,7 +112,7 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
 
 
 def weight_stems(folder_name: str) -> tuple[str, str]:
-    """File names, without suffix, of a component's safetensors and pickle file, as its library writes them."""
+    """File names of a component's safetensors and pickle weights in its library, without suffix."""
     libraries = {c.library for c in COMPONENTS.values() if c.folder == folder_name}
     if "transformers" in libraries:
         return "model", "pytorch_model"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check of scheduler_config.json, field by field: whether DDIM (runtime/algorithm/ddim.py) can sample the model.
+"""Check of scheduler_config.json: whether our DDIM (runtime/algorithm/ddim.py) can sample the model.
 
 A checkpoint is trained on a noise schedule (betas) and a prediction type; both must be supported. The
 folder's sampler is replaced by DDIM with leading spacing. That is valid for every sampler of an undistilled
@@ -149,7 +149,7 @@ def check_scheduler(folder: Path, config: Mapping[str, Any], index: Mapping[str,
         log.warning("%s: ignoring unknown fields %.500s", where, ", ".join(unknown))
     sigmas = [field for field in _LOGGED if config.get(field)]
     if sigmas:
-        log.warning("%s has %s of another sampler; videos are sampled by DDIM", where, ", ".join(sigmas))
+        log.warning("%s has %s, of its own sampler; videos are sampled by DDIM", where, ", ".join(sigmas))
     for field, value in scheduler_settings(config).items():
         items = value if isinstance(value, list) else [value]
         if not all(_is_plain(item) for item in items):

@@ -51,8 +51,8 @@ def _sources(files: ComponentFiles) -> dict[str, tuple[str, TensorInfo]]:
                 continue
             if name in sources:
                 raise CheckpointError(
-                f"{files.folder} holds {name} twice, also as {stored_name}. Remove one of the two."
-            )
+                    f"{files.folder} holds {name} twice, also as {stored_name}. Remove one of the two."
+                )
             require_float(files.folder, stored_name, info)
             if name != stored_name and info.shape[2:] == (1, 1):
                 info = TensorInfo(info.dtype, info.shape[:2])

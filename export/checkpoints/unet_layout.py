@@ -13,7 +13,7 @@ from lamp_trt.export.lamp.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, LampUN
 
 @dataclass(frozen=True)
 class _Level:
-    """One resolution. down, up: whether its blocks have attention. depth: transformer blocks per attention."""
+    """One resolution. down, up: whether its blocks have attention. depth: transformer blocks in each."""
 
     down: bool
     up: bool

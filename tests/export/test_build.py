@@ -408,9 +408,9 @@ def test_weights_are_not_replaced_under_a_network_that_is_kept(
 
 
 def test_commands_that_fail_make_no_folder(toy: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         add_motion(tmp_path / "typo", "rain", toy / "motions" / "rain")
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         remove_motion(tmp_path / "typo", "rain")
     with pytest.raises(CheckpointError, match="a LAMP checkpoint"):
         build_bundle(tmp_path / "typo", toy_options(toy, motions={"x": toy / "sd"}))
