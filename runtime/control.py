@@ -19,7 +19,7 @@ class Progress(Protocol):
 
 
 class CancelToken(Protocol):
-    """Cancel token, such as a threading.Event: once set, it stays set during the call. Any thread may set it."""
+    """Cancel token, such as a threading.Event; any thread may set it. It must stay set during the call."""
 
     def is_set(self) -> bool: ...
 

@@ -49,6 +49,4 @@ def not_finite(where: str, dtype: np.dtype[Any]) -> EngineError:
             "the range of fp16 was exceeded: build the bundle with --precision bf16 (for TensorRT and "
             "AOTInductor) or --precision fp32"
         )
-    return EngineError(
-        f"{where} returned values that are not finite; {remedy}."
-    )
+    return EngineError(f"{where} returned values that are not finite; {remedy}.")

@@ -58,10 +58,10 @@ class Job:
 def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
     """Read one job per line of `path`: a prompt, or in a .jsonl file an object.
 
-    An object has `prompt` and any of `motion`, `first_frame` (relative to the file), `out`, `fps` and OPTIONS;
-    other values come from `defaults`. Leading and trailing space and empty lines are ignored; comments are not
-    supported. Lines end with LF, CRLF or CR; the UTF-8 text may begin with a byte order mark. Raises
-    InputError naming the line.
+    An object has `prompt` and any of `motion`, `first_frame` (relative to the file), `out`, `fps` and
+    OPTIONS; other values come from `defaults`. Leading and trailing space and empty lines are ignored;
+    comments are not supported. Lines end with LF, CRLF or CR; the UTF-8 text may begin with a byte order
+    mark. Raises InputError naming the line.
     """
     jobs = []
     text = _text(path)
@@ -291,7 +291,7 @@ def _object(text: str, where: str) -> dict[str, Any]:
 
 
 def slug(prompt: str) -> str:
-    """A file name made of a prompt's letters and digits, in lower case, as far as the locale can encode them."""
+    """A file name made of a prompt's letters and digits, in lower case, that the locale can encode."""
     encoding = sys.getfilesystemencoding()
     possible = prompt.lower().encode(encoding, "ignore").decode(encoding)
     words = re.sub(r"[\W_]+", "-", possible).strip("-")

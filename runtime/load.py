@@ -176,7 +176,7 @@ def _on_device(make: Callable[[EngineSet], AnyOps], engines: EngineSet) -> AnyOp
 
 
 def _check_networks(bundle: Bundle, networks: tuple[str, ...]) -> None:
-    """Raise BundleError if files of these networks changed. Motion files are not checked: they may be replaced."""
+    """Raise BundleError if files of these networks changed; other files, such as motions, may be replaced."""
     bundle.check_unchanged(file for name in networks for file in bundle.network_files(name))
 
 

@@ -181,7 +181,7 @@ def decode_windows(frames: int, batch: int) -> list[int]:
 
 
 def time_ids(sizes: Mapping[str, int]) -> NDArray[np.float32]:
-    """SDXL's [original size, crop corner, target size] of an uncropped image, (2, 6) float32: one row for each
-    half of guidance."""
+    """SDXL's [original size, crop corner, target size] of an uncropped image, (2, 6) float32: one row for
+    each half of guidance."""
     height, width = sizes["first_frame_height"], sizes["first_frame_width"]
     return np.repeat(np.array([[height, width, 0, 0, height, width]], np.float32), 2, axis=0)

@@ -103,8 +103,8 @@ class LampPipeline:
     def _alone(self, control: Control = NO_CONTROL) -> Iterator[None]:
         """A context that admits one thread at a time.
 
-        Raises Cancelled if cancelled while waiting, and InputError for a call from the pipeline's own callback
-        (which would deadlock) or on a closed pipeline.
+        Raises Cancelled if cancelled while waiting, and InputError for a call from the pipeline's own
+        callback (which would deadlock) or on a closed pipeline.
         """
         if self._busy_thread == threading.get_ident():
             raise InputError(
@@ -123,7 +123,7 @@ class LampPipeline:
             self._lock.release()
 
     def set_motion(self, motion: str) -> None:
-        """Switch the UNet to a motion of the bundle. Raises BundleError, listing the known ones, if unknown."""
+        """Switch the UNet to a motion of the bundle. Raises BundleError, listing the known, if unknown."""
         motion = plain_text("motion", motion)
         self.bundle.motion(motion)
         with self._alone():
@@ -278,7 +278,7 @@ class LampPipeline:
             return stages.encode_first_frame(self._ops, image, seed, posterior_noise)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Decode latents (1, 4, f, h, w) to uint8 frames (f, height, width, 3), without histogram matching."""
+        """Decode latents (1, 4, f, h, w) to uint8 frames (f, height, width, 3); no histogram matching."""
         with self._alone():
             return stages.decode(self._ops, latents)
 

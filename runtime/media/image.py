@@ -61,8 +61,8 @@ def resize_to(image: Image, height: int, width: int, fit: Fit = "stretch") -> Im
 
 
 def model_input(image: Image, dtype: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
-    """Convert uint8 RGB (h, w, 3) to x / 127.5 - 1, (1, 3, h, w) in `dtype`. In float16 both operations round,
-    as in the official script."""
+    """Convert uint8 RGB (h, w, 3) to x / 127.5 - 1, (1, 3, h, w) in `dtype`. In float16 both operations
+    round, as in the official script."""
     x = image.astype(dtype).transpose(2, 0, 1)[None]
     return np.ascontiguousarray(x / dtype(127.5) - dtype(1))
 

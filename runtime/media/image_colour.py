@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image as PIL
 
 SAME_LEVELS = 2
-"""Tolerance in levels: a profile that changes no colour by more counts as sRGB, so the image keeps its values.
-Vendors round sRGB's curves differently."""
+"""Tolerance in levels: a profile that changes no colour by more counts as sRGB, so the image keeps its
+values. Vendors round sRGB's curves differently."""
 
 CodingPoints = tuple[int, int]
 """Colour primaries and transfer characteristics, numbered as in ITU-T H.273."""

@@ -84,8 +84,8 @@ _process_settings = threading.Lock()
 
 
 def read_image(path: str | os.PathLike[str], background: str = "white") -> NDArray[np.uint8]:
-    """Read an image file as uint8 RGB (h, w, 3), see decode_image. Raises InputError also for a missing or too
-    large file."""
+    """Read an image file as uint8 RGB (h, w, 3), see decode_image. Raises InputError also for a missing or
+    too large file."""
     name = f"the image {os.fspath(path)!r:.300}"
     if not os.path.isfile(path):
         raise InputError(f"{name} does not exist or is not a file.")
@@ -191,8 +191,8 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
 
 
 def _without_texts(data: bytes) -> bytes:
-    """A PNG without its text chunks, because Pillow rejects more than 1 MB of them; other files unchanged. XMP
-    is kept for its orientation."""
+    """A PNG without its text chunks, because Pillow rejects more than 1 MB of them; other files unchanged.
+    XMP is kept for its orientation."""
     if not data.startswith(_PNG):
         return data
     kept, at = [_PNG], len(_PNG)

@@ -37,8 +37,8 @@ def split_alpha(
 
 
 def over(rgb: NDArray[np.uint8], alpha: Alpha, background: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Composite uint8 RGB (h, w, 3) over one colour: (alpha * rgb + (255 - alpha) * background) / 255, rounded
-    to nearest."""
+    """Composite uint8 RGB (h, w, 3) over one colour: (alpha * rgb + (255 - alpha) * background) / 255,
+    rounded to nearest."""
     out = np.empty_like(rgb)
     opaque = alpha.astype(np.uint32)
     for channel, behind in enumerate(background):  # one at a time: a third of the memory

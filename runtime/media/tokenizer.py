@@ -30,8 +30,8 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A tokenized prompt. input_ids: int64 (1, max_length). truncated_text: the end of the prompt that did not
-    fit, or ""."""
+    """A tokenized prompt. input_ids: int64 (1, max_length). truncated_text: the end of the prompt that did
+    not fit, or ""."""
 
     input_ids: NDArray[np.int64]
     truncated_text: str

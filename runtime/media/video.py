@@ -226,7 +226,7 @@ def _write_webp(frames: Frames, path: Path, fps: Fraction) -> None:
 
 
 def _write_gif(frames: Frames, path: Path, fps: Fraction) -> None:
-    """Write a GIF with one palette of 256 colours for all frames, which avoids flicker, and error diffusion."""
+    """Write a GIF with one palette of 256 colours for all frames, which avoids flicker, and dithering."""
     import av
 
     height, width = frames.shape[1:3]
@@ -261,7 +261,7 @@ def _av_frames(frames: Frames, fps: Fraction) -> Iterator["VideoFrame"]:
 
 
 _FASTEST = {".gif": 50, ".webp": 90}
-"""Highest fps that browsers play. GIF's delays are multiples of 10 ms; browsers replace delays of 10 ms or less
-by 100 ms, also in WebP. Source: FrameTimeout.h of Firefox; Chromium and WebKit do the same."""
+"""Highest fps that browsers play. GIF's delays are multiples of 10 ms; browsers replace delays of 10 ms or
+less by 100 ms, also in WebP. Source: FrameTimeout.h of Firefox; Chromium and WebKit do the same."""
 
 _ENCODERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}
