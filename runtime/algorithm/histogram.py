@@ -20,8 +20,8 @@ Rounding = Literal["truncate", "round"]
 def uint8_frames(images: NDArray[Any], rounding: Rounding = "truncate") -> NDArray[np.uint8]:
     """Convert decoded images (f, 3, h, w) in [-1, 1] to uint8 RGB (f, h, w, 3).
 
-    clamp(x / 2 + 0.5, 0, 1) * 255 in float32. Video frames are truncated, as in the official script; SDXL's image is rounded (half
-    to even), as in diffusers. Raises EngineError if the decoder returned NaN.
+    clamp(x / 2 + 0.5, 0, 1) * 255 in float32. Video frames are truncated, as in the official script; SDXL's
+    image is rounded (half to even), as in diffusers. Raises EngineError if the decoder returned NaN.
     """
     one_of("rounding", rounding, Rounding)
     if np.isnan(images).any():

@@ -166,7 +166,7 @@ __device__ __forceinline__ void latent_step(const T* noise_pred, float* latents,
   if (threadIdx.x == 0) {
     if (overflow) atomicMin(&state->first_overflow, step);
     __threadfence();
-    if (atomicAdd(&state->arrived, 1u) == gridDim.x * gridDim.y - 1) {   // the last block: no other block reads state after this
+    if (atomicAdd(&state->arrived, 1u) == gridDim.x * gridDim.y - 1) {   // the last block: no other reads state now
       __threadfence();
       state->arrived = 0;
       state->step = step + 1;

@@ -101,7 +101,7 @@ def _profile_of(points: CodingPoints | None, name: str) -> bytes | None:
     if points in _DISPLAY_P3:
         return matrix_profile(_P3_COLORANTS, _SRGB_CURVE)
     log.warning(
-        "%s has colours (primaries %d, transfer %d) that are not converted, maybe HDR: it is read as sRGB",
+        "%s has colours (primaries %d, transfer %d) that are not converted, HDR perhaps: it is read as sRGB",
         name,
         *points,
     )

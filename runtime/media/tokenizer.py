@@ -80,7 +80,7 @@ def prompt_text(prompt: str) -> str:
         return prompt.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"the prompt {prompt!a:.200} is not valid text: it is not UTF-8, or the locale is not. Set "
+            f"the prompt {prompt!a:.200} is not all text: it is not UTF-8, or the locale is not. Set "
             "PYTHONUTF8=1 or LC_ALL=C.UTF-8, or give the prompt in a UTF-8 file, by --prompts FILE."
         ) from error
 

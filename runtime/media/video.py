@@ -136,7 +136,7 @@ def check_format(path: PathLike, height: int, width: int, fps: float = FPS) -> P
     if fastest is not None and rate > fastest:
         others = ".mp4 or .webp" if suffix == ".gif" and rate <= _FASTEST[".webp"] else ".mp4"
         raise InputError(
-            f"fps is {fps!r}, but browsers play a {suffix} of more than {fastest} fps several times slower; "
+            f"fps is {fps!r}, but browsers slow a {suffix} of more than {fastest} fps down several times; "
             f"save it as {others}, or choose at most {fastest} fps."
         )
     return destination
