@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's networks → AOTInductor packages, one each: compiled code without weights.
+"""Compilation of a bundle's networks to AOTInductor packages, one per network: code without weights.
 
-Compiled are the modules that the ONNX graphs are exported from, with parameters that hold no values; a
-package takes the bundle's weights when it is loaded (engine/backends/aotinductor/engine.py). What is there
-already is kept, so a build that was interrupted goes on with the network that it was at.
+The modules are those that the ONNX graphs are exported from, with uninitialized parameters. A package gets
+the bundle's weights when it is loaded (engine/backends/aotinductor/engine.py). Existing packages are kept, so
+an interrupted build resumes with the network that it was compiling.
 """
 
 import json
@@ -43,20 +43,20 @@ assert BACKEND.build is not None
 SUFFIX = BACKEND.build.suffix
 
 MAX_VALUES = 4096
-"""Elements of a constant that is no weight, such as the position ids of CLIP (77). Its values go into the
-package's metadata as JSON."""
+"""Maximum number of elements of a constant that is not a weight, such as CLIP's position ids (77). Its values
+are stored in the package's metadata as JSON."""
 
 
 @dataclass(frozen=True)
 class AotInductorOptions:
-    """How to compile. InputError for what does not go together.
+    """Compiler options. Raises InputError for invalid combinations.
 
-    device         "cpu", "cuda" or "cuda:N": packages run on that kind of device in this machine only
-    attention      the kernel that attention prefers on a GPU where it fits: "flash", "efficient" or "cudnn";
-                   "auto" measures them on the network's own shapes
-    max_autotune   measure candidates for every matrix product and convolution while compiling. That takes
-                   the GPU and many times as long; how much it brings has to be measured. Not for the CPU,
-                   where candidates pack weights when they are compiled, so that none could be exchanged
+    device         "cpu", "cuda" or "cuda:N": packages run only on that kind of device of this machine
+    attention      the preferred attention kernel on a GPU, used where it applies: "flash", "efficient" or
+                   "cudnn"; "auto" measures them on the network's own shapes
+    max_autotune   benchmark candidates for every matrix product and convolution at compile time. Needs the
+                   GPU and takes many times as long; the gain is not known. Not for the CPU, where candidates
+                   pack weights at compile time, which makes weights impossible to replace
     """
 
     device: str = "cpu"
@@ -76,18 +76,18 @@ class AotInductorOptions:
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of the weights of convolutions: as stored on the CPU, so that they can be mapped."""
+        """Memory format of convolution weights. On the CPU the stored one, so that they can be mapped."""
         return torch.contiguous_format if self.device == "cpu" else torch.channels_last
 
     @property
     def flags(self) -> dict[str, bool | str]:
-        """What of it is part of a package's key."""
+        """The options that are part of a package's key."""
         layout = str(self.layout).removeprefix("torch.")
         return {"max_autotune": self.max_autotune, "attention": self.attention, "layout": layout}
 
 
 def build_requested(request: BuildRequest) -> list[CompiledEngine]:
-    """The packages that `lamp-trt build --backend aotinductor` asks for, as the backend's record names it."""
+    """Build the packages of `lamp-trt build --backend aotinductor`; called through the backend's record."""
     device = "cpu" if request.device == "auto" else request.device
     options = AotInductorOptions(device, bool(request.flags.get("max_autotune")))
     return build_packages(
@@ -98,10 +98,10 @@ def build_requested(request: BuildRequest) -> list[CompiledEngine]:
 def build_packages(
     bundle: Bundle, recipe: Recipe, options: AotInductorOptions, engine_dir: Path | None = None
 ) -> list[CompiledEngine]:
-    """Compile what is missing of the packages of `recipe`'s networks, which `bundle` holds.
+    """Compile the missing packages of `recipe`'s networks, which `bundle` must hold; returns all of them.
 
-    engine_dir: None for the bundle's own folder. Raises EngineError if there is no compiler, the device is
-    not there, compiling fails or the disk is full.
+    engine_dir: None for the bundle's own folder. Raises EngineError if the compiler or the device is missing,
+    compilation fails or the disk is full.
     """
     folder = engine_dir or bundle.engine_folder
     device = _device_name(options)
@@ -119,7 +119,7 @@ def build_packages(
 def build_package(
     bundle: Bundle, name: str, module: nn.Module, key: CompiledKey, options: AotInductorOptions, folder: Path
 ) -> CompiledEngine:
-    """Compile `module`, whose parameters may hold anything, as the bundle's network `name`."""
+    """Compile `module` as the bundle's network `name`; the values of its parameters are not used."""
     start = time.monotonic()
     log.info("compiling %s for %s%s", name, key.device, ", with autotuning" * options.max_autotune)
     with tempfile.TemporaryDirectory(prefix="lamp-trt-") as scratch:
@@ -144,11 +144,11 @@ def build_package(
 def compile_module(
     module: nn.Module, inputs: tuple[IOTensor, ...], path: Path, options: AotInductorOptions
 ) -> str:
-    """Write `module` at the static shapes of `inputs` as a package; the kernel that its attention prefers, or
-    "auto" for torch's own order. EngineError if the compiler fails.
+    """Compile `module` at the static shapes of `inputs` into the package `path`.
 
-    Its parameters are replaced by memory on the device that is never written to. They are all exchangeable
-    constants of the package: the compiler would bake small ones in if it was not told otherwise.
+    Returns the preferred attention kernel, or "auto" for torch's own order. Raises EngineError if the
+    compiler fails. Parameters are replaced by uninitialized memory on the device. All of them become
+    replaceable constants of the package; by default the compiler would inline small ones.
     """
     device = torch.device(options.device)
     _move_empty(module, device, options.layout)
@@ -178,14 +178,14 @@ def compile_module(
 def _attention(
     program: torch.export.ExportedProgram, options: AotInductorOptions, device: torch.device
 ) -> str:
-    """The kernel to prefer; "auto" where there is no choice."""
+    """The preferred attention kernel; "auto" on the CPU and for a network without attention."""
     if options.attention != "auto" or device.type == "cpu":
         return options.attention
     return fastest(attention_calls(program), cuda_seconds(device)) or "auto"
 
 
 def _preferred_attention(name: str) -> AbstractContextManager[None]:
-    """While a network is compiled, the order in which kernels for attention are tried."""
+    """A context that makes torch try the attention kernel `name` first while it compiles a network."""
     if name == "auto":
         return nullcontext()
     preferred = KERNELS[name]
@@ -208,7 +208,7 @@ def _move_empty(module: nn.Module, device: torch.device, layout: torch.memory_fo
 
 
 def _described(parameters: Mapping[str, Tensor], others: Mapping[str, Any]) -> str:
-    """JSON of what a loader has to attach by name: shape, strides and dtype, and values of `others`."""
+    """JSON of the constants that a loader attaches by name: shape, strides, dtype, and values of `others`."""
 
     def record(tensor: Tensor) -> dict[str, Any]:
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -217,28 +217,31 @@ def _described(parameters: Mapping[str, Tensor], others: Mapping[str, Any]) -> s
     described = {name: record(tensor) for name, tensor in parameters.items()}
     for name, tensor in others.items():
         if tensor.numel() > MAX_VALUES:
-            raise EngineError(f"{name} is a constant of {tensor.numel()} values, and no weight.")
+            raise EngineError(
+                f"constant {name} is not a weight and has {tensor.numel()} values; at most {MAX_VALUES} are "
+                "supported."
+            )
         described[name] = {**record(tensor.contiguous()), "values": tensor.tolist()}
     return json.dumps(described)
 
 
 def _device_name(options: AotInductorOptions) -> str:
-    """EngineError if the device is not there."""
+    """The device's name in a package's key. Raises EngineError if the device is missing."""
     if options.device == "cpu":
         return cpu_name()
     if not torch.cuda.is_available():
         raise EngineError(
-            f"packages for {options.device} are compiled on a machine with that GPU, and torch finds none "
+            f"packages for {options.device} are compiled on a machine with that GPU, but torch finds none "
             "here. `lamp-trt doctor` checks the GPU."
         )
     return cuda_name(torch.cuda.get_device_capability(torch.device(options.device)))
 
 
 def _require_compiler() -> None:
-    """EngineError if the C++ compiler that torch would call is not there."""
+    """Raise EngineError if the C++ compiler that torch calls is missing."""
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
         raise EngineError(
-            f"AOTInductor compiles C++, and there is no {compiler}: install one (apt install g++), or name "
-            "yours in the environment variable CXX. The backend onnxruntime needs none."
+            f"AOTInductor compiles C++, but {compiler} is not installed: install one (apt install g++), or "
+            "set the environment variable CXX to yours. The backend onnxruntime needs none."
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of torch's kernels for attention suits a network on a GPU: measured on the shapes that it has."""
+"""Choice of torch's attention kernel for a network on a GPU, by measurement on the network's shapes."""
 
 import itertools
 import logging
@@ -21,7 +21,7 @@ KERNELS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
-"""Kernels that can be preferred, by name; what none of them takes is left to plain matrix products."""
+"""Selectable kernels by name. Calls that none of them supports use plain matrix products."""
 
 WARM_UP, RUNS = 3, 10
 
@@ -30,7 +30,7 @@ _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What a call of scaled_dot_product_attention is given; shapes (b, heads, tokens, width)."""
+    """The arguments of a scaled_dot_product_attention call; shapes (b, heads, tokens, width)."""
 
     query: tuple[int, ...]
     key: tuple[int, ...]
@@ -40,11 +40,11 @@ class AttentionCall:
 
 
 Seconds = Callable[[AttentionCall, SDPBackend], float | None]
-"""How long a kernel takes for a call; None if it does not take it."""
+"""Duration of a call by a kernel in seconds; None if the kernel does not support the call."""
 
 
 def attention_calls(program: ExportedProgram) -> Counter[AttentionCall]:
-    """The calls in a traced network, and how often each occurs."""
+    """The attention calls of a traced network and their counts."""
     calls: Counter[AttentionCall] = Counter()
     for node in program.graph.nodes:
         if node.target != _ATTENTION:
@@ -57,8 +57,10 @@ def attention_calls(program: ExportedProgram) -> Counter[AttentionCall]:
 
 
 def fastest(calls: Mapping[AttentionCall, int], seconds: Seconds) -> str | None:
-    """The kernel to prefer for all of `calls`: with it first, and the best of the others for what it does not
-    take, they take least time together. None if no kernel takes any."""
+    """The kernel with the least total time over `calls`; None if no kernel supports any of them.
+
+    A call that a kernel does not support counts with the time of the fastest other one.
+    """
     totals = dict.fromkeys(KERNELS, 0.0)
     for call, count in calls.items():
         times = {name: seconds(call, kernel) for name, kernel in KERNELS.items()}
@@ -69,13 +71,13 @@ def fastest(calls: Mapping[AttentionCall, int], seconds: Seconds) -> str | None:
             totals[name] += count * (min(taken) if time is None else time)
     if not any(totals.values()):
         return None
-    told = ", ".join(f"{name} {1e3 * total:.3f} ms" for name, total in totals.items())
-    log.info("attention, %d calls: %s", sum(calls.values()), told)
+    measured = ", ".join(f"{name} {1e3 * total:.3f} ms" for name, total in totals.items())
+    log.info("attention, %d calls: %s", sum(calls.values()), measured)
     return min(totals, key=lambda name: totals[name])
 
 
 def cuda_seconds(device: torch.device) -> Seconds:
-    """Measures on a GPU by events, the median of RUNS on random values. Unproven: no GPU has run this."""
+    """A timer for a GPU: median of RUNS on random values, by CUDA events. Unproven: not run on a GPU yet."""
 
     def seconds(call: AttentionCall, kernel: SDPBackend) -> float | None:
         query, key, value = (
@@ -90,7 +92,7 @@ def cuda_seconds(device: torch.device) -> Seconds:
             try:
                 for _ in range(WARM_UP):
                     F.scaled_dot_product_attention(query, key, value, is_causal=call.is_causal)
-            except RuntimeError:  # "No available kernel": how torch says that it does not take the call
+            except RuntimeError:  # "No available kernel": the kernel does not support the call
                 return None
             marks[0].record()
             for mark in marks[1:]:

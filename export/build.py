@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `lamp-trt build` does: weights, motions, graphs, tokenizer, and last the manifest.
+"""Implementation of `lamp-trt build`: weights, motions, graphs, tokenizers, and finally the manifest.
 
-Building into an existing bundle adds to it: what the given checkpoints do not concern is kept. torch is
-loaded only when something has to be made.
+Building into an existing bundle adds to it: files that do not depend on the given checkpoints are kept. torch
+is loaded only if a file must be made.
 """
 
 import os
@@ -34,7 +34,7 @@ from lamp_trt.export.shared_weights import check_shared_stay, is_shared, share_k
 def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = None) -> BuildReport:
     """Make or complete the bundle `out`. Raises CheckpointError, InputError or BundleError.
 
-    Finished files survive an error, Ctrl-C or a crash: the next build from the same inputs takes them over.
+    Finished files survive an error, Ctrl-C or a crash: the next build from the same inputs reuses them.
     """
     start = time.monotonic()
     cache = cache or DigestCache()
@@ -48,7 +48,7 @@ def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = N
 
 
 def _complete(writer: BundleWriter, recipe: Recipe, report: BuildReport, cache: DigestCache) -> str:
-    """Make what the bundle lacks of `recipe`, commit, and return the bundle's digest."""
+    """Make the files of `recipe` that the bundle lacks, commit, and return the bundle's digest."""
     report.files.clear()
     kept = _kept(writer.manifest, recipe, writer.path)
     maker = FileMaker(writer, report)
@@ -76,7 +76,7 @@ def _complete(writer: BundleWriter, recipe: Recipe, report: BuildReport, cache: 
 
 
 def _check_checkpoints(recipe: Recipe) -> None:
-    """Raise CheckpointError for tensors that do not fit, before a new bundle's folder is made."""
+    """Raise CheckpointError for tensors that do not fit their config, before a new bundle's folder exists."""
     from lamp_trt.export.networks import check_component
 
     for source in (*recipe.components.values(), *recipe.motions.values()):
@@ -86,10 +86,10 @@ def _check_checkpoints(recipe: Recipe) -> None:
 def _require_space(
     writer: BundleWriter, weights: Mapping[str, PlannedFile], motions: Mapping[str, PlannedFile]
 ) -> None:
-    """Raise BundleError if the weights and motions that are to be made do not fit on the disk.
+    """Raise BundleError if the weights and motions to be made do not fit on the disk.
 
-    Components with a `same_as` are not counted, for they usually share its file; nor is a motion's copy of
-    shared tensors.
+    Components with a `same_as` are not counted, since they usually share its file, nor is a full motion's
+    copy of shared tensors.
     """
     own = [planned for name, planned in weights.items() if not COMPONENTS[name].same_as]
     missing = [file for file in (*own, *motions.values()) if not writer.have(file.path, file.key)]
@@ -100,7 +100,7 @@ def _require_space(
 def _make_weights(
     maker: FileMaker, recipe: Recipe, weights: Mapping[str, PlannedFile], kept: Manifest | None
 ) -> dict[str, str]:
-    """Make the weight files, and return in which component's file the weights of each component are."""
+    """Make the weight files; returns component → the component in whose file its weights are."""
     stored_in = {}
     for name in sorted(weights, key=lambda name: bool(COMPONENTS[name].same_as)):
         if is_shared(maker, recipe, name, kept):
@@ -118,10 +118,10 @@ def _entry(recipe: Recipe, network: str, stored_in: Mapping[str, str]) -> Networ
 
 
 def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | None:
-    """The bundle in place, if what this build leaves of it goes together with what it makes.
+    """The manifest of the existing bundle, checked: its kept parts must fit what this build makes.
 
-    Raises BundleError for a network of another size or precision, and for networks or motions whose shared
-    weights would be replaced under them.
+    Raises BundleError for a kept network of another size or precision, and for kept networks or motions whose
+    shared weights would be replaced.
     """
     if manifest is None:
         return None
@@ -162,9 +162,9 @@ def _kept(manifest: Manifest | None, recipe: Recipe, out: Path) -> Manifest | No
 
 
 def _dropped(recipe: Recipe) -> set[str]:
-    """Networks beside the recipe's UNets that these, as they are now, do without."""
-    beside = {name for unet in HOISTED.keys() & recipe.specs for name in HOISTED[unet]}
-    return beside - recipe.specs.keys()
+    """Networks that compute inputs of the recipe's UNets in other builds and that these UNets do not use."""
+    hoisted = {name for unet in HOISTED.keys() & recipe.specs for name in HOISTED[unet]}
+    return hoisted - recipe.specs.keys()
 
 
 def _manifest(
@@ -176,7 +176,7 @@ def _manifest(
     default_motion: str | None,
 ) -> Manifest:
     networks = {**(kept.networks if kept else {}), **entries}
-    remade = tuple(f"{name}/" for name in recipe.tokenizers)  # in another layout files may have gone
+    remade = tuple(f"{name}/" for name in recipe.tokenizers)  # another layout may have fewer files
     old = {path: file for path, file in (kept.files if kept else {}).items() if not path.startswith(remade)}
     files = {**old, **writer.files}
     for name in _dropped(recipe) & networks.keys():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint tensors → the bundle's weight files: one precision, one tensor in memory at a time."""
+"""Conversion of checkpoint tensors to weight files of one precision, one tensor in memory at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
@@ -32,7 +32,7 @@ def write_component(
 ) -> None:
     """Write the tensors of `files` whose names are `wanted` as one safetensors file in `precision`.
 
-    Raises CheckpointError for a value that is not finite, or is not any more in `precision`.
+    Raises CheckpointError for a value that is not finite, before or after conversion to `precision`.
     """
     tensors = {
         name: (PRECISIONS[precision].stored, info.shape)
@@ -47,13 +47,13 @@ def write_component(
 def stored_bytes(
     files: ComponentFiles, precision: Precision, wanted: Callable[[str], bool] = lambda name: True
 ) -> int:
-    """Size of what `write_component` writes, without the header."""
+    """Size in bytes of the file that `write_component` writes, without its header."""
     item = PRECISIONS[precision].size
     return sum(prod(info.shape) * item for name, info in tensor_infos(files).items() if wanted(name))
 
 
 def converted(files: ComponentFiles, precision: Precision) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of `files` in `precision`, by normalised name, checked to be finite."""
+    """Yield (normalised name, tensor) in `precision`. Raises CheckpointError for non-finite values."""
     for name, tensor in iter_tensors(files, DTYPES[precision]):
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
@@ -71,14 +71,16 @@ def _or_needs_a_wider(precision: Precision) -> str:
 
 
 def shares_base(files: ComponentFiles, base: WeightFile, precision: Precision) -> bool:
-    """Whether every tensor that LAMP does not train equals, in `precision`, the one in `base`."""
+    """Whether every tensor that LAMP does not train, converted to `precision`, equals the one in `base`."""
     tensors = converted(files, precision)
     return _equal_bytes(((name, tensor) for name, tensor in tensors if not is_motion_tensor(name)), base)
 
 
 def rounding_between(files: ComponentFiles, base: WeightFile, precision: Precision) -> Precision | None:
-    """The lower precision at which every tensor that LAMP does not train equals the one in `base`, None if
-    there is none: then the two differ by more than the rounding of how one was saved."""
+    """The lower precision at which every tensor that LAMP does not train equals the one in `base`.
+
+    None if they differ by more than the rounding to a lower precision.
+    """
     raw = base.raw()
     finest_first = sorted(DTYPES, key=lambda name: torch.finfo(DTYPES[name]).eps)
     size = DTYPES[precision].itemsize
@@ -91,7 +93,7 @@ def rounding_between(files: ComponentFiles, base: WeightFile, precision: Precisi
 
 
 def equals_stored(files: ComponentFiles, stored: WeightFile, precision: Precision) -> bool:
-    """Whether `files`, in `precision`, are tensor for tensor what `stored` holds."""
+    """Whether `files`, converted to `precision`, hold the same tensors as `stored`."""
     dtype = PRECISIONS[precision].stored
     wanted = {name: (dtype, info.shape) for name, info in tensor_infos(files).items()}
     if wanted != {name: (ref.dtype, ref.shape) for name, ref in stored.tensors.items()}:
@@ -100,7 +102,7 @@ def equals_stored(files: ComponentFiles, stored: WeightFile, precision: Precisio
 
 
 def _equal_bytes(tensors: Iterable[tuple[str, Tensor]], stored: WeightFile) -> bool:
-    """Whether each of `tensors` has the bytes of its namesake in `stored`."""
+    """Whether each of `tensors` has the same bytes as the tensor of its name in `stored`."""
     raw = stored.raw()
     return all(tensor_bytes(tensor) == raw[name].data for name, tensor in tensors)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The motions of a bundle: one file of 360 tensors each, over one set of shared weights.
 
-LAMP trains 360 of the UNet's 1062 tensors and leaves the others as Stable Diffusion has them. A checkpoint in
-which the others differ too is kept whole, as a "full" motion that shares nothing.
+LAMP trains 360 of the UNet's 1062 tensors; the others are Stable Diffusion's. A checkpoint in which others
+differ too is stored whole, as a "full" motion that shares nothing.
 """
 
 import dataclasses
@@ -36,11 +36,14 @@ from lamp_trt.export.recipe import Source, motion_graph_key, motion_key, motion_
 
 _BASE = weights_path(LAMP.unet_component)
 _KIND, _ROUNDED = "lamp_trt_kind", "lamp_trt_rounded"
-"""Metadata of a motion's file. The second only where precision alone makes it whole: the lower one."""
+"""Metadata entries of a motion's file. The second is the lower precision if only rounding makes it full."""
 
 
 def motion_file(name: str, source: Source, precision: Precision, base_key: str) -> PlannedFile:
-    """motions/<name>.safetensors. base_key: of the shared UNet weights, which must be there before it."""
+    """The file motions/<name>.safetensors.
+
+    base_key: key of the shared UNet weights, which must be made before it.
+    """
 
     def write(file: NewFile, path_of: PathOf) -> None:
         from lamp_trt.export.convert import rounding_between, shares_base, write_component
@@ -59,7 +62,7 @@ def motion_file(name: str, source: Source, precision: Precision, base_key: str) 
         )
 
     def size_bytes() -> int:
-        """Without its copy of shared tensors."""
+        """Size in bytes without a full motion's copy of shared tensors."""
         from lamp_trt.export.convert import stored_bytes
 
         return stored_bytes(source.files, precision, is_motion_tensor)
@@ -69,7 +72,7 @@ def motion_file(name: str, source: Source, precision: Precision, base_key: str) 
 
 
 def make_motion(maker: FileMaker, name: str, planned: PlannedFile, source: Source) -> MotionEntry:
-    """Make or confirm the file of motion `name`. Warns of one that shares nothing."""
+    """Make or confirm the file of motion `name`. Logs a warning for a full motion."""
     maker.make(planned)
     metadata = read_weight_file(maker.writer.path_of(planned.path)).metadata
     full = metadata[_KIND] == "full"
@@ -85,7 +88,7 @@ def make_motion(maker: FileMaker, name: str, planned: PlannedFile, source: Sourc
 
 
 def _because_of_rounding(metadata: Mapping[str, str]) -> str:
-    """Words that explain a whole motion whose shared tensors are the base's but for precision."""
+    """The explanation of a full motion whose shared tensors differ from the base only by rounding."""
     if _ROUNDED not in metadata:
         return ""
     precision = metadata[_ROUNDED]
@@ -96,13 +99,13 @@ def _because_of_rounding(metadata: Mapping[str, str]) -> str:
 
 
 def refuse_whole_motions(motions: Mapping[str, MotionEntry], networks: Collection[str]) -> None:
-    """Raise BundleError for a motion with shared tensors of its own beside networks that show the base's."""
-    beside = [name for name in HOISTED[LAMP.unet] if name in networks]
+    """Raise BundleError for a full motion in a bundle with hoisted networks, which use the base's weights."""
+    hoisted = [name for name in HOISTED[LAMP.unet] if name in networks]
     whole = [name for name, motion in motions.items() if motion.kind == "full"]
-    if beside and whole:
+    if hoisted and whole:
         raise BundleError(
             f"motion {whole[0]!r} differs from the shared weights outside the motion tensors too, but "
-            f"{' and '.join(beside)} compute with the shared ones for every motion. "
+            f"{' and '.join(hoisted)} compute with the shared ones for every motion. "
             "Build it into a bundle without --hoist text and time."
         )
 
@@ -110,7 +113,7 @@ def refuse_whole_motions(motions: Mapping[str, MotionEntry], networks: Collectio
 def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None = None) -> BuildReport:
     """Add the LAMP checkpoint in `folder` to a bundle as motion `name`. Nothing else changes.
 
-    Raises InputError if another checkpoint has that name, CheckpointError if it has another architecture.
+    Raises InputError if another checkpoint has this name, CheckpointError for another architecture.
     """
     start = time.monotonic()
     cache = cache or DigestCache()
@@ -147,10 +150,10 @@ def add_motion(bundle: Path, name: str, folder: Path, cache: DigestCache | None 
 
 
 def remove_motion(bundle: Path, name: str, default: str | None = None) -> str:
-    """Take motion `name` out of a bundle and return the bundle's new digest.
+    """Remove motion `name` from a bundle and return the bundle's new digest.
 
-    default: the motion that the UNet's graph shows from now on; it must be named if `name` is the default.
-    Raises InputError for an unknown name, or if the default would be lost.
+    default: the new default motion, which the UNet's graph references; required if `name` is the default.
+    Raises InputError for an unknown name, or if `name` is the default and no other is given.
     """
     _require_bundle(bundle)
 
@@ -183,9 +186,9 @@ def remove_motion(bundle: Path, name: str, default: str | None = None) -> str:
 
 
 def point_graph_at_motion(writer: BundleWriter, motion: str) -> None:
-    """Rewrite the UNet's graph so that its motion tensors are those of `motion`.
+    """Rewrite the UNet's graph so that it references the motion tensors of `motion`.
 
-    The shared weights come first because the graph may point at a motion that brought its own.
+    The shared weights come first because the graph may reference a full motion.
     """
     own = motion_path(motion)
     planned = relocated_graph(
@@ -196,7 +199,7 @@ def point_graph_at_motion(writer: BundleWriter, motion: str) -> None:
 
 
 def _require_bundle(path: Path) -> None:
-    """Raise BundleError where there is none, before a writer would begin one."""
+    """Raise BundleError unless `path` holds a bundle, finished or begun; a writer would start a new one."""
     if not any(os.path.lexists(path / name) for name in (MANIFEST, PENDING)):
         remedy = meant_folder(path, (MANIFEST,)) or "Build one first: lamp-trt build"
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}. {remedy}")

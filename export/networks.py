@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One wrapper for each exported network: the tensors of engine/families.py in, the same out.
+"""Wrapper modules of the exported networks, with the inputs and outputs that engine/families.py specifies.
 
-A wrapper holds its model as `model`; apart from that prefix its parameter names are the checkpoint's, which
-is what lets a graph point into the weight files by name.
+A wrapper holds its model as `model`. Apart from this prefix its parameter names are the checkpoint's, so that
+a graph can reference the weight files by name.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -37,7 +37,7 @@ from lamp_trt.export.recipe import Recipe
 
 
 class TextEncoderNetwork(nn.Module):
-    """Stable Diffusion's CLIP text model: ids (b, 77) to the last hidden state after the final norm."""
+    """Stable Diffusion's CLIP text model: ids (b, 77) to the last hidden state, after the final norm."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -49,8 +49,10 @@ class TextEncoderNetwork(nn.Module):
 
 
 class VaeEncoderNetwork(nn.Module):
-    """Image (b, 3, H, W) in [-1, 1] to mean and log-variance of the latent posterior, neither clamped nor
-    scaled: sampling is the runtime's."""
+    """VAE encoder: image (b, 3, H, W) in [-1, 1] to mean and log-variance of the latent posterior.
+
+    Neither is clamped or scaled; the runtime samples.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class VaeEncoderNetwork(nn.Module):
 
 
 class VaeDecoderNetwork(nn.Module):
-    """Latents (b, 4, h, w), already divided by the scaling factor, to an image in about [-1, 1]."""
+    """VAE decoder: latents (b, 4, h, w), divided by the scaling factor, to an image in about [-1, 1]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class VaeDecoderNetwork(nn.Module):
 
 
 class LampUnetNetwork(nn.Module):
-    """The LAMP UNet in its lean formulation: sample (2, 4, f, h, w) to noise_pred of the same shape."""
+    """The LAMP UNet, see lean_unet.py: sample (2, 4, f, h, w) to noise_pred of the same shape."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -167,16 +169,16 @@ class _CastOutput(nn.Module):
 
 
 def _run_layers(layers: nn.ModuleList, hidden: Tensor) -> Tensor:
-    """Causal CLIP layers, see `use_causal_attention`."""
+    """Run CLIP layers with a causal mask, see `use_causal_attention`."""
     for layer in layers:
         hidden = layer(hidden, None, is_causal=True)
     return hidden
 
 
 def _end_of_text(input_ids: Tensor, eos_token_id: int) -> Tensor:
-    """The place of the end-of-text token in each row of ids, (b,).
+    """Position of the end-of-text token in each row of ids, (b,).
 
-    Published configurations have a wrong eos_token_id of 2: CLIP's is the largest id that there is.
+    Published configurations have a wrong eos_token_id of 2; CLIP's is the largest id of the vocabulary.
     """
     ids = input_ids.to(torch.int32)
     if eos_token_id == 2:
@@ -185,9 +187,10 @@ def _end_of_text(input_ids: Tensor, eos_token_id: int) -> Tensor:
 
 
 def use_causal_attention(model: nn.Module, text_model: nn.Module | None = None) -> nn.Module:
-    """`model`, whose CLIP text model (itself, for None) computes causal attention without a baked 77x77 mask.
+    """Make a CLIP text model compute causal attention without a constant 77x77 mask; returns `model`.
 
-    Registered under a name of our own, so that other models in the process are untouched.
+    text_model: the text model inside of `model`, None for `model` itself. The attention is registered under
+    a private name, so other models in the process are not affected.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
@@ -221,13 +224,13 @@ WRAPPERS: dict[str, Callable[[Any], nn.Module]] = {
     "sdxl_text_keys_values": TextKeysValuesNetwork,
     "sdxl_time_projections": SdxlTimeProjectionsNetwork,
 }
-"""The wrapper of each network's module. A network is registered here and its component in MODULES."""
+"""The wrapper of each network. A new network is registered here, its component in MODULES."""
 
 HOISTED_WRAPPERS: dict[str, Callable[[Any, Collection[str]], nn.Module]] = {
     LAMP.unet: lambda unet, hoist: HoistedLampUnetNetwork(make_lean(unet), hoist),
     SDXL.unet: HoistedSdxlUnetNetwork,
 }
-"""The wrapper of each UNet's module whose graph leaves something out."""
+"""The wrapper of each UNet with hoisted parts."""
 
 MODULES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "text_encoder": lambda config: clip_from_config("text_encoder", config, "CLIPTextModel"),
@@ -240,19 +243,19 @@ MODULES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "sdxl_unet": lambda config: diffusers_module_from_config("unet", config, "UNet2DConditionModel"),
     "sdxl_vae": lambda config: diffusers_module_from_config("vae", config, "AutoencoderKL"),
 }
-"""What makes each component's module from its config."""
+"""The function that builds each component's module from its config."""
 
 
 def module_from_config(component: str, config: Mapping[str, Any]) -> nn.Module:
-    """The module whose state dict a component's weights are."""
+    """Build a component's module; its state dict has the names and shapes of the component's weights."""
     return MODULES[component](config)
 
 
 def wrap(network: str, module: nn.Module, hoist: Collection[str] = ()) -> nn.Module:
-    """`module` (of network's component, with or without weights) as the network that is exported.
+    """Wrap `module`, of the network's component, as the network to export.
 
-    hoist: what a UNet's graph leaves out, see engine/precompute.py. The module is changed for the purpose,
-    and good for nothing else afterwards.
+    hoist: names of the parts left out of a UNet's graph, see engine/precompute.py. `module` is modified and
+    cannot be used otherwise afterwards.
     """
     if hoist:
         return HOISTED_WRAPPERS[network](module, hoist)
@@ -260,8 +263,8 @@ def wrap(network: str, module: nn.Module, hoist: Collection[str] = ()) -> nn.Mod
 
 
 def exported_network(recipe: Recipe, name: str) -> nn.Module:
-    """A network of a recipe as it is exported: between the tensors of its spec, over `empty_module`'s
-    parameters."""
+    """A network of a recipe in the form that is exported: with the inputs and outputs of its spec and the
+    uninitialized parameters of `empty_module`."""
     spec = recipe.specs[name]
     precision = recipe.precision_of(spec.component)
     config = recipe.components[spec.component].files.config
@@ -273,8 +276,8 @@ def exported_network(recipe: Recipe, name: str) -> nn.Module:
 def cast_at_borders(
     network: nn.Module, spec: NetworkSpec, inside: torch.dtype, outside: torch.dtype
 ) -> nn.Module:
-    """`network`, which computes in `inside`, with the FLOAT tensors of its spec in `outside`; changed in
-    place, so that the names of its parameters stay."""
+    """Make `network`, which computes in dtype `inside`, take and return the FLOAT tensors of its spec in
+    `outside`. Modifies it in place, which keeps the names of its parameters."""
     floats = [tensor.dtype == FLOAT for tensor in spec.inputs]
 
     def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -298,14 +301,14 @@ def empty_network(
     dtype: torch.dtype,
     hoist: Collection[str] = (),
 ) -> nn.Module:
-    """The network over `empty_module`'s parameters, between tensors of their dtype; hoist as in `wrap`."""
+    """The network with `empty_module`'s parameters, inputs and outputs in their dtype; hoist as in `wrap`."""
     return wrap(network, empty_module(component, config, dtype), hoist)
 
 
 def empty_module(component: str, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """The component's module with parameters that are allocated but never touched: they cost no memory.
+    """The component's module with uninitialized parameters, whose memory pages are never touched.
 
-    Buffers (position ids, frequency tables) are real: they become constants of the graph.
+    Buffers (position ids, frequency tables) hold values: they become constants of the graph.
     """
     with empty_weights():
         module = module_from_config(component, config)
@@ -316,14 +319,15 @@ def empty_module(component: str, config: Mapping[str, Any], dtype: torch.dtype) 
 
 
 def check_component(files: ComponentFiles) -> None:
-    """Raise CheckpointError unless `files` hold exactly the tensors that their config asks for."""
+    """Raise CheckpointError unless `files` hold exactly the tensors that their config requires."""
     try:
         with torch.device("meta"):  # nothing is allocated, whatever sizes the config names
             module = module_from_config(files.name, files.config)
     except CheckpointError:
         raise
-    except Exception as error:  # diffusers, transformers and torch raise as many kinds as there are mistakes
+    except Exception as error:  # diffusers, transformers and torch have no common error for bad configs
         raise CheckpointError(
-            f"{files.folder / 'config.json'} describes no {files.name} that can be made: {error!r:.300}."
+            f"{files.folder / 'config.json'} describes no {files.name} that can be built: {error!r:.300}. "
+            "Was the file edited?"
         ) from error
     check_tensors(files, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch module → ONNX graph whose weights stay where they are: in the bundle's safetensors files.
+"""Export of a torch module to an ONNX graph that references its weights in the bundle's safetensors files.
 
-Graphs are exported without weights in memory and every initializer that is a parameter becomes a reference
-(file, offset, length) under its checkpoint name. Parameters are opaque while the graph is optimized: the
-optimizer merges equal ones and drops zero ones, and what is attached afterwards would land elsewhere.
+Graphs are exported without weights in memory. Every initializer that is a parameter becomes a reference
+(file, offset, length) under its checkpoint name. Parameter values are hidden from the optimizer, which would
+otherwise merge equal parameters and drop zero ones.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ OPSET = 23
 
 @dataclass(frozen=True)
 class Location:
-    """Where a graph finds one tensor: a file relative to the graph's folder, and its place in it."""
+    """Location of one tensor: a file relative to the graph's folder, and the place in that file."""
 
     file: str
     ref: TensorRef
@@ -77,7 +77,7 @@ def export_graph(
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says of itself: opaque parameters make it warn once for each."""
+    """Silence the exporter's warnings: it emits one per parameter without a value."""
     loggers = [logging.getLogger(n) for n in ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -92,10 +92,10 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Fold constants and apply the rewrites that these networks have a use for.
+    """Fold constants and apply the rewrite rules that change these networks.
 
-    The optimizer's whole rule set costs 18 s on the LAMP UNet for the same graph, and has rules that drop
-    zero biases.
+    The optimizer's full rule set takes 18 s on the LAMP UNet for the same graph, and has rules that drop zero
+    biases.
     """
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer
@@ -125,7 +125,10 @@ def _simplify(model: ir.Model) -> None:
 
 @contextlib.contextmanager
 def _opaque(model: ir.Model, parameters: set[str]) -> Iterator[None]:
-    """Hide the values of `parameters` from the optimizer for the duration of the block."""
+    """Hide the values of `parameters` from the optimizer inside the block.
+
+    Raises RuntimeError if the optimizer removed any of them.
+    """
     hidden = {n: v for n, v in model.graph.initializers.items() if n in parameters}
     values = {name: value.const_value for name, value in hidden.items()}
     for value in hidden.values():
@@ -147,7 +150,7 @@ def _attach(model: ir.Model, parameters: set[str], prefix: str, locations: Mappi
         assert value.const_value is not None
         dtype, shape = value.const_value.dtype, value.const_value.shape
         if key not in locations:
-            raise CheckpointError(f"the weights hold no tensor {key}, which the network needs.")
+            raise CheckpointError(f"the weights lack the tensor {key}, which the network needs.")
         file, ref = locations[key].file, locations[key].ref
         stored = ir.DataType[BY_STORED[ref.dtype].onnx]
         if stored != dtype or ref.length != math.prod(shape.numpy()) * dtype.itemsize:
@@ -162,7 +165,7 @@ def _attach(model: ir.Model, parameters: set[str], prefix: str, locations: Mappi
 
 
 def _strip(model: ir.Model) -> None:
-    """Drop what only says how the graph came to be (nine tenths of its size)."""
+    """Remove the exporter's metadata (nine tenths of the graph's size)."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.producer_name, model.producer_version = "lamp-trt", None

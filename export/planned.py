@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a bundle: path, key and how each is written, and the making of those that are missing.
+"""Descriptions of a bundle's files (path, key, how to write them), and the making of missing ones.
 
-torch is loaded only to write.
+torch is loaded only to write files.
 """
 
 import logging
@@ -24,19 +24,19 @@ from lamp_trt.export.recipe import Recipe, motion_graph_key, shared_graph_key
 log = logging.getLogger("lamp_trt")
 
 GRAPH_KEY = "lamp_trt_key"
-"""The metadata entry of a graph that holds its key (without the motion or component that it points at)."""
+"""Name of the metadata entry for a graph's key (without the motion or shared component it references)."""
 
 PathOf = Callable[[str], Path]
-"""Where a file of the bundle is now, by its path in the bundle."""
+"""Path in the bundle → current path of the file, which is staged until the commit."""
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file of a bundle.
+    """A file of a bundle and how to write it.
 
-    key         of what it is made from
-    write       fills it; takes where the other files are
-    size_bytes  what it will take at most, where that is much
+    key         digest of everything that it is made from
+    write       writes the content; gets the new file and the paths of the bundle's other files
+    size_bytes  upper limit of its size in bytes; 0 for small files
     """
 
     path: str
@@ -47,7 +47,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class MadeFile:
-    """One file of the bundle after a command; `seconds` is None for a file that was there already."""
+    """One file of the bundle after a command; `seconds` is None for a file that existed before."""
 
     path: str
     size_bytes: int
@@ -56,7 +56,7 @@ class MadeFile:
 
 @dataclass
 class BuildReport:
-    """What a command made and kept in the bundle at `path`, whose digest is then `digest`."""
+    """The result of a command: the files made and kept in the bundle at `path`, and its new digest."""
 
     path: Path
     files: list[MadeFile] = field(default_factory=list)
@@ -66,13 +66,13 @@ class BuildReport:
 
 
 class FileMaker:
-    """Makes a bundle's files one after another, each only if its key says that it is not there yet."""
+    """Makes a bundle's files one by one, skipping those that exist under the same key."""
 
     def __init__(self, writer: BundleWriter, report: BuildReport) -> None:
         self.writer, self.report = writer, report
 
     def make(self, planned: PlannedFile) -> FileEntry:
-        """Confirm a file that is there and was made from the same, or write it."""
+        """Write a file, or confirm the existing one if its key is the same."""
         start = time.monotonic()
         seconds = None
         if not self.writer.have(planned.path, planned.key):
@@ -86,7 +86,7 @@ class FileMaker:
 
 
 def weights_file(recipe: Recipe, component: str) -> PlannedFile:
-    """weights/<component>.safetensors."""
+    """The file weights/<component>.safetensors."""
     files, precision = recipe.components[component].files, recipe.precision_of(component)
     is_stored = COMPONENTS[component].is_stored
 
@@ -112,9 +112,9 @@ def graph_file(
     default_motion: str | None,
     entry_of: Callable[[str], FileEntry],
 ) -> PlannedFile:
-    """<network>.onnx, pointing at the weights of component `stored_in`, and of the default motion.
+    """The file <network>.onnx, which references the weights of component `stored_in` and the default motion.
 
-    entry_of: of the files that it points at, which must be there.
+    entry_of: entries of the referenced files, which must have been made before.
     """
     graph_key = key = recipe.graph_key(network)
     weight_files = [weights_path(stored_in)]
@@ -143,9 +143,9 @@ def graph_file(
 def relocated_graph(
     network: str, weight_files: list[str], key_of: Callable[[str], str], path_of: PathOf
 ) -> PlannedFile:
-    """The graph of `network` as it is, but pointing at `weight_files` for the tensors that these hold.
+    """The existing graph of `network`, changed to reference `weight_files` for the tensors that they hold.
 
-    A tensor that several hold is the last one's. key_of: the file's key from GRAPH_KEY's value.
+    The last file that holds a tensor is used. key_of: the new file's key from the value of GRAPH_KEY.
     """
     import onnx
 
@@ -160,7 +160,7 @@ def relocated_graph(
 
 
 def tokenizer_copies(name: str, folder: Path, cache: DigestCache) -> list[PlannedFile]:
-    """The files of a tokenizer as the checkpoint has them, in the bundle's folder `name`."""
+    """Copies of the checkpoint's tokenizer files in the bundle's folder `name`."""
 
     def copy(source: Path) -> Callable[[NewFile, PathOf], None]:
         def write(file: NewFile, path_of: PathOf) -> None:

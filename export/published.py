@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published checkpoints without their values: configs as published, names and shapes from meta modules.
+"""Stand-ins for the published checkpoints: published configs, tensor names and shapes, all values zero.
 
-Weight files are sparse: gigabytes long, a few kilobytes on disk, every value zero.
+Names and shapes come from modules on the meta device. Weight files are sparse: gigabytes long, a few
+kilobytes on disk.
 """
 
 import json
@@ -154,7 +155,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "sdxl_unet": SDXL_UNET,
     "sdxl_vae": SDXL_VAE,
 }
-"""By the bundle's names. The LAMP UNet's is LampUNetConfig's default at the text's width."""
+"""Config of each component by its name in the bundle. The LAMP UNet's is LampUNetConfig's default with
+cross_attention_dim 768."""
 
 TENSORS = {"text_encoder": 196, "vae": 248, "unet": 1062, "sdxl_text_encoder_2": 517, "sdxl_unet": 1680}
 
@@ -173,10 +175,10 @@ def config_of(component: str) -> dict[str, Any]:
 
 
 def published_shapes(component: str, *, old_names: bool = False) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a published file, from today's module on the meta device.
+    """Tensor names and shapes in a published file, from the current module on the meta device.
 
-    CLIP-L's have the prefix that transformers 5 dropped. old_names: those of Stable Diffusion v1.4's files,
-    which also hold position_ids.
+    CLIP-L's names have the prefix `text_model.`, which transformers 5 dropped. old_names: use the names of
+    Stable Diffusion v1.4's files, which also hold position_ids.
     """
     from lamp_trt.export.checkpoints.tensors import empty_weights
     from lamp_trt.export.networks import module_from_config
@@ -200,7 +202,7 @@ def _old_vae_name(name: str) -> str:
 
 
 def write_sparse(path: Path, shapes: Shapes, dtype: str = "F32") -> None:
-    """A safetensors file of zeros that occupies its header only."""
+    """Write a sparse safetensors file of zeros, of which only the header occupies disk space."""
     tensors = {
         name: ("I64" if name.endswith("position_ids") else dtype, shape) for name, shape in shapes.items()
     }
@@ -211,7 +213,7 @@ def write_sparse(path: Path, shapes: Shapes, dtype: str = "F32") -> None:
 
 
 def write_sparse_shards(folder: Path, stem: str, shapes: Shapes, count: int, dtype: str = "F32") -> None:
-    """The same in `count` files with an index, as save_pretrained shards large models."""
+    """Write sparse safetensors files in `count` shards with an index, as save_pretrained does."""
     names = sorted(shapes)
     weight_map: dict[str, str] = {}
     for number in range(count):
@@ -225,7 +227,7 @@ def write_sparse_shards(folder: Path, stem: str, shapes: Shapes, count: int, dty
 
 
 def write_sparse_pickle(path: Path, shapes: Shapes) -> None:
-    """A .bin of torch.save whose storages are holes."""
+    """Write a .bin file as torch.save does, with sparse storages."""
     import torch
 
     with torch.serialization.skip_data():
@@ -233,7 +235,7 @@ def write_sparse_pickle(path: Path, shapes: Shapes) -> None:
 
 
 def write_component(folder: Path, component: str, *, variant: str = "", old_names: bool = False) -> None:
-    """One component's folder: config.json and sparse weights, fp16 for the variant ".fp16"."""
+    """Write one component's folder: config.json and sparse weights, in fp16 for the variant ".fp16"."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config_of(component)))
     stem, _ = weight_stems(COMPONENTS[component].folder)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle will consist of and the key of each file, found without loading torch or a single weight.
+"""The contents of a bundle to be built and the key of each file, computed without torch and without weights.
 
 A key is a digest of everything that a file is made from. A build makes only the files whose keys the bundle
-does not hold yet, so that repeating one costs as much as this module: the digests of unchanged checkpoints
-are remembered.
+does not hold yet, so a repeated build costs little more than this module: digests of unchanged checkpoints
+are cached.
 """
 
 import contextlib
@@ -48,25 +48,25 @@ from lamp_trt.export.sizes import Configs, first_frame_sizes, video_sizes
 log = logging.getLogger("lamp_trt")
 
 CONVERTER_VERSION = 1
-"""Raise it when equal checkpoints would give other weight files, so that bundles are made again."""
+"""Increment when the same checkpoints would give different weight files, so that bundles are rebuilt."""
 EXPORTER_VERSION = 1
-"""Raise it when equal inputs would give other graphs."""
+"""Increment when the same inputs would give different graphs."""
 
 _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
 
 CLIP_VOCABULARY = 49408
-"""Of a text encoder whose config does not say: transformers' default."""
+"""Vocabulary size of a text encoder whose config does not give it: transformers' default."""
 
 MAX_SIDE, MAX_FRAMES = 8192, 1024
-"""More fits into no machine's memory: attention alone would take terabytes."""
+"""Limits in pixels and frames. Attention alone would take terabytes of memory above them."""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What `lamp-trt build` was asked for. Raises InputError for sizes that no network takes.
+    """The options of `lamp-trt build`. Raises InputError for values out of range.
 
-    first_frame_height, first_frame_width: of SDXL's image, None for twice the video's. hoist: of HOISTS, what
-    the UNets' graphs leave out; networks of their own then compute it.
+    first_frame_height, first_frame_width: SDXL's image size in pixels, None for twice the video's. hoist:
+    names from HOISTS that are left out of the UNets' graphs and computed by separate networks.
     """
 
     sd: Path | None = None
@@ -100,10 +100,10 @@ class BuildOptions:
                 raise InputError(f"{name} is {pixels}, but no SDXL network is built: add {add}.")
         unknown = [name for name in self.only if name not in NETWORKS]
         if unknown:
-            raise InputError(f"there is no network {unknown[0]!r}; --only takes {', '.join(NETWORKS)}.")
+            raise InputError(f"unknown network {unknown[0]!r}; --only takes {', '.join(NETWORKS)}.")
         unknown = [name for name in self.hoist if name not in HOISTS]
         if unknown:
-            raise InputError(f"there is no hoist {unknown[0]!r}; choose of {', '.join(HOISTS)}.")
+            raise InputError(f"unknown hoist {unknown[0]!r}; choose from {', '.join(HOISTS)}.")
         for name in self.motions or {}:
             validate_motion_name(name)
 
@@ -118,7 +118,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The parts of a bundle that this build makes or confirms. specs: of its networks, by name."""
+    """The parts of a bundle that this build makes or confirms. specs: its networks by name."""
 
     precision: Precision
     specs: Mapping[str, NetworkSpec]
@@ -136,7 +136,7 @@ class Recipe:
         return tuple(self.specs)
 
     def hoisted_from(self, network: str) -> tuple[str, ...]:
-        """What this network's graph leaves out."""
+        """The hoists applied to this network's graph."""
         return hoisted_from(network, self.hoist)
 
     def precision_of(self, component: str) -> Precision:
@@ -151,10 +151,10 @@ class Recipe:
         return digest_of(CONVERTER_VERSION, component, self.precision_of(component), source.digest)
 
     def graph_key(self, network: str) -> str:
-        """Of a graph that points at its own component's weight file alone.
+        """The key of a graph that references its own component's weight file only.
 
-        The key of one that points at a motion too is a `motion_graph_key`, at another component's file a
-        `shared_graph_key`.
+        A graph that also references a motion has a `motion_graph_key`, one that references another
+        component's file a `shared_graph_key`.
         """
         inputs, outputs = self.io(network)
         component = self.specs[network].component
@@ -174,7 +174,7 @@ def digest_of(*inputs: object) -> str:
 
 
 def motion_key(motion: Source, precision: Precision, base_key: str) -> str:
-    """`base_key`: of the shared weights that the motion is compared with."""
+    """The key of a motion's file. base_key: key of the shared weights that the motion is compared with."""
     return digest_of(CONVERTER_VERSION, "motion", precision, motion.digest, base_key)
 
 
@@ -187,9 +187,9 @@ def shared_graph_key(base_key: str, weights_sha256: str) -> str:
 
 
 def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None) -> Recipe:
-    """Find and check the checkpoints that the wanted networks need; only those must be given.
+    """Find and check the checkpoints that the requested networks need; only these must be given.
 
-    Raises CheckpointError or InputError naming the folder, the field, and what would fit.
+    Raises CheckpointError or InputError naming the folder, the field and the accepted values.
     """
     cache = cache or DigestCache()
     networks = _networks(options)
@@ -244,7 +244,7 @@ def _of_origin(origin: Origin, components: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _sizes(options: BuildOptions, configs: Configs) -> dict[str, int]:
-    """The size of every axis. Warns of a first frame that has to be stretched."""
+    """The size of every axis. Logs a warning if the first frame has another aspect ratio than the video."""
     sizes = video_sizes(configs, options.height, options.width, options.num_frames)
     if _of_origin(SDXL_CHECKPOINT, tuple(configs)):
         sizes |= first_frame_sizes(configs, sizes, options.first_frame_height, options.first_frame_width)
@@ -258,7 +258,7 @@ def _sizes(options: BuildOptions, configs: Configs) -> dict[str, int]:
 
 
 def specs_of(networks: tuple[str, ...], hoist: tuple[str, ...], configs: Configs) -> dict[str, NetworkSpec]:
-    """Of these networks, and after each UNet of those that stand beside it."""
+    """Specs of `networks` by name, each hoisted UNet followed by the networks that compute its inputs."""
     specs: dict[str, NetworkSpec] = {}
     for name in networks:
         spec, taken = NETWORKS[name], hoisted_from(name, hoist)
@@ -271,8 +271,11 @@ def specs_of(networks: tuple[str, ...], hoist: tuple[str, ...], configs: Configs
 
 
 def motion_source(folder: Path, cache: DigestCache, sd_scheduler: Mapping[str, Any]) -> Source:
-    """The UNet of the LAMP checkpoint in `folder`, whose scheduler, if it has one, must be of ours and fit
-    that of --sd ({} without it)."""
+    """The UNet of the LAMP checkpoint in `folder`.
+
+    A scheduler in the folder must be supported and have the noise schedule of sd_scheduler ({}: not checked).
+    Raises CheckpointError.
+    """
     name = COMPONENTS[LAMP.unet_component].folder
     files = find_component(folder, name)
     root = files.folder.parent
@@ -291,18 +294,18 @@ def source_of(files: ComponentFiles, cache: DigestCache) -> Source:
 
 
 def _check_tokenizer(folder: Path, encoder: ComponentFiles) -> None:
-    """Raise CheckpointError unless `folder` holds CLIP's tokenizer, with ids that the text encoder takes."""
+    """Raise CheckpointError unless `folder` holds CLIP's tokenizer and the text encoder takes all its ids."""
     tokenizer_files(folder)
     tokens, taken = read_tokenizer_files(folder).size, encoder.config.get("vocab_size", CLIP_VOCABULARY)
     if tokens > taken:
         raise CheckpointError(
-            f"the tokenizer in {folder} has ids up to {tokens - 1}, the text encoder in {encoder.folder} "
-            f"takes {taken} (vocab_size): they do not belong together."
+            f"the tokenizer in {folder} has ids up to {tokens - 1}, but the text encoder in {encoder.folder} "
+            f"takes {taken} (vocab_size): they do not belong together. Give both from the same checkpoint."
         )
 
 
 def _networks(options: BuildOptions) -> tuple[str, ...]:
-    """What is to be built: `--only`, or all that the given checkpoints allow."""
+    """The networks to build: `--only`, or all that the given checkpoints allow."""
     given = [origin for origin in origins() if getattr(options, origin.field)]
     possible = [name for name in NETWORKS if component_of(name).origin in given]
     for name in options.only:
@@ -316,7 +319,7 @@ def _networks(options: BuildOptions) -> tuple[str, ...]:
 
 
 def _is_there(options: BuildOptions, network: str) -> bool:
-    """False for a network that its checkpoint may lack, and lacks, unless it is asked for."""
+    """Whether to build `network`: False if it is optional, not named by --only, and its folder is missing."""
     component = component_of(network)
     if not component.optional or network in options.only:
         return True
@@ -324,7 +327,7 @@ def _is_there(options: BuildOptions, network: str) -> bool:
 
 
 def _exporter_versions() -> list[str]:
-    """What is not installed exports nothing: the LAMP UNet needs torch and ONNX alone."""
+    """Name and version of each installed exporter package. The LAMP UNet needs only torch and ONNX."""
     versions = []
     for name in _EXPORTERS:
         with contextlib.suppress(PackageNotFoundError):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Components with equal weights have one file: graphs of both point into it.
+"""Sharing of one weight file by two components with equal weights; graphs of both reference it.
 
-A component's record may name another one whose tensors the published checkpoints hold too (`same_as`): SDXL's
-first text encoder is Stable Diffusion's. If the given checkpoints agree, it has no file of its own. Equal
-tensors make equal weight files, so two files are compared by their digests, and only a checkpoint that is not
-converted yet by its tensors. A bundle comes out the same whether it was built at once or part by part.
+A component's record may name another one that has the same tensors in the published checkpoints (`same_as`):
+SDXL's first text encoder is Stable Diffusion's. If the given checkpoints agree, the component has no file of
+its own. Converted weights are compared by file digest, a checkpoint that is not converted yet tensor by
+tensor. The bundle is the same whether it is built at once or part by part.
 """
 
 import dataclasses
@@ -23,7 +23,10 @@ from lamp_trt.export.recipe import Recipe, shared_graph_key
 
 
 def is_shared(maker: FileMaker, recipe: Recipe, component: str, kept: Manifest | None) -> bool:
-    """Whether the weights of a component are those of its `same_as`, whose file must have been made first."""
+    """Whether a component's weights equal those of its `same_as`, whose file must have been made before.
+
+    kept: the bundle's manifest before this build.
+    """
     writer, other = maker.writer, COMPONENTS[component].same_as
     there = _entry(writer, kept, other) if other else None
     if there is None:
@@ -48,7 +51,7 @@ def is_shared(maker: FileMaker, recipe: Recipe, component: str, kept: Manifest |
 
 
 def share_kept(maker: FileMaker, recipe: Recipe, kept: Manifest | None) -> dict[str, NetworkEntry]:
-    """New entries of kept networks whose weights equal those of a component that this build adds."""
+    """Make kept networks reference equal weights of a component that this build adds; their new entries."""
     entries: dict[str, NetworkEntry] = {}
     for component, network in _kept_networks(recipe, kept):
         assert kept is not None
@@ -78,7 +81,7 @@ def check_shared_stay(recipe: Recipe, kept: Manifest) -> None:
 
 
 def _kept_networks(recipe: Recipe, kept: Manifest | None) -> Iterator[tuple[Component, str]]:
-    """Networks of components with `same_as` that the bundle holds and this build leaves as they are."""
+    """Networks of components with `same_as` that the bundle holds and this build does not make."""
     for component in COMPONENTS.values():
         if component.same_as and kept is not None:
             for network in _networks_of(component.name, kept.networks):
@@ -91,6 +94,6 @@ def _networks_of(component: str, networks: Iterable[str]) -> list[str]:
 
 
 def _entry(writer: BundleWriter, kept: Manifest | None, component: str) -> FileEntry | None:
-    """A component's weight file, made or confirmed by this build or kept; None if there is none."""
+    """The entry of a component's weight file, made or confirmed by this build or kept; None if missing."""
     path = weights_path(component)
     return writer.files.get(path) or (kept.files.get(path) if kept else None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The size of every axis in a bundle's networks, from the wanted pictures and the checkpoints' configs."""
+"""The size of every axis in a bundle's networks, from the requested sizes and the checkpoints' configs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,23 +10,22 @@ from lamp_trt.engine.networks import Family
 
 GUIDANCE_BATCH = 2
 DECODE_BATCH = 1
-"""Frames decoded at once. The official script slices too: same result, a sixteenth of the memory."""
+"""Frames decoded at once. As in the official script: same result, a sixteenth of the memory."""
 
 FIRST_FRAME_SCALE = 2
-"""SDXL's image is twice the video in both directions, unless asked for otherwise: 1024x640 for 512x320, the
-size of LAMP's own benchmark images."""
+"""Default ratio of SDXL's image size to the video's: 1024x640 for 512x320, as LAMP's benchmark images."""
 
 _TIME_IDS = 6
 
 Configs = Mapping[str, Mapping[str, Any]]
-"""config.json of each component, by the bundle's names."""
+"""config.json of each component, by the bundle's component name."""
 
 
 def video_sizes(configs: Configs, height: int, width: int, num_frames: int) -> dict[str, int]:
     """Axis sizes of the networks that make a video from a first frame.
 
-    Raises InputError for a size in pixels that the VAE does not take, CheckpointError for components that do
-    not belong together.
+    height, width: in pixels. Raises InputError for a size that the VAE does not take, CheckpointError for
+    components that do not belong together.
     """
     sizes = {
         "height": height,
@@ -79,7 +78,7 @@ def first_frame_sizes(
 
 
 def _config_sizes(family: Family, configs: Configs) -> dict[str, int]:
-    """The axis sizes that the configs of a family's components say."""
+    """The axis sizes given by the configs of a family's components."""
     return {
         axis: configs[component.name].get(field, default)
         for component in family.components
@@ -89,7 +88,7 @@ def _config_sizes(family: Family, configs: Configs) -> dict[str, int]:
 
 
 def _add_pooled_width(sizes: dict[str, int], config: Mapping[str, Any]) -> None:
-    """Add what SDXL's UNet takes of the pooled text; its widths must be those of the text encoders there."""
+    """Add the width of SDXL's pooled text; the UNet's widths must match those of the given text encoders."""
     context = sizes["sdxl_context_width"]
     pooled = config.get("projection_class_embeddings_input_dim") or 0
     pooled -= _TIME_IDS * (config.get("addition_time_embed_dim") or 0)

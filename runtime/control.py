@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress and cancelling of one call: both are looked after between steps, and cost the device no wait."""
+"""Progress and cancelling of one call: handled between steps, without making the device wait."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,24 +8,25 @@ from lamp_trt.engine.errors import Cancelled, InputError
 
 
 class Progress(Protocol):
-    """Called in the thread that makes the video: with done = 0 when a loop begins, then as steps are done.
+    """Progress callback, called in the thread that makes the video: with done = 0 when a loop begins, then as
+    steps are done.
 
-    stage: "make_first_frame" (SDXL's loop) or "denoise" (the video's). done: steps of `total`, which may grow
-    by more than one. An error that it raises ends the call; it must not use the pipeline.
+    stage: "make_first_frame" (SDXL's loop) or "denoise" (the video's loop). done: finished steps of `total`;
+    may increase by more than one. An exception that it raises ends the call. It must not use the pipeline.
     """
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...
 
 
 class CancelToken(Protocol):
-    """What threading.Event is: once set, it stays set while the call runs. Any thread may set it."""
+    """Cancel token, such as a threading.Event; any thread may set it. It must stay set during the call."""
 
     def is_set(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Control:
-    """The progress callback and cancel token of one call, None for none. InputError for anything else."""
+    """The progress callback and cancel token of one call, or None. Raises InputError for other types."""
 
     progress: Progress | None = None
     cancel: CancelToken | None = None
@@ -34,7 +35,7 @@ class Control:
         if self.progress is not None and not callable(self.progress):
             raise InputError(f"progress is {self.progress!r:.100}; expected a function (stage, done, total).")
         if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
-            raise InputError(f"cancel is {self.cancel!r:.100}; expected a threading.Event or its like.")
+            raise InputError(f"cancel is {self.cancel!r:.100}; expected a threading.Event or similar.")
 
     def report(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first frame from text: SDXL, denoised by DDIM with the settings that ddim.py pins.
+"""First frames from text, by SDXL and DDIM with the fixed settings of ddim.py.
 
-Step for step what diffusers' StableDiffusionXLPipeline does with that scheduler. Source: docs/algorithm.md.
-Here a request becomes a job and a result becomes a file; stages.py does the work in between.
+Equal, step for step, to diffusers' StableDiffusionXLPipeline with that scheduler. Source: docs/algorithm.md.
+This module converts requests to jobs and saves results; stages.py makes the image.
 """
 
 import logging
@@ -30,7 +30,7 @@ from lamp_trt.runtime.media.tokenizer import CLIPTokenizer, load_tokenizer
 from lamp_trt.runtime.media.video import sidecar_path
 from lamp_trt.runtime.ops import ImageOps, StepCallback, TokenIds
 from lamp_trt.runtime.requests import FirstFrameRequest
-from lamp_trt.runtime.stages import NOBODY, ImageJob, encode_sdxl_prompt, make_image, with_total
+from lamp_trt.runtime.stages import NO_CONTROL, ImageJob, encode_sdxl_prompt, make_image, with_total
 
 Array = NDArray[Any]
 
@@ -41,10 +41,12 @@ _TOKENIZERS = [component.tokenizer.name for component in SDXL.components if comp
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FirstFrame:
-    """What SDXL made.
+    """A first frame made by SDXL.
 
-    image: uint8 RGB (h, w, 3). latents: float32 (1, 4, h // 8, w // 8), as they were decoded. timings:
-    seconds by stage. settings: what it takes to make the image again; JSON values.
+    image     uint8 RGB (h, w, 3)
+    latents   float32 (1, 4, h // 8, w // 8), before decoding
+    timings   seconds by stage
+    settings  the settings that reproduce the image, as JSON values
     """
 
     image: NDArray[np.uint8]
@@ -56,7 +58,7 @@ class FirstFrame:
         return f"FirstFrame({self.image.shape[1]}x{self.image.shape[0]})"
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Writes the image as PNG, and the settings beside it as JSON. InputError as `check_png`."""
+        """Write the image as PNG and its settings next to it as JSON. Raises InputError as `check_png`."""
         text = json_text(self.settings)
         destination = check_png(path)
         with written(sidecar_path(destination), destination) as (sidecar, partial):
@@ -66,10 +68,10 @@ class FirstFrame:
 
 
 def check_png(path: str | PathLike[str]) -> Path:
-    """The path, if an image can be saved there; InputError otherwise."""
+    """The path, if an image can be saved there. Raises InputError otherwise."""
     destination = file_path("the output", path)
     if destination.suffix.lower() != ".png":
-        raise InputError(f"the output {str(path)!r} is no .png file; images are saved as PNG only.")
+        raise InputError(f"the output {str(path)!r} is not a .png file; images are saved as PNG only.")
     if not destination.parent.is_dir():
         raise InputError(f"the folder {str(destination.parent)!r} does not exist; create it first.")
     if destination.is_dir():
@@ -78,7 +80,7 @@ def check_png(path: str | PathLike[str]) -> Path:
 
 
 def save_png(image: NDArray[np.uint8], path: str | PathLike[str]) -> Path:
-    """Writes uint8 RGB (h, w, 3) as PNG. An existing file is replaced."""
+    """Write uint8 RGB (h, w, 3) as PNG. An existing file is replaced. Raises InputError as `check_png`."""
     destination = check_png(path)
     with written(destination) as (partial,):
         partial.write_bytes(encode_png(image))
@@ -86,9 +88,9 @@ def save_png(image: NDArray[np.uint8], path: str | PathLike[str]) -> Path:
 
 
 class FirstFrameMaker:
-    """A bundle's SDXL half, a context manager. Not for several threads at once.
+    """SDXL of one bundle; a context manager, not thread-safe.
 
-    `load_ops` is called when the first image is to be made, and what it loaded is then kept.
+    `load_ops` is called when the first image is made; the loaded networks are then kept.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class FirstFrameMaker:
 
     @property
     def ops(self) -> ImageOps:
-        """Loaded if they are not yet. InputError after `close`."""
+        """SDXL's operations; loads the networks on the first access. Raises InputError after `close`."""
         if self._closed:
             raise InputError("this maker of first frames was closed; load the bundle again.")
         if self._ops is None:
@@ -126,7 +128,7 @@ class FirstFrameMaker:
         self.close()
 
     def close(self) -> None:
-        """Give the networks and their memory back; a second time does nothing."""
+        """Release the networks and their memory; a second call does nothing."""
         self._closed = True
         if self._ops is not None:
             self._ops.close()
@@ -136,18 +138,18 @@ class FirstFrameMaker:
         request: FirstFrameRequest,
         *,
         on_step: StepCallback | None = None,
-        control: Control = NOBODY,
+        control: Control = NO_CONTROL,
     ) -> FirstFrame:
         """Make one image. on_step: see ops.StepCallback.
 
-        Raises InputError for noise of another shape, EngineError if a network fails, Cancelled if asked to.
+        Raises InputError for noise of another shape, EngineError if a network fails, Cancelled if cancelled.
         """
         made = make_image(self.ops, self.job(request, on_step), control)
         settings = {**request.settings(), "bundle": self.bundle.digest, "lamp_trt": __version__}
         return FirstFrame(made.image, made.latents, with_total(made.timings), settings)
 
     def job(self, request: FirstFrameRequest, on_step: StepCallback | None = None) -> ImageJob:
-        """The job of a request. InputError for noise of another shape."""
+        """The job of a request. Raises InputError for noise of another shape."""
         if request.noise is not None:
             sizes = self.bundle.manifest.sizes
             shape = (1, 4, sizes["first_frame_latent_height"], sizes["first_frame_latent_width"])
@@ -168,7 +170,7 @@ class FirstFrameMaker:
         return encode_sdxl_prompt(self.ops, ids, self._zero_negative(negative_prompt))
 
     def prompt_ids(self, prompt: str, negative_prompt: str | None) -> tuple[TokenIds, TokenIds]:
-        """Token ids for either text encoder (2, tokens): [negative, prompt]."""
+        """Token ids for each text encoder, (2, tokens): [negative, prompt]."""
         texts = (negative_prompt or "", prompt)
         first, second = self._tokenizers
         return prompt_ids(first, texts), prompt_ids(second, texts, warn=False)
@@ -178,7 +180,7 @@ class FirstFrameMaker:
 
 
 def prompt_ids(tokenizer: CLIPTokenizer, texts: tuple[str, ...], *, warn: bool = True) -> TokenIds:
-    """Token ids (len(texts), tokens); a text that is too long is cut, with a warning."""
+    """Token ids (len(texts), tokens); a text that is too long is cut, with a warning if `warn`."""
     rows = []
     for text in texts:
         tokenized = tokenizer(text)
@@ -193,12 +195,12 @@ def prompt_ids(tokenizer: CLIPTokenizer, texts: tuple[str, ...], *, warn: bool =
 
 
 def missing_networks(bundle: Bundle) -> list[str]:
-    """The networks that a bundle lacks to make first frames."""
+    """The networks for first frames that a bundle lacks."""
     return [name for name in FIRST_FRAME_NETWORKS if name not in bundle.manifest.networks]
 
 
 def first_frame_maker(bundle: Bundle, load_ops: Callable[[], ImageOps]) -> FirstFrameMaker:
-    """The SDXL half of an open bundle. BundleError if it lacks any of those networks."""
+    """A maker of first frames for an open bundle. Raises BundleError if it lacks any of SDXL's networks."""
     missing = missing_networks(bundle)
     if missing:
         raise BundleError(

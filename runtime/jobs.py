@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many videos from one pipeline: what is asked for, from a prompts file, a sidecar or the command line."""
+"""Jobs of several videos for one pipeline, read from a prompts file, a sidecar or the command line."""
 
 import logging
 import os
@@ -26,12 +26,12 @@ from lamp_trt.runtime.media.video import Video, check_destination, check_format,
 from lamp_trt.runtime.pipeline import LampPipeline
 
 OPTIONS = tuple(each.name for each in SETTINGS if each.in_jobs)
-"""The settings that a job may set, besides those with fields of their own."""
+"""Names of the settings that a job may set, apart from the fields of Job."""
 
 _PROMPTS = tuple(each.name for each in SETTINGS if each.metavar == "PROMPT")
 
 FIRST_FRAME_OPTIONS = tuple(each.name for each in SETTINGS if each.kept == "first_frame")
-"""Those that tell how SDXL made a first frame."""
+"""Names of the settings with which SDXL makes a first frame."""
 
 log = logging.getLogger("lamp_trt")
 
@@ -41,7 +41,7 @@ _SLUG_BYTES = 100
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make: arguments of `LampPipeline.__call__`, and where it goes (None: not yet decided)."""
+    """One video to make: arguments of `LampPipeline.__call__` and the destination (None: not set yet)."""
 
     prompt: str
     motion: str | None = None
@@ -50,17 +50,18 @@ class Job:
     out: Path | None = None
     fps: float = FPS
     origin: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that tell how the given first frame was made, to be kept in the sidecar."""
+    """Settings with which the given first frame was made, to be stored in the sidecar."""
     bundle: str | None = None
-    """The digest of the bundle that the video to repeat came from."""
+    """Digest of the bundle that made the video to reproduce."""
 
 
 def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
-    """A job for each line of `path`: a prompt, or in a .jsonl file an object with `prompt` and any of
-    `motion`, `first_frame` (relative to the file), `out`, `fps` and OPTIONS; `defaults` for the rest.
+    """Read one job per line of `path`: a prompt, or in a .jsonl file an object.
 
-    Space around a prompt and empty lines are left out; there are no comments. Lines end with LF, CRLF or CR,
-    UTF-8 may begin with a byte order mark. Raises InputError naming the line.
+    An object has `prompt` and any of `motion`, `first_frame` (relative to the file), `out`, `fps` and
+    OPTIONS; other values come from `defaults`. Leading and trailing space and empty lines are ignored;
+    comments are not supported. Lines end with LF, CRLF or CR; the UTF-8 text may begin with a byte order
+    mark. Raises InputError naming the line.
     """
     jobs = []
     text = _text(path)
@@ -79,31 +80,33 @@ def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
             for name, value in _object(line, where).items()
         }
         if not isinstance(fields.get("prompt"), str):
-            raise InputError(f"{where}: expected an object with a string `prompt`.")
+            raise InputError(f"{where}: expected an object whose `prompt` is a string.")
         jobs.append(_job(fields, defaults, where, path.parent))
     if not jobs:
-        raise InputError(f"{path} holds no prompt; expected one a line.")
+        raise InputError(f"{path} holds no prompt; expected one per line.")
     return jobs
 
 
 def job_from_sidecar(path: Path) -> Job:
-    """The job that repeats the video whose settings are in `path` (the .json file beside it).
+    """The job that reproduces a video, from its sidecar `path` (the .json file next to it).
 
-    The first frame is in the file itself, also one that SDXL made. Raises InputError if it is no sidecar, or
-    if noise was injected.
+    The sidecar contains the first frame, whether given or made by SDXL. Raises InputError if the file is not
+    a sidecar, or if noise was injected.
     """
     settings = _object(_text(path), str(path))
     known = {"prompt", "motion", "fps", "first_frame_png", *OPTIONS} - {*FIRST_FRAME_OPTIONS}
     if not isinstance(settings.get("prompt"), str) or "first_frame_png" not in settings:
-        raise InputError(f"{path} is no settings file of a video: it lacks `prompt` or `first_frame_png`.")
+        raise InputError(
+            f"{path} is not the settings file of a video: it lacks `prompt` or `first_frame_png`."
+        )
     if settings.get("injected"):
         raise InputError(
-            f"{path} is of a video that was given its own {settings['injected']!r:.100}, "
+            f"{path} belongs to a video with injected {settings['injected']!r:.100}, "
             "which the file does not hold. Repeat it from Python."
         )
     fields = {key: value for key, value in settings.items() if key in known}
     if not isinstance(settings["first_frame_png"], str):
-        raise InputError(f"{path}: first_frame_png is no string.")
+        raise InputError(f"{path}: first_frame_png is not a string.")
     image = image_from_base64(fields.pop("first_frame_png"))
     origin = {name: settings[name] for name in FIRST_FRAME_OPTIONS if name in settings}
     with _named(str(path)):
@@ -113,15 +116,16 @@ def job_from_sidecar(path: Path) -> Job:
 
 
 def first_frame_path(video: Path) -> Path:
-    """Where a saved video's first frame goes: clip.first_frame.png beside clip.mp4 or the folder clip."""
+    """Path of a saved video's first frame: clip.first_frame.png next to clip.mp4 or the folder clip."""
     stem = video.name if video.is_dir() else video.stem
     return video.with_name(f"{stem}.first_frame.png")
 
 
 def with_destinations(jobs: Sequence[Job], out: Path | None, suffix: str) -> list[Job]:
-    """`jobs` with an `out` each: `out` itself for a single one, else a name of its own in the folder `out`.
+    """`jobs` with destinations: `out` itself for a single job, otherwise a distinct name in the folder `out`.
 
-    suffix: ".mp4", ".gif", ".webp" or "" (a folder of PNGs), for the names made here.
+    suffix: ".mp4", ".gif", ".webp" or "" (a folder of PNGs), for generated names. Raises InputError if two
+    videos would have the same destination.
     """
     if len(jobs) == 1:
         return [replace(jobs[0], out=jobs[0].out or out or Path(f"{slug(jobs[0].prompt)}{suffix}"))]
@@ -147,13 +151,13 @@ def run_jobs(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> Iterator[tuple[Path, Video]]:
-    """Make and save every video, one motion after the other; yields each when it is saved.
+    """Make and save every video, grouped by motion; yields (path, video) after each is saved.
 
-    progress, cancel: of each video, see LampPipeline.__call__.
-
-    A job without a motion shows the bundle's default one. The folder of several videos is made if need be.
-    before_save gets each finished video and returns the one to save (a safety checker may blur it); what it
-    raises ends the run before anything of that video is written. Destinations are checked before any work.
+    before_save       gets each finished video and returns the one to save (a safety checker may blur it); its
+                      exceptions end the run before that video is written
+    progress, cancel  for each video, see LampPipeline.__call__
+    A job without a motion uses the bundle's default one. The folder of several videos is created if missing.
+    Jobs and destinations are checked before any video is made.
     """
     by_motion: dict[str, list[Job]] = {}
     for job in jobs:
@@ -187,7 +191,7 @@ def run_jobs(
 
 
 def _check(pipeline: LampPipeline, job: Job) -> None:
-    """Raise what the job would end with, before any work."""
+    """Raise the errors of an invalid job before any video is made."""
     assert job.out is not None
     prompt_text(job.prompt)
     check_options(job.options)
@@ -195,7 +199,7 @@ def _check(pipeline: LampPipeline, job: Job) -> None:
         pipeline.require_first_frame_networks()
     pipeline.bundle.motion(job.motion or pipeline.bundle.manifest.default_motion)
     if job.bundle not in (None, pipeline.bundle.digest):
-        log.warning("this bundle is not the one of the video to repeat: the result may differ")
+        log.warning("the video to repeat was made with another bundle: the result may differ")
     check_format(job.out, *pipeline.size, job.fps)
     if isinstance(job.first_frame, Path) and not os.path.isfile(possible_path(job.first_frame)):
         raise InputError(f"the image {str(job.first_frame)!r:.300} does not exist or is not a file.")
@@ -209,10 +213,10 @@ def _make_folder(folder: Path) -> None:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """InputError for an option of a job that is unknown, or that `LampPipeline.__call__` would refuse."""
+    """Raise InputError for an option that is unknown or that `LampPipeline.__call__` would reject."""
     unknown = sorted(options.keys() - {*OPTIONS})
     if unknown:
-        raise InputError(f"there is no option {unknown[0]!r:.100}; known: {', '.join(OPTIONS)}.")
+        raise InputError(f"unknown option {unknown[0]!r:.100}; known: {', '.join(OPTIONS)}.")
     GenerationConfig(**options)
     for name in _PROMPTS:
         if options.get(name) is not None:
@@ -246,7 +250,7 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """InputErrors of the block begin with the file and line that the value comes from."""
+    """A context that prefixes InputErrors with `where`, the file and line of the value."""
     try:
         yield
     except InputError as error:
@@ -261,7 +265,7 @@ def _text(path: Path) -> str:
 
 
 def _refuse_json(text: str, path: Path) -> None:
-    """InputError for a file of prompts that is JSON, whose lines would become prompts."""
+    """Raise InputError for a prompts file that contains JSON, whose lines would be read as prompts."""
     first = next((line for line in text_lines(text) if line.strip()), "")
     for candidate in (text, first):
         try:
@@ -282,12 +286,12 @@ def _object(text: str, where: str) -> dict[str, Any]:
     except TextError as error:
         raise InputError(f"{where} {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where} holds no JSON object.")
+        raise InputError(f"{where} is not a JSON object.")
     return value
 
 
 def slug(prompt: str) -> str:
-    """A file name from a prompt: its letters and digits, in lower case, that this locale can have in one."""
+    """A file name made of a prompt's letters and digits, in lower case, that the locale can encode."""
     encoding = sys.getfilesystemencoding()
     possible = prompt.lower().encode(encoding, "ignore").decode(encoding)
     words = re.sub(r"[\W_]+", "-", possible).strip("-")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a bundle's folder to a pipeline: the networks loaded on the device and backend asked for."""
+"""Loading of a bundle into a pipeline, on the requested device and backend."""
 
 import logging
 from collections.abc import Callable
@@ -36,9 +36,9 @@ AnyOps = TypeVar("AnyOps", CudaVideoOps, CudaImageOps)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a bundle's networks run.
+    """Resolved placement of a bundle's networks.
 
-    ordinal: of a CUDA device, None for the CPU. backend: a name, not "auto".
+    ordinal: CUDA device, None for the CPU. backend: a name, not "auto".
     """
 
     ordinal: int | None
@@ -49,11 +49,14 @@ class Place:
 
     @classmethod
     def of(cls, bundle: Bundle, asked: Placement) -> "Place":
-        """The place that `asked` means for this bundle and machine. Raises InputError for what does not exist
-        or fit, EngineError for a GPU without anything to use it."""
+        """Resolve `asked` for this bundle and machine.
+
+        Raises InputError for a missing folder, unknown names and invalid combinations, EngineError if no
+        backend can use the GPU.
+        """
         folder, threads = asked.engine_dir, asked.num_threads
         if folder is not None and not folder.is_dir():
-            raise InputError(f"engine_dir is {str(folder)!r}, which is no folder; build the engines into it.")
+            raise InputError(f"engine_dir is {str(folder)!r}, not a folder; build the engines into it.")
         ordinal = parse_device(asked.device)
         if ordinal is not None and threads is not None:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
@@ -77,7 +80,7 @@ class Place:
         )
 
     def engine_set(self, bundle: Bundle, motion: str | None = None) -> EngineSet:
-        """An empty one on this device, for the bundle's networks. The LAMP UNet begins with `motion`."""
+        """An empty EngineSet on this device for the bundle's networks. motion: the LAMP UNet's first one."""
         assert self.ordinal is not None
         device = CudaDevice(self.ordinal)
 
@@ -123,10 +126,10 @@ def load_pipeline(
 
 
 def load_first_frame_maker(bundle: Bundle, placement: Placement = Placement()) -> FirstFrameMaker:
-    """The SDXL half of an open bundle alone; its networks are loaded when the first image is made.
+    """A maker of first frames from an open bundle; SDXL's networks are loaded when the first image is made.
 
-    BundleError if the bundle lacks any, and as Place.of raises. At the first image: BundleError if the
-    bundle changed since it was opened, EngineError if a network cannot be loaded.
+    Raises BundleError if the bundle lacks any of them, and errors as Place.of. The first image raises
+    BundleError if the bundle changed since it was opened, EngineError if a network cannot be loaded.
     """
     place = Place.of(bundle, placement)
     load_images = _host_image_ops if place.ordinal is None else _cuda_image_ops
@@ -163,7 +166,7 @@ def _cuda_image_ops(bundle: Bundle, place: Place) -> ImageOps:
 
 
 def _on_device(make: Callable[[EngineSet], AnyOps], engines: EngineSet) -> AnyOps:
-    """Operations that own their engines and device; these are given back if they cannot be made."""
+    """Make operations, which own their engines and device; on an error, release both."""
     try:
         return make(engines)
     except BaseException:
@@ -173,12 +176,12 @@ def _on_device(make: Callable[[EngineSet], AnyOps], engines: EngineSet) -> AnyOp
 
 
 def _check_networks(bundle: Bundle, networks: tuple[str, ...]) -> None:
-    """BundleError if these were loaded from files that changed; a motion may have been replaced meanwhile."""
+    """Raise BundleError if files of these networks changed; other files, such as motions, may be replaced."""
     bundle.check_unchanged(file for name in networks for file in bundle.network_files(name))
 
 
 def _first_motion(bundle: Bundle, motion: str | None) -> str:
-    """The motion to begin with. BundleError if the bundle cannot make videos, or has no such motion."""
+    """The first motion to load. Raises BundleError if the bundle cannot make videos or lacks the motion."""
     missing = [name for name in VIDEO_NETWORKS if name not in bundle.manifest.networks]
     if missing:
         raise BundleError(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations that Algorithm 1 is made of, as stages.py calls them.
+"""The interface of Algorithm 1's operations, which stages.py calls.
 
-host/ops.py executes each in NumPy and returns arrays; cuda/ops.py enqueues each and returns handles of device
-memory. What an operation returns is only ever given back to operations of the same object, until `fetch`.
+host/ops.py executes each operation in NumPy and returns arrays; cuda/ops.py enqueues each and returns handles
+of device memory. Results are only passed to operations of the same object, or to `fetch`.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,22 +23,23 @@ from lamp_trt.runtime.media.image import Image
 Array = NDArray[Any]
 TokenIds = NDArray[np.int64]
 StepCallback = Callable[[int, int, Latents], Latents]
-"""(step index from 0, timestep, latents after the step's AdaIN) → the latents to go on with."""
+"""(step index from 0, timestep, latents after the step's AdaIN) → the latents to continue with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """One denoising loop, as host and device interpret it.
+    """Description of one denoising loop, for host and device.
 
-    stage          of Progress
-    unet           its name in errors
-    timesteps      (n,), falling
+    stage          name of the loop for Progress
+    unet           name of the UNet in errors
+    timesteps      (n,), descending
     rows           (n,) latents.STEP_ROW
-    seed, purpose  of the noise, where `noise` is None
-    base_weight    share of the noise that frames have in common, 0 for none
-    base_purpose   the draw of that shared noise; None: frame 0's of the same draw
-    base_noise     that shared noise, given
-    on_step        selects a mode that waits for each step, on a device
+    seed, purpose  of the noise to draw, if `noise` is None
+    noise          initial noise, (1, c, f, h, w) or (1, c, h, w)
+    base_weight    weight of the noise shared by all frames, 0 for none
+    base_purpose   purpose of the shared noise's draw; None: frame 0 of the same draw
+    base_noise     the shared noise, (1, c, 1, h, w), instead of a draw
+    on_step        callback after each step; on a device, waits for each step
     final_adain    match frames to frame 0 once more after the last callback
     """
 
@@ -60,26 +61,29 @@ class Loop:
 
 
 class Clock(Protocol):
-    """Times consecutive stages: each begins where the one before ended."""
+    """Timer of consecutive stages: each begins where the previous one ended."""
 
     def end(self, stage: str) -> None: ...
 
     def seconds(self) -> dict[str, float]:
-        """By stage, in order; after `finish`."""
+        """Seconds by stage, in order; after `finish`."""
         ...
 
 
 class Ops(Protocol):
-    """Common to both families. Not for several threads at once. Operations raise EngineError if a network
-    fails or, at the latest in `finish`, returned values that are not finite."""
+    """Operations common to both families; not thread-safe.
+
+    Operations raise EngineError if a network fails or, in `finish` at the latest, if it returned non-finite
+    values.
+    """
 
     def working(self, control: Control) -> AbstractContextManager[Clock]:
-        """One piece of work: it begins when earlier work is done, and leaves nothing pending however it ends.
-        Cancelled if the token is set already."""
+        """A context for one piece of work: waits for earlier work at its start; after an error in it, nothing
+        is pending. Raises Cancelled if the token is set already."""
         ...
 
     def finish(self, control: Control) -> None:
-        """Wait until everything is done, reporting progress; Cancelled if the token is set meanwhile."""
+        """Wait until everything is done, reporting progress. Raises Cancelled if the token gets set."""
         ...
 
     def fetch(self, value: Any) -> Array:
@@ -87,20 +91,20 @@ class Ops(Protocol):
         ...
 
     def close(self) -> None:
-        """Give engines and memory back; a second time does nothing. Operations raise afterwards."""
+        """Release engines and memory; a second call does nothing. Operations raise afterwards."""
         ...
 
 
 class ImageOps(Ops, Protocol):
-    """SDXL."""
+    """SDXL's operations."""
 
     def clock(self) -> Clock:
-        """A clock of its own for work inside other work."""
+        """A separate clock for work inside other work."""
         ...
 
     def encode_text(self, ids: tuple[TokenIds, TokenIds], zero_negative: bool) -> tuple[Any, Any]:
-        """Both encoders' hidden states along their last axis (2, tokens, width), and text_embeds
-        (2, projection_dim), [negative, prompt]; `ids` for either encoder (2, tokens)."""
+        """Both encoders' hidden states, concatenated to (2, tokens, width), and text_embeds
+        (2, projection_dim), each [negative, prompt]. ids: (2, tokens) per encoder."""
         ...
 
     def denoise(self, loop: Loop, text: tuple[Any, Any], control: Control) -> Any:
@@ -117,18 +121,18 @@ class ImageOps(Ops, Protocol):
 
 
 class VideoOps(Ops, Protocol):
-    """LAMP."""
+    """LAMP's operations."""
 
     def images(self) -> ImageOps:
-        """SDXL on the same device and for the same work, loaded if it is not yet."""
+        """SDXL's operations on the same device and in the same work; loads its networks on the first call."""
         ...
 
     def take_image(self, first_frame: Any, config: GenerationConfig) -> Any:
-        """A user's first frame as VideoJob holds it. InputError if it is no image."""
+        """Convert a user's first frame for VideoJob. Raises InputError if it is not an image."""
         ...
 
     def set_motion(self, motion: str) -> None:
-        """Make `motion` the one that the UNet shows. Waits."""
+        """Switch the UNet to `motion`. Waits."""
         ...
 
     def encode_text(self, ids: TokenIds) -> Any:
@@ -136,12 +140,12 @@ class VideoOps(Ops, Protocol):
         ...
 
     def fit(self, decoded: Any, config: GenerationConfig) -> tuple[Any, Any]:
-        """SDXL's decoded image as its pixels, and fitted to the video's size for `encode_image`."""
+        """SDXL's decoded image as pixels, and fitted to the video's size as input of `encode_image`."""
         ...
 
     def encode_image(self, image: Any, seed: int, posterior_noise: Array | None) -> Any:
-        """First-frame latents (1, 4, 1, h, w), float32 and scaled: a sample of the VAE's posterior. image: of
-        `fit`, or as VideoJob holds it."""
+        """First-frame latents (1, 4, 1, h, w), float32 and scaled: a sample of the VAE's posterior. image:
+        the result of `fit` or `take_image`."""
         ...
 
     def animated(self, image: Any) -> Image:
@@ -166,15 +170,18 @@ class VideoOps(Ops, Protocol):
 
 
 def decode_windows(frames: int, batch: int) -> list[int]:
-    """First frames of the VAE decoder's runs, each of `batch` frames. Where that does not divide their
-    number, the last run decodes some frames a second time. EngineError for a batch larger than the video."""
+    """First frame of each VAE decoder run of `batch` frames.
+
+    If `batch` does not divide `frames`, the last run decodes some frames a second time. Raises EngineError
+    for a batch larger than the video.
+    """
     if batch > frames:
         raise EngineError(f"the VAE decoder takes {batch} frames at once, the video has {frames}.")
     return [min(start, frames - batch) for start in range(0, frames, batch)]
 
 
 def time_ids(sizes: Mapping[str, int]) -> NDArray[np.float32]:
-    """SDXL's [original size, crop corner, target size] for an uncropped image of the size that is made,
-    (2, 6): once for each half of guidance."""
+    """SDXL's [original size, crop corner, target size] of an uncropped image, (2, 6) float32: one row for
+    each half of guidance."""
     height, width = sizes["first_frame_height"], sizes["first_frame_width"]
     return np.repeat(np.array([[height, width, 0, 0, height, width]], np.float32), 2, axis=0)

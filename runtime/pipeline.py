@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LampPipeline: a prompt and a first frame in, a video out (Algorithm 1 of the LAMP paper)."""
+"""LampPipeline: makes videos from a prompt and a first frame (Algorithm 1 of the LAMP paper)."""
 
 import threading
 import time
@@ -36,20 +36,20 @@ from lamp_trt.runtime.media.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.ops import StepCallback, VideoOps
 from lamp_trt.runtime.requests import NOISES, FirstFrameRequest, VideoRequest
-from lamp_trt.runtime.stages import NOBODY, VideoJob, make_video, with_total
+from lamp_trt.runtime.stages import NO_CONTROL, VideoJob, make_video, with_total
 
 Array = NDArray[Any]
 Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, Array] | None]
 
 _LOCK_SECONDS = 0.05
-"""Between looks at the cancel token of a call that waits for another thread's."""
+"""Interval at which a call that waits for another thread checks its cancel token."""
 
 
 class LampPipeline:
-    """One bundle, loaded: makes videos. Calls from several threads are served one after another.
+    """A loaded bundle that makes videos. Calls from several threads run one after another.
 
-    Made by `lamp_trt.load`; a context manager, which closes it. `first_frames` is None for a bundle without
-    SDXL's networks, which otherwise are loaded when the first first frame is to be made, and then kept.
+    Created by `lamp_trt.load`; a context manager that closes it. `first_frames` is None for a bundle without
+    SDXL's networks; otherwise they are loaded when the first first frame is made, and then kept.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LampPipeline:
     ) -> None:
         self.bundle = bundle
         self.motion = motion
-        """The motion that the UNet shows now; a call may switch it."""
+        """The current motion of the UNet; a call may switch it."""
         self._ops, self._tokenizer, self._first_frames = ops, tokenizer, first_frames
         self._lock = threading.Lock()
         self._busy_thread: int | None = None
@@ -79,8 +79,8 @@ class LampPipeline:
         self.close()
 
     def close(self) -> None:
-        """Give the networks and their memory back, once no other thread makes a video; a second time does
-        nothing. Every later use raises InputError."""
+        """Release the networks and their memory, after any video that another thread is making. A second call
+        does nothing; any other later use raises InputError."""
         if self._closed:
             return
         with self._alone():
@@ -100,9 +100,12 @@ class LampPipeline:
         return sizes["height"], sizes["width"]
 
     @contextmanager
-    def _alone(self, control: Control = NOBODY) -> Iterator[None]:
-        """One thread after another; Cancelled while it waits. InputError where a thread would wait for
-        itself, in a callback, and for a closed pipeline."""
+    def _alone(self, control: Control = NO_CONTROL) -> Iterator[None]:
+        """A context that admits one thread at a time.
+
+        Raises Cancelled if cancelled while waiting, and InputError for a call from the pipeline's own
+        callback (which would deadlock) or on a closed pipeline.
+        """
         if self._busy_thread == threading.get_ident():
             raise InputError(
                 "a pipeline cannot be used from its own callback: keep the latents and use it when the call "
@@ -120,7 +123,7 @@ class LampPipeline:
             self._lock.release()
 
     def set_motion(self, motion: str) -> None:
-        """Switch the UNet to a motion of the bundle; BundleError, listing the known, if there is none."""
+        """Switch the UNet to a motion of the bundle. Raises BundleError, listing the known, if unknown."""
         motion = plain_text("motion", motion)
         self.bundle.motion(motion)
         with self._alone():
@@ -154,23 +157,23 @@ class LampPipeline:
         cancel: CancelToken | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> Video:
-        """Make one video. Settings that are not explained here: GenerationConfig, docs/algorithm.md.
+        """Make one video. For settings not listed here see GenerationConfig and docs/algorithm.md.
 
-        prompt             what moves; text beyond the text encoder's 77 tokens is cut, with a warning
+        prompt             description of the motion; text beyond 77 tokens is cut, with a warning
         motion             one of the bundle's motions; None keeps the current one
         first_frame        an image file, or uint8 RGB (h, w, 3), of any size; None: SDXL makes it. On a GPU
                            also a CUDA array (DLPack or __cuda_array_interface__), which is not copied to the
                            host: uint8 (height, width, 3), or (1, 3, height, width) in [-1, 1] and in the
                            bundle's precision
-        noise, base_noise, first_frame_noise, posterior_noise: instead of the seed's, see VideoRequest
-        progress           called as steps are done: (stage, done, total), see control.Progress
+        noise, base_noise, first_frame_noise, posterior_noise: replace noise from the seed, see VideoRequest
+        progress           called after steps with (stage, done, total), see control.Progress
         cancel             a threading.Event: once it is set, the call raises Cancelled within a few steps
-        callback_on_step_end  called at the video's steps as in diffusers: (pipeline, step, timestep,
-                           {"latents": …}) → such a mapping or None; latents in it replace the current ones.
-                           On a GPU it makes the device wait at each step, which the two above do not
+        callback_on_step_end  called after each of the video's steps as in diffusers: (pipeline, step,
+                           timestep, {"latents": …}) → such a mapping or None; its latents replace the current
+                           ones. On a GPU the device waits for it at each step, unlike for the two above
 
-        The same seed gives the same video on the same machine and backend. Raises InputError for arguments,
-        BundleError for an unknown motion, EngineError if a network fails.
+        The same seed gives the same video on the same machine and backend. Raises InputError for invalid
+        arguments, BundleError for an unknown motion, EngineError if a network fails, Cancelled if cancelled.
         """
         given = locals()
         config = GenerationConfig(**{each.name: given[each.name] for each in SETTINGS})
@@ -235,9 +238,9 @@ class LampPipeline:
         cancel: CancelToken | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> FirstFrame:
-        """Make only the first frame of a call with these first-frame arguments; see FirstFrameRequest.
+        """Make only the first frame of a video, with SDXL; see FirstFrameRequest.
 
-        Its `image`, given as `first_frame`, makes the video that the call without it would make. Raises
+        Passing its `image` as `first_frame` gives the same video as letting the call make it. Raises
         InputError, also for a bundle without SDXL's networks, EngineError if a network fails, and Cancelled.
         """
         request = FirstFrameRequest(prompt, negative_prompt, seed, num_inference_steps, guidance_scale, noise)
@@ -247,7 +250,7 @@ class LampPipeline:
             return self._first_frame_maker()(request, on_step=on_step, control=control)
 
     def require_first_frame_networks(self) -> None:
-        """InputError if this bundle can make videos from given first frames only."""
+        """Raise InputError if the bundle lacks networks for making first frames."""
         missing = missing_networks(self.bundle)
         if missing:
             raise InputError(
@@ -257,7 +260,7 @@ class LampPipeline:
             )
 
     def encode_prompt(self, prompt: str, negative_prompt: str | None = None) -> Array:
-        """Text embeddings (2, tokens, width): [negative or empty prompt, prompt]."""
+        """Encode prompts to text embeddings (2, tokens, width): [negative or empty prompt, prompt]."""
         negative = "" if negative_prompt is None else plain_text("negative_prompt", negative_prompt)
         ids = prompt_ids(self._tokenizer, (negative, plain_text("prompt", prompt)))
         with self._alone():
@@ -266,16 +269,16 @@ class LampPipeline:
     def encode_first_frame(
         self, image: NDArray[np.uint8], seed: int = 0, posterior_noise: Array | None = None
     ) -> Latents:
-        """uint8 RGB (height, width, 3) to first-frame latents (1, 4, 1, h, w), float32 and scaled.
+        """Encode uint8 RGB (height, width, 3) to first-frame latents (1, 4, 1, h, w), float32 and scaled.
 
-        A sample of the VAE's posterior, as in the official script.
+        They are a sample of the VAE's posterior, as in the official script.
         """
         seed = whole_number("seed", seed, 0, MAX_SEED)
         with self._alone():
             return stages.encode_first_frame(self._ops, image, seed, posterior_noise)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
-        """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
+        """Decode latents (1, 4, f, h, w) to uint8 frames (f, height, width, 3); no histogram matching."""
         with self._alone():
             return stages.decode(self._ops, latents)
 
@@ -284,8 +287,8 @@ class LampPipeline:
         return self._first_frames
 
     def _set_motion(self, motion: str) -> None:
-        """Only the motion's own file must be as it was opened: what else is shown is loaded already, and what
-        an engine reads besides it checks itself."""
+        """Switch the UNet to `motion`. Raises BundleError if the motion's file changed since the bundle was
+        opened; other files are loaded already, or checked by the engine that reads them."""
         if motion == self.motion:
             self._ops.set_motion(motion)
             return
@@ -297,13 +300,13 @@ class LampPipeline:
 
 
 def _first_frame_settings(request: VideoRequest) -> dict[str, Any]:
-    """How the first frame was made. Injected noise is omitted: the sidecar holds the image."""
+    """Settings of a first frame made by SDXL. Injected noise is omitted: the sidecar stores the image."""
     prompt = request.first_frame_request().prompt
     return {**request.config.kept("first_frame"), "first_frame_prompt": prompt}
 
 
 def _on_step(pipeline: LampPipeline, callback: Callback | None) -> StepCallback | None:
-    """`callback` in the form that the loop calls."""
+    """Adapt `callback` to the signature that the loop calls. Raises InputError if it is not a function."""
     if callback is None:
         return None
     if not callable(callback):

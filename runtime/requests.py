@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What callers ask for, as values: where networks run, a first frame, a video.
+"""Checked requests of callers: placement of networks, a first frame, a video.
 
-Loads no NumPy, so that the command line can be made of the fields: arrays are Any here.
+Does not import NumPy, because the command line is generated from the fields: arrays are typed Any.
 """
 
 from dataclasses import dataclass, fields
@@ -24,8 +24,10 @@ NOISES = ("noise", "base_noise", "first_frame_noise", "posterior_noise")
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a bundle's networks are to run, as the arguments of `lamp_trt.load`. Raises InputError for values
-    that nothing could be."""
+    """Requested placement of a bundle's networks, as the arguments of `lamp_trt.load`.
+
+    Raises InputError for invalid values.
+    """
 
     device: str = setting("auto", "cpu, cuda or cuda:N; auto is the CPU")
     backend: str = setting("auto", "name of a backend")
@@ -33,10 +35,10 @@ class Placement:
         None, "CPU threads; default: the backend's choice", low=1, high=MAX_THREADS, metavar="NUM_THREADS"
     )
     engine_dir: Path | None = setting(
-        None, "where compiled engines are; default: in the bundle", metavar="DIR"
+        None, "folder of the compiled engines; default: in the bundle", metavar="DIR"
     )
     resident_motions: Residence = setting(
-        "mapped", "TensorRT: keep motions, once shown, where the next switch to them is faster"
+        "mapped", "TensorRT: where to keep used motions, so that switching back to them is faster"
     )
 
     def __post_init__(self) -> None:
@@ -44,21 +46,21 @@ class Placement:
 
     @property
     def placement(self) -> "Placement":
-        """This alone, of a record that holds more."""
+        """The placement fields of a subclass with more fields."""
         return Placement(**{each.name: getattr(self, each.name) for each in fields(Placement)})
 
 
 @dataclass(frozen=True, eq=False)
 class FirstFrameRequest:
-    """A first frame to be made of a text. Raises InputError for a value out of range.
+    """A first frame to be made from a prompt. Raises InputError for a value out of range.
 
-    negative_prompt  None: all-zero embeddings, or the empty text's, as the checkpoint says
+    negative_prompt  None: zero embeddings or those of the empty text, as the checkpoint specifies
     guidance_scale   <= 1 turns guidance off
-    noise            (1, 4, h // 8, w // 8), instead of the seed's
+    noise            (1, 4, h // 8, w // 8), replaces the noise drawn from `seed`
     """
 
     prompt: str
-    negative_prompt: str | None = setting(None, "default: what the checkpoint says of none", metavar="PROMPT")
+    negative_prompt: str | None = setting(None, "default: as the checkpoint specifies", metavar="PROMPT")
     seed: int = setting(0, "0 to 2^64-1")
     num_inference_steps: int = setting(50, "of SDXL's loop", metavar="STEPS")
     guidance_scale: float = setting(5.0, "1 or less turns guidance off", metavar="SCALE")
@@ -80,21 +82,22 @@ class FirstFrameRequest:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What makes the same image again from its seed, as JSON values."""
+        """The settings that reproduce the image, as JSON values."""
         kept = {name: value for name, value in vars(self).items() if name != "noise"}
         return {**kept, "injected": ["noise"] * (self.noise is not None)}
 
 
 @dataclass(frozen=True, eq=False)
 class VideoRequest:
-    """A video to be made, as the arguments of `LampPipeline.__call__`. Raises InputError for arguments that
-    exclude each other.
+    """A video to be made, with the arguments of `LampPipeline.__call__`.
 
-    noise              (1, 4, f, h // 8, w // 8), instead of the seed's; DDIM-inverted latents, used as given,
-                       where the config's mix_noise is False
-    base_noise         (1, 4, 1, h // 8, w // 8), likewise, for preset "paper"
-    first_frame_noise  (1, 4, h // 8, w // 8) of the first frame that SDXL makes, likewise
-    posterior_noise    (1, 4, h // 8, w // 8), likewise; zeros give the posterior's mean
+    Arrays replace the noise drawn from the seed:
+    noise              (1, 4, f, h // 8, w // 8); if the config's mix_noise is False, DDIM-inverted latents,
+                       used as given
+    base_noise         (1, 4, 1, h // 8, w // 8), for preset "paper"
+    first_frame_noise  (1, 4, h // 8, w // 8), for the first frame that SDXL makes
+    posterior_noise    (1, 4, h // 8, w // 8); zeros give the posterior's mean
+    Raises InputError for arguments that exclude each other.
     """
 
     prompt: str
@@ -124,13 +127,13 @@ class VideoRequest:
 
     @property
     def injected(self) -> list[str]:
-        """Names of the noise that a sidecar cannot repeat. A made first frame's is not among them: the
-        sidecar holds the image."""
+        """Names of the injected noise arrays that a sidecar cannot reproduce. first_frame_noise is excluded:
+        the sidecar stores the image."""
         names = set(NOISES) - {"first_frame_noise"}
         return sorted(name for name in names if getattr(self, name) is not None)
 
     def check_shapes(self, frames: int, height: int, width: int) -> None:
-        """InputError for injected noise that does not fit the video's latents."""
+        """Raise InputError if injected noise does not have the shape of the video's latents."""
         from lamp_trt.runtime.algorithm.noise import check_noise
 
         shapes = {
@@ -142,7 +145,7 @@ class VideoRequest:
             check_noise(name, getattr(self, name), shapes[name])
 
     def first_frame_request(self) -> FirstFrameRequest:
-        """The first frame that SDXL is to make."""
+        """The request for the first frame that SDXL makes."""
         config = self.config
         return FirstFrameRequest(
             self.prompt if config.first_frame_prompt is None else config.first_frame_prompt,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1 between token ids and pixels, the same on every device: the operations are those of ops.py."""
+"""Algorithm 1 from token ids to pixels, independent of the device: it calls the operations of ops.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,17 +24,17 @@ from lamp_trt.runtime.finite import (
 from lamp_trt.runtime.media.image import Image
 from lamp_trt.runtime.ops import Array, Clock, ImageOps, Loop, StepCallback, TokenIds, VideoOps
 
-NOBODY = Control()
-"""Reports to nobody and cannot be cancelled."""
+NO_CONTROL = Control()
+"""No progress reports, no cancelling."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageJob:
-    """A first frame to be made by SDXL, every argument checked.
+    """A first frame to be made by SDXL, with checked arguments.
 
-    ids            for either text encoder (2, tokens): [negative, prompt]
-    zero_negative  the negative prompt is all-zero embeddings, whatever its ids are
-    noise          (1, 4, h, w) instead of the seed's
+    ids            one array per text encoder, (2, tokens): [negative, prompt]
+    zero_negative  replace the negative prompt's embeddings by zeros
+    noise          (1, 4, h, w), replaces the noise drawn from `seed`
     """
 
     ids: tuple[TokenIds, TokenIds]
@@ -48,11 +48,11 @@ class ImageJob:
 
 @dataclass(frozen=True, eq=False)
 class VideoJob:
-    """A video to be made, every argument checked; LampPipeline.__call__ explains them.
+    """A video to be made, with checked arguments, see LampPipeline.__call__.
 
     ids          (2, tokens): [negative, prompt]
-    first_frame  what VideoOps.take_image returned; or the job that makes one, which is then fitted as the
-                 config says
+    first_frame  the result of VideoOps.take_image; or the job that makes a first frame, whose image is then
+                 fitted as configured
     """
 
     ids: TokenIds
@@ -67,8 +67,12 @@ class VideoJob:
 
 @dataclass(frozen=True, eq=False)
 class MadeImage:
-    """image: uint8 RGB (h, w, 3). latents: float32 (1, 4, h // 8, w // 8) as decoded. timings: seconds by
-    stage, text, denoise and decode."""
+    """An image made by SDXL.
+
+    image    uint8 RGB (h, w, 3)
+    latents  float32 (1, 4, h // 8, w // 8), before decoding
+    timings  seconds by stage: text, denoise, decode
+    """
 
     image: Image
     latents: Latents
@@ -77,10 +81,14 @@ class MadeImage:
 
 @dataclass(frozen=True, eq=False)
 class MadeVideo:
-    """frames: uint8 RGB (f, h, w, 3). latents: float32 (1, 4, f, h // 8, w // 8) as decoded. first_frame: the
-    image that was animated, uint8 RGB (h, w, 3). made: what SDXL made of the job's ImageJob, larger than
-    that. timings: seconds by stage, text, make_first_frame (if it was made), first_frame, denoise, decode and
-    histogram."""
+    """A video made by the pipeline.
+
+    frames       uint8 RGB (f, h, w, 3)
+    latents      float32 (1, 4, f, h // 8, w // 8), before decoding
+    first_frame  the animated image, uint8 RGB (h, w, 3)
+    made         the image made by SDXL at its own size, None for a given first frame
+    timings      seconds by stage: text, make_first_frame (if made), first_frame, denoise, decode, histogram
+    """
 
     frames: NDArray[np.uint8]
     latents: Latents
@@ -89,8 +97,8 @@ class MadeVideo:
     timings: Mapping[str, float]
 
 
-def make_video(ops: VideoOps, job: VideoJob, control: Control = NOBODY) -> MadeVideo:
-    """Algorithm 1, its first frame made by SDXL if the job asks for one."""
+def make_video(ops: VideoOps, job: VideoJob, control: Control = NO_CONTROL) -> MadeVideo:
+    """Run Algorithm 1; SDXL makes the first frame if job.first_frame is an ImageJob."""
     config, made = job.config, None
     with ops.working(control) as clock:
         text = ops.encode_text(guided_ids(job.ids, config.guidance_scale))
@@ -119,8 +127,8 @@ def make_video(ops: VideoOps, job: VideoJob, control: Control = NOBODY) -> MadeV
         )
 
 
-def make_image(ops: ImageOps, job: ImageJob, control: Control = NOBODY) -> MadeImage:
-    """SDXL's image of a prompt."""
+def make_image(ops: ImageOps, job: ImageJob, control: Control = NO_CONTROL) -> MadeImage:
+    """Make one image with SDXL."""
     with ops.working(control) as clock:
         latents, decoded = _draw(ops, job, clock, control)
         pixels = ops.pixels(decoded)
@@ -130,53 +138,53 @@ def make_image(ops: ImageOps, job: ImageJob, control: Control = NOBODY) -> MadeI
 
 
 def encode_prompt(ops: VideoOps, ids: TokenIds) -> Array:
-    """Text embeddings (2, tokens, width), [negative, prompt]."""
-    with ops.working(NOBODY):
+    """Encode token ids to text embeddings (2, tokens, width), [negative, prompt]."""
+    with ops.working(NO_CONTROL):
         text = ops.encode_text(ids)
-        ops.finish(NOBODY)
+        ops.finish(NO_CONTROL)
         return _finite(ops.fetch(text), TEXT_ENCODER)
 
 
 def encode_sdxl_prompt(
     ops: ImageOps, ids: tuple[TokenIds, TokenIds], zero_negative: bool
 ) -> tuple[Array, Array]:
-    """SDXL's text conditions, see ImageOps.encode_text."""
-    with ops.working(NOBODY):
+    """Compute SDXL's text conditions, see ImageOps.encode_text."""
+    with ops.working(NO_CONTROL):
         states, embeds = ops.encode_text(ids, zero_negative)
-        ops.finish(NOBODY)
+        ops.finish(NO_CONTROL)
         both = " or ".join(SDXL_TEXT_ENCODERS)
         return _finite(ops.fetch(states), both), _finite(ops.fetch(embeds), SDXL_TEXT_ENCODERS[1])
 
 
 def encode_first_frame(ops: VideoOps, image: Image, seed: int, posterior_noise: Array | None) -> Latents:
-    """uint8 RGB (h, w, 3) to first-frame latents (1, 4, 1, h // 8, w // 8), float32 and scaled."""
-    with ops.working(NOBODY):
+    """Encode uint8 RGB (h, w, 3) to first-frame latents (1, 4, 1, h // 8, w // 8), float32 and scaled."""
+    with ops.working(NO_CONTROL):
         latents = ops.encode_image(image, seed, posterior_noise)
-        ops.finish(NOBODY)
+        ops.finish(NO_CONTROL)
         return _finite(ops.fetch(latents), VAE_ENCODER)
 
 
 def decode(ops: VideoOps, latents: Latents) -> NDArray[np.uint8]:
-    """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
-    with ops.working(NOBODY):
-        frames = ops.decode(ops.put(latents), NOBODY)
-        ops.finish(NOBODY)
+    """Decode latents (1, 4, f, h, w) to uint8 frames (f, height, width, 3), without histogram matching."""
+    with ops.working(NO_CONTROL):
+        frames = ops.decode(ops.put(latents), NO_CONTROL)
+        ops.finish(NO_CONTROL)
         return ops.fetch(frames)
 
 
 def with_total(timings: Mapping[str, float]) -> dict[str, float]:
-    """Stages that follow each other, and "total", their sum."""
+    """The timings of consecutive stages with their sum as "total"."""
     return {**timings, "total": sum(timings.values())}
 
 
 def guided_ids(ids: TokenIds, guidance_scale: float) -> TokenIds:
-    """Token ids [negative, prompt] for both halves of the UNet's batch. Without guidance (a scale of at most
-    1) both halves are the prompt."""
+    """Token ids for both halves of the UNet's batch: `ids` [negative, prompt], or the prompt twice without
+    guidance (a scale of at most 1)."""
     return ids if guidance_scale > 1 else ids[[1, 1]]
 
 
 def video_loop(job: VideoJob) -> Loop:
-    """The loop of a video. With callbacks the final AdaIN comes after the last one."""
+    """The denoising loop of a video. With a callback, the final AdaIN follows its last call."""
     config = job.config
     rows = step_table(
         job.schedule,
@@ -206,7 +214,7 @@ def video_loop(job: VideoJob) -> Loop:
 
 
 def image_loop(job: ImageJob) -> Loop:
-    """The loop of SDXL's image."""
+    """The denoising loop of SDXL's image."""
     return Loop(
         stage="make_first_frame",
         unet=SDXL_UNET,
@@ -220,7 +228,7 @@ def image_loop(job: ImageJob) -> Loop:
 
 
 def _draw(ops: ImageOps, job: ImageJob, clock: Clock, control: Control) -> tuple[Any, Any]:
-    """Latents and decoded image. Without guidance nothing is left of the negative prompt."""
+    """Make an image; returns latents and decoded image. Without guidance the negative prompt is not used."""
     first, second = (guided_ids(ids, job.guidance_scale) for ids in job.ids)
     text = ops.encode_text((first, second), job.zero_negative and job.guidance_scale > 1)
     clock.end("text")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint's config.json may say before modules are made of it.
+"""Limits on the sizes in a checkpoint's config.json, checked before modules are built from it.
 
-It is the one file of a checkpoint that shapes work: a number of layers of a billion would keep the
-construction of modules busy for ever, a width of as much would ask for the whole memory.
+Without limits, a config with a billion layers would make module construction run forever, and one with such
+a width would exhaust the memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,11 +12,11 @@ from typing import Any
 from lamp_trt.engine.errors import CheckpointError
 
 MAX_BLOCKS = 8
-"""Resolutions of a UNet or VAE, which have 3 or 4."""
+"""Maximum number of resolutions of a UNet or VAE; published ones have 3 or 4."""
 MAX_LAYERS = 128
-"""OpenCLIP ViT-bigG has 32."""
+"""Maximum number of layers; OpenCLIP ViT-bigG has 32."""
 MAX_WIDTH = 2**17
-"""CLIP's vocabulary has 49408 entries, the widest layer 10240 channels."""
+"""Maximum width; CLIP's vocabulary has 49408 entries, the widest layer 10240 channels."""
 _MAX_NUMBER = 2**31 - 1
 
 _LAYERS = (
@@ -56,11 +56,11 @@ _BY_BLOCK = (
     "reverse_transformer_layers_per_block",
     "transformer_layers_per_block",
 )
-"""May be one value for all blocks or a list."""
+"""Fields that hold one value for all blocks or a list with one per block."""
 
 
 def check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming the field, for sizes that no network of these kinds has."""
+    """Raise CheckpointError, naming the field, for sizes outside the limits."""
     for name, value in config.items():
         if any(isinstance(item, int | float) and not abs(item) <= _MAX_NUMBER for item in _leaves(value)):
             raise CheckpointError(f"{path}: {name:.100} is {value!r:.100}, expected numbers below 2^31.")
@@ -95,7 +95,7 @@ def _expectation(name: str, limit: int) -> str:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What is in nested lists and objects."""
+    """The scalar values in nested lists and objects."""
     if isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _leaves(item)

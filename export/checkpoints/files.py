@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint folders in the diffusers layout: find their components. Loads neither torch nor a weight.
+"""Search for the components of a checkpoint folder in the diffusers layout, without torch and offline.
 
-A component is a folder with a config and weights (`unet/`, `vae/`, `text_encoder/`). Always offline.
+A component is a folder with a config and weights (`unet/`, `vae/`, `text_encoder/`). Weights are not loaded.
 """
 
 import os
@@ -19,12 +19,12 @@ from lamp_trt.export.checkpoints.config_limits import check_config
 from lamp_trt.export.checkpoints.kinds import hint_for_folder, kind_of_file
 
 DEFAULT_SCALING_FACTOR = 0.18215
-"""What Stable Diffusion v1 multiplies VAE latents by; its own vae/config.json does not say."""
+"""Stable Diffusion v1's factor for VAE latents, which its vae/config.json omits."""
 
 _MAX_JSON_BYTES = 16 << 20
 
 _MARKERS = ("model_index.json", "config.json", "unet", "vae", "text_encoder")
-"""What a checkpoint or one of its components has at least one of."""
+"""Entries of which a checkpoint or component folder has at least one."""
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -41,7 +41,7 @@ class ComponentFiles:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The parts of a Stable Diffusion folder that were asked for."""
+    """The requested parts of a checkpoint folder, by name."""
 
     folder: Path
     components: Mapping[str, ComponentFiles]
@@ -54,9 +54,9 @@ def open_checkpoint(
     components: tuple[str, ...] = ("text_encoder", "vae"),
     tokenizers: tuple[str, ...] = ("tokenizer",),
 ) -> Checkpoint:
-    """Find the named parts of a checkpoint; the defaults are what LAMP takes from Stable Diffusion v1.4.
+    """Find the named parts of a checkpoint, by default those that LAMP takes from Stable Diffusion v1.4.
 
-    Raises CheckpointError for anything that is missing. Tensors are checked later, against a module.
+    Raises CheckpointError if any is missing. Tensors are checked later, against a module.
     """
     root = _existing_folder(folder)
     found = {name: find_component(root, name, parent_only=True) for name in components}
@@ -72,9 +72,9 @@ def open_checkpoint(
 
 
 def open_components(folder: str | Path, names: tuple[str, ...]) -> Checkpoint:
-    """`open_checkpoint` for components of one checkpoint, and the tokenizers of its text encoders.
+    """Find components of a checkpoint and the tokenizers of its text encoders, by their names in the bundle.
 
-    All are under the bundle's names.
+    Raises CheckpointError as `open_checkpoint` does.
     """
     wanted = [COMPONENTS[name] for name in names]
     tokenizers = {c.tokenizer.folder: c.tokenizer.name for c in wanted if c.tokenizer}
@@ -92,9 +92,9 @@ _LAYOUT_HINT = (
 
 
 def find_component(folder: str | Path, name: str, *, parent_only: bool = False) -> ComponentFiles:
-    """The component `name` in `folder/name`, or in `folder` itself unless `parent_only`.
+    """Find the component `name` in `folder/name`, or in `folder` itself unless `parent_only`.
 
-    Full precision is preferred to fp16 variants, then safetensors to .bin. Raises CheckpointError.
+    Prefers full precision to fp16 variants, then safetensors to .bin. Raises CheckpointError.
     """
     root = _existing_folder(folder, name)
     if (root / name).is_dir():
@@ -112,7 +112,7 @@ def find_component(folder: str | Path, name: str, *, parent_only: bool = False) 
 
 
 def weight_stems(folder_name: str) -> tuple[str, str]:
-    """Names of a component's safetensors file and pickle, without suffix, as its library writes them."""
+    """File names of a component's safetensors and pickle weights in its library, without suffix."""
     libraries = {c.library for c in COMPONENTS.values() if c.folder == folder_name}
     if "transformers" in libraries:
         return "model", "pytorch_model"
@@ -120,7 +120,7 @@ def weight_stems(folder_name: str) -> tuple[str, str]:
 
 
 def _find_weights(folder: Path, name: str) -> tuple[Path, ...]:
-    """The weight files of the component in folder `name`, as its library names them."""
+    """The weight files of component `name` in `folder`, as its library names them."""
     safe, pickled = weight_stems(name)
     tried = []
     for variant in ("", ".fp16"):
@@ -139,14 +139,16 @@ def _find_weights(folder: Path, name: str) -> tuple[Path, ...]:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    """The files of a sharded checkpoint, all beside their index."""
+    """The files of a sharded checkpoint, all in the folder of the index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map.")
+        raise CheckpointError(f"{index} has no weight_map. Download it again.")
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if Path(name).name != name or not is_present(index.parent / name):
-            raise CheckpointError(f"{index} names the file {name!r:.150}, which is not beside it.")
+            raise CheckpointError(
+                f"{index} names the file {name!r:.150}, which is not in its folder. Download all shards."
+            )
     return tuple(index.parent / name for name in names)
 
 
@@ -163,7 +165,7 @@ def _existing_folder(folder: str | Path, component: str = "") -> Path:
 
 
 def refuse_cache_folder(folder: Path) -> None:
-    """Raise CheckpointError, naming the snapshots that are meant, for a folder of a Hugging Face cache."""
+    """Raise CheckpointError for the root of a Hugging Face cache entry, naming its snapshot folders."""
     if any(os.path.lexists(folder / marker) for marker in _MARKERS) or not is_cache_folder(folder):
         return
     hint = meant_folder(folder, _MARKERS) or _LAYOUT_HINT
@@ -171,8 +173,10 @@ def refuse_cache_folder(folder: Path) -> None:
 
 
 def is_present(file: Path) -> bool:
-    """Whether `file` is a regular file, or leads to one. CheckpointError for a link that leads nowhere: what
-    else is there must not silently take its place."""
+    """Whether `file` is a regular file or a link to one.
+
+    Raises CheckpointError for a broken link: no other file must silently take its place.
+    """
     problem = unreadable(file)
     if problem and os.path.islink(file):
         raise CheckpointError(f"{file} {problem}. Get it again from where the checkpoint came from.")
@@ -180,7 +184,7 @@ def is_present(file: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in one of a checkpoint's JSON files, which must be there. Raises CheckpointError."""
+    """Read the object in one of a checkpoint's JSON files. Raises CheckpointError, also if it is missing."""
     if not is_present(path):
         raise CheckpointError(f"{path} is missing. {_LAYOUT_HINT}")
     refuse_lfs_pointer(path)

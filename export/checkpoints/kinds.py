@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that people give as a checkpoint and that are something else, with what to do.
+"""Recognition of files and folders that are mistaken for a checkpoint, with a remedy for each kind.
 
-Recognised by names of tensors, as the tools that write them name them. Loads torch only for a pickle.
+They are recognised by the tensor names that their tools write. Loads torch only for a pickle.
 """
 
 import re
@@ -57,7 +57,7 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
         "Save the module's own state_dict (of the unwrapped module, without DDP, FSDP or torch.compile).",
     ),
 )
-"""Pattern of tensor names, what it is, the remedy; the first that fits counts."""
+"""(pattern of tensor names, kind, remedy); the first that matches counts."""
 
 _LORA_FILES = ("pytorch_lora_weights", "adapter_model", "adapter_config.json")
 _A_LORA, _A_WHOLE_MODEL = "lora_unet_", "model.diffusion_model."
@@ -66,8 +66,10 @@ _MAX_NAMES = 20_000
 
 
 def kind_of_tensors(names: Iterable[str], component: str = "") -> str:
-    """What tensors of these names are, as "a LoRA, … . Remedy", "" if nothing that we know. component: what
-    they were given as; nothing turns an adapter into a "unet", which is LAMP's."""
+    """The kind of file that has these tensor names, with a remedy, as "a LoRA, … . Remedy"; "" if unknown.
+
+    component: the component that the file was given as. No remedy turns an adapter into LAMP's "unet".
+    """
     names = list(names)[:_MAX_NAMES]
     for pattern, what, remedy in _KINDS:
         if any(re.search(pattern, name) for name in names):
@@ -77,7 +79,7 @@ def kind_of_tensors(names: Iterable[str], component: str = "") -> str:
 
 
 def kind_of_file(path: Path, component: str = "") -> str:
-    """What a file that was given in place of a folder is, "" if nothing that we know."""
+    """The kind of a file that was given in place of a folder, as `kind_of_tensors` returns it."""
     if path.suffix == ".safetensors":
         try:
             return kind_of_tensors(read_weight_file(path).tensors, component)
@@ -96,7 +98,7 @@ def kind_of_file(path: Path, component: str = "") -> str:
 
 
 def hint_for_folder(folder: Path, component: str = "") -> str:
-    """What a folder without the wanted component is instead, with the remedy, "" if nothing that we know."""
+    """A hint for a folder that lacks the component: its actual kind and the remedy; "" if unknown."""
     files = sorted(path for path in folder.iterdir() if path.is_file())[:100]
     for path in files:
         kind = kind_of_file(path, component)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which scheduler_config.json may be sampled by our DDIM (runtime/algorithm/ddim.py), field by field.
+"""Check of scheduler_config.json: whether our DDIM (runtime/algorithm/ddim.py) can sample the model.
 
-A checkpoint is trained on a noise schedule (betas) and a kind of prediction; both must be ours. The sampler
-that its folder names is replaced by DDIM with leading spacing, which is right for every sampler of an
-undistilled model, and wrong for models made for a few steps of one sampler, for zero terminal SNR, for EDM's
-sigmas and for flow matching. docs/checkpoints.md has this as a table. Fields and defaults: diffusers 0.42.
+A checkpoint is trained on a noise schedule (betas) and a prediction type; both must be supported. The
+folder's sampler is replaced by DDIM with leading spacing. That is valid for every sampler of an undistilled
+model, and invalid for models distilled for a few steps, trained with zero terminal SNR, with EDM's sigmas or
+with flow matching. docs/checkpoints.md has the table. Fields and defaults: diffusers 0.42.
 """
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger("lamp_trt")
 
 NUM_TRAIN_TIMESTEPS = 1000
 MIN_FINAL_ALPHA = 1e-6
-"""Of the product of 1 - beta: Stable Diffusion's is 0.0047. DDIM divides by its root."""
+"""Minimum of the product of 1 - beta; Stable Diffusion's is 0.0047. DDIM divides by its square root."""
 
 CLASSES = (
     "DDIMParallelScheduler",
@@ -39,7 +39,7 @@ CLASSES = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
-"""Samplers of undistilled models. A timestep_spacing that is not given is leading or linspace in all."""
+"""Samplers of undistilled models. Their default timestep_spacing is leading or linspace."""
 
 _FEW_STEPS = "it belongs to a checkpoint distilled for a few steps, such as LCM, Turbo, Lightning or Hyper-SD"
 _ZERO_SNR = (
@@ -68,7 +68,7 @@ SAMPLER_FIELDS = frozenset(
         *("time_shift_type", "use_lu_lambdas", *_LOGGED),
     )
 )
-"""How the sampler of the folder takes its steps; ours takes its own, whatever they say."""
+"""Settings of the folder's sampler, which DDIM ignores."""
 
 _Rule = tuple[Callable[[Any], bool], str, str]
 _RULES: Mapping[str, _Rule] = {
@@ -86,7 +86,7 @@ _RULES: Mapping[str, _Rule] = {
     "num_train_timesteps": (
         lambda value: type(value) is int and value == NUM_TRAIN_TIMESTEPS,
         f"supported is {NUM_TRAIN_TIMESTEPS}",
-        "Stable Diffusion v1.4 and SDXL were trained on as many",
+        "Stable Diffusion v1.4 and SDXL were trained on 1000",
     ),
     "timestep_spacing": (
         lambda value: value in ("leading", "linspace"),
@@ -114,15 +114,18 @@ _RULES: Mapping[str, _Rule] = {
         "the UNet would predict a variance too",
     ),
 }
-"""Field → which values are supported, in words, and why not others."""
+"""Field → (whether a value is supported, the supported values in words, the reason against others)."""
 
 _REQUIRED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-"""diffusers' defaults for these are no Stable Diffusion's."""
+"""Fields whose diffusers default differs from Stable Diffusion's value."""
 
 
 def check_scheduler(folder: Path, config: Mapping[str, Any], index: Mapping[str, Any] | None = None) -> None:
-    """Raise CheckpointError, naming field and reason, unless the scheduler of checkpoint `folder` is of a
-    model that our DDIM samples. index: its model_index.json, whose class diffusers takes if they differ."""
+    """Raise CheckpointError, naming field and reason, unless DDIM can sample the checkpoint in `folder`.
+
+    config: its scheduler_config.json. index: its model_index.json, whose scheduler class takes precedence in
+    diffusers.
+    """
     where = folder / "scheduler"
     name = config.get("_class_name")
     _check_class(where, name)
@@ -132,7 +135,7 @@ def check_scheduler(folder: Path, config: Mapping[str, Any], index: Mapping[str,
     for field in _REQUIRED:
         if field not in config:
             raise CheckpointError(
-                f"{where} has no {field}; expected is a whole scheduler_config.json. Was the file edited?"
+                f"{where} has no {field}; expected a complete scheduler_config.json. Was the file edited?"
             )
     if name in ("DDIMScheduler", "DDIMParallelScheduler") and "set_alpha_to_one" not in config:
         raise CheckpointError(f"{where} has no set_alpha_to_one, which {name} needs. Was the file edited?")
@@ -156,13 +159,13 @@ def check_scheduler(folder: Path, config: Mapping[str, Any], index: Mapping[str,
 
 
 def known_fields() -> frozenset[str]:
-    """Every field with a decision."""
+    """The names of all fields that are checked or deliberately ignored."""
     return SAMPLER_FIELDS | _RULES.keys() | set(_REQUIRED)
 
 
 def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bundle keeps of scheduler_config.json: all of it but DPM-Solver's lambda_min_clipped where that
-    is -Infinity, which is not JSON."""
+    """The fields of scheduler_config.json that a bundle keeps: all except DPM-Solver's lambda_min_clipped if
+    it is -Infinity, which is not valid JSON."""
     unbounded = -math.inf
     return {
         field: value
@@ -172,12 +175,16 @@ def scheduler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_noise(motion: Path, own: Mapping[str, Any], sd: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if a LAMP folder's scheduler has another noise schedule than --sd's."""
+    """Raise CheckpointError if the LAMP folder `motion` has another noise schedule than --sd's.
+
+    own, sd: the two scheduler_config.json.
+    """
     for field in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"):
         if own.get(field) != sd.get(field):
             raise CheckpointError(
                 f"{motion / 'scheduler'} has {field} {own.get(field)!r:.100}, that of --sd "
-                f"{sd.get(field)!r:.100}: the motion was trained on another Stable Diffusion."
+                f"{sd.get(field)!r:.100}: the motion was trained on another Stable Diffusion. Give that one "
+                "as --sd."
             )
 
 
@@ -185,7 +192,9 @@ def _check_class(where: Path, name: Any) -> None:
     if isinstance(name, str) and name in CLASSES:
         return
     if not isinstance(name, str):
-        raise CheckpointError(f"{where} names no class of scheduler (_class_name {name!r:.100}).")
+        raise CheckpointError(
+            f"{where} names no scheduler class (_class_name {name!r:.100}); supported: {', '.join(CLASSES)}."
+        )
     reason = next((why for starts, why in _CLASS_REASONS if name.startswith(starts)), _OTHERS)
     raise CheckpointError(
         f"{where} names {name:.100}: {reason}. Supported are Stable Diffusion v1 and SDXL base with "

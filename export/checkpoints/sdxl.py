@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stable Diffusion v1 and XL folders: their parts under a bundle's names, refused early if of another kind.
+"""Stable Diffusion v1 and XL folders: their parts by the bundle's names; other model families are rejected.
 
-Loads neither torch nor a weight.
+Loads neither torch nor weights.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _WANTED = "--sdxl takes a text-to-image checkpoint like stabilityai/stable-diffu
 
 @dataclass(frozen=True)
 class SdxlCheckpoint:
-    """The parts that were asked for, by the bundle's names."""
+    """The requested parts of an SDXL folder, by the bundle's names."""
 
     components: Mapping[str, ComponentFiles]
     tokenizers: Mapping[str, Path]
@@ -39,7 +39,7 @@ class SdxlCheckpoint:
 def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint:
     """Find `components`, by the bundle's names, in `folder`, with the tokenizers of its text encoders.
 
-    Raises CheckpointError for what is missing, and for a refiner, an inpainting model, or another family.
+    Raises CheckpointError if any is missing, and for a refiner, an inpainting model, or another family.
     """
     root = Path(folder).expanduser()
     index: Mapping[str, Any] = {}
@@ -71,9 +71,9 @@ def open_sdxl(folder: str | Path, components: tuple[str, ...]) -> SdxlCheckpoint
 
 
 def open_sd(folder: str | Path, components: tuple[str, ...]) -> Checkpoint:
-    """The same of a Stable Diffusion v1 folder.
+    """Find `components`, by the bundle's names, in a Stable Diffusion v1 folder, with their tokenizers.
 
-    Raises CheckpointError for what is missing, and for a checkpoint of another family.
+    Raises CheckpointError if any is missing, and for a checkpoint of another family.
     """
     root = Path(folder)
     index = refuse_other_family(root)
@@ -91,11 +91,10 @@ def _check_vae(found: Mapping[str, ComponentFiles], name: str, family: str) -> N
 
 
 def refuse_other_family(folder: Path) -> Mapping[str, Any]:
-    """model_index.json of `folder`, given as Stable Diffusion v1 ({} if there is none).
+    """Read model_index.json of `folder`, given as Stable Diffusion v1; {} if it is missing.
 
-    Raises CheckpointError if it says that the folder is of another family.
-
-    An SDXL folder has parts of the same names, and its VAE would give wrong colours without an error.
+    Raises CheckpointError if the folder is of another family. An SDXL folder has components of the same
+    names, and its VAE would silently give wrong colours.
     """
     path = folder.expanduser() / "model_index.json"
     index = read_json(path) if path.is_file() else {}
@@ -112,9 +111,9 @@ def _check_pipeline(folder: Path, index: Mapping[str, Any]) -> None:
         return
     kind = f"describes {name}"
     if name == "StableDiffusionXLImg2ImgPipeline":
-        kind = "is SDXL's refiner, which improves an image and makes none from text"
+        kind = "is SDXL's refiner, which refines an image and cannot make one from text"
     elif name == "StableDiffusionXLInpaintPipeline":
-        kind = "is an inpainting model, which fills holes in an image and makes none from text"
+        kind = "is an inpainting model, which fills holes in an image and cannot make one from text"
     elif name.startswith("StableDiffusion") and "XL" not in name:
         kind = f"is Stable Diffusion of another family ({name}); give it as --sd"
     raise CheckpointError(f"{folder} {kind}. {_WANTED}")
@@ -136,10 +135,10 @@ def _check_unet(folder: Path, config: Mapping[str, Any]) -> None:
     else:
         conditioned = [name for name in _OTHER_CONDITIONS if config.get(name) is not None]
         if conditioned:
-            problem = f"takes other conditions than a text ({conditioned[0]} {config[conditioned[0]]!r:.100})"
+            problem = f"takes conditions other than text ({conditioned[0]} {config[conditioned[0]]!r:.100})"
         elif config.get("attention_type", "default") != "default":
             problem = (
-                f"has attention_type {config['attention_type']!r:.100}, as GLIGEN, which takes boxes too"
+                f"has attention_type {config['attention_type']!r:.100}, as GLIGEN, which also takes boxes"
             )
     if problem:
         raise CheckpointError(f"{folder / 'unet'} {problem}. {_WANTED}")

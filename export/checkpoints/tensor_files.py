@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of weight files: safetensors, or pickles through torch's restricted unpickler, told by content.
+"""Readers of weight files: safetensors, or pickles by torch's restricted unpickler, recognised by content.
 
-Whatever is no dense tensor of floats in memory is refused by name: sparse, quantized, nested and meta
-tensors, other dtypes.
+Only dense float tensors are read. Sparse, quantized, nested and meta tensors and other dtypes are rejected
+with the tensor's name.
 """
 
 import pickle
@@ -25,19 +25,19 @@ from lamp_trt.engine.files.links import utf8_path
 from lamp_trt.export.checkpoints.files import refuse_lfs_pointer
 
 STORED = {getattr(torch, dtype.name): dtype.stored for dtype in DTYPES if dtype.is_float}
-"""The dtypes that are read, by PyTorch's and safetensors' names."""
+"""Accepted dtypes: PyTorch's → safetensors' name."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a tensor is, without its data; `dtype` in the safetensors spelling (F32, F16, BF16, F64)."""
+    """Dtype and shape of a tensor; `dtype` by its safetensors name (F32, F16, BF16, F64)."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 class TensorReader:
-    """Tensors of a set of weight files by stored name. Headers are read at once, data when asked for."""
+    """Tensors of a set of weight files by stored name. Headers are read at construction, data on demand."""
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         self.infos: dict[str, TensorInfo] = {}
@@ -64,7 +64,7 @@ class TensorReader:
 
 
 def require_float(file: Path, name: str, info: TensorInfo) -> None:
-    """Raise CheckpointError unless the tensor is of a dtype that is read."""
+    """Raise CheckpointError unless the tensor has an accepted dtype."""
     if info.dtype not in STORED.values():
         raise CheckpointError(
             f"{file}: tensor {name:.200} is {info.dtype}, not a float of {', '.join(STORED.values())}. "
@@ -73,11 +73,14 @@ def require_float(file: Path, name: str, info: TensorInfo) -> None:
 
 
 _PRINTABLE = frozenset(bytes(range(32, 127)) + b"\t\r\n")
-"""Neither weight format begins with nine of these."""
+"""Bytes of text. Neither weight format begins with nine of them."""
 
 
 def _is_safetensors(file: Path) -> bool:
-    """By content: a .bin may hold safetensors. A file that is neither is left to the reader of its name."""
+    """Whether a file is safetensors, by content: a .bin file may be. The suffix decides if it is unknown.
+
+    Raises CheckpointError for text, HTML, GGUF, and a pickle named .safetensors.
+    """
     with file.open("rb") as f:
         start = f.read(9)
     if start[8:] == b"{" and not start.startswith((b"PK", b"\x80")):
@@ -107,7 +110,7 @@ def _open_safetensors(file: Path) -> tuple[Any, dict[str, TensorInfo]]:
 
 
 def _refuse_compressed(file: Path) -> None:
-    """Raise ValueError for an archive that unpacks to more than it is; torch.save compresses nothing."""
+    """Raise ValueError for a compressed archive, which torch.save does not write (a possible zip bomb)."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -117,12 +120,12 @@ def _refuse_compressed(file: Path) -> None:
 def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
     try:
         _refuse_compressed(file)
-        # Files written before torch 1.6 are no zip archives, which only costs the memory map.
+        # Files written before torch 1.6 are not zip archives and cannot be memory-mapped.
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except _UNPICKLING_ERRORS as error:
         raise CheckpointError(
             f"{file} is refused, only pickles of plain tensors are read: {_why_refused(file, error)}. "
-            "Use a safetensors file."
+            "Give a safetensors file."
         ) from error
     tensors = _state_dict(file, state)
     for name, tensor in tensors.items():
@@ -140,7 +143,7 @@ def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
 
 
 def _why_refused(file: Path, error: Exception) -> str:
-    """The cause in our words: torch's advise to switch its restrictions off."""
+    """The cause of a failed load. torch's own message advises disabling its restrictions."""
     found = re.search(r"GLOBAL (\S+)", str(error))
     if found:
         return f"it wants to run {found[1]}"
@@ -154,8 +157,10 @@ def _why_refused(file: Path, error: Exception) -> str:
 
 
 def pickled_names(file: Path) -> list[str]:
-    """Names of the tensors in a pickle, also of those below one key such as state_dict; [] if it is none that
-    torch's restricted unpickler reads."""
+    """Names of the tensors in a pickle, including those nested under one key such as state_dict.
+
+    Returns [] if torch's restricted unpickler cannot read the file.
+    """
     try:
         _refuse_compressed(file)
         state = torch.load(file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -172,7 +177,7 @@ def pickled_names(file: Path) -> list[str]:
 
 
 def _state_dict(file: Path, state: object) -> dict[str, Tensor]:
-    """`state` as a mapping of names to tensors. CheckpointError that names what else is in it."""
+    """`state` as a mapping of names to tensors. Raises CheckpointError, naming any other entry."""
     what = f"it is a {type(state).__name__}"
     if isinstance(state, Mapping):
         strange = [(k, v) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
@@ -189,7 +194,7 @@ def _state_dict(file: Path, state: object) -> dict[str, Tensor]:
 
 
 def _problem(tensor: Tensor) -> str:
-    """Why a tensor is not read, whatever its dtype; "" if it is."""
+    """The reason why a tensor is not accepted, apart from its dtype; "" if it is."""
     if tensor.device.type != "cpu":
         return f"is on the device {tensor.device.type!r}" + " and has no values" * (
             tensor.device.type == "meta"
@@ -209,4 +214,4 @@ _UNPICKLING_ERRORS = (
     pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError, NotImplementedError,
     KeyError, IndexError, TypeError, AttributeError, AssertionError, zipfile.BadZipFile,
 )  # fmt: skip
-"""What torch.load raises for code, other formats and damage."""
+"""Exceptions that torch.load raises for code, other formats and damaged files."""

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a checkpoint's components: checked, read, converted; and the modules that they fill.
+"""Tensors of a checkpoint's components under current names, and modules loaded with them.
 
-Tensors are given under the state-dict names of the modules that we export, whatever the age of the files:
-- VAE: diffusers' AutoencoderKL of today. The mid-block attention's old names query, key, value, proj_attn
+Names are the state-dict names of the exported modules, whatever the age of the files:
+- VAE: the current diffusers AutoencoderKL. The mid-block attention's old names query, key, value, proj_attn
   become to_q, to_k, to_v, to_out.0, and its (c, c, 1, 1) convolutions become (c, c).
 - CLIP text model: transformers 5's CLIPTextModel, which has no `text_model.` prefix
   (CLIPTextModelWithProjection keeps it). The stored position_ids, a constant, are dropped.
 - UNet: as stored.
-Only tensors are read: safetensors, or pickles through torch's restricted unpickler.
 """
 
 import re
@@ -28,14 +27,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def tensor_infos(files: ComponentFiles) -> dict[str, TensorInfo]:
-    """Every tensor by normalised name, sorted, read from the files' headers."""
+    """Dtype and shape of every tensor by normalised name, sorted, read from the files' headers."""
     return {name: info for name, (_, info) in _sources(files).items()}
 
 
 def iter_tensors(files: ComponentFiles, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor in the order of `tensor_infos`, converted to `dtype` if given.
+    """Yield (name, tensor) in the order of `tensor_infos`, converted to `dtype` if given.
 
-    Unconverted tensors are views of the mapped file, so one converted tensor at a time is in memory.
+    Unconverted tensors are views of the mapped file, so only one converted tensor at a time is in memory.
     """
     with TensorReader(files.weight_files) as reader:
         for name, (stored_name, info) in _sources(files).items():
@@ -43,7 +42,7 @@ def iter_tensors(files: ComponentFiles, dtype: torch.dtype | None = None) -> Ite
 
 
 def _sources(files: ComponentFiles) -> dict[str, tuple[str, TensorInfo]]:
-    """Normalised name → stored name and normalised info, sorted."""
+    """Normalised name → (stored name, normalised info), sorted."""
     sources: dict[str, tuple[str, TensorInfo]] = {}
     with TensorReader(files.weight_files) as reader:
         for stored_name, info in reader.infos.items():
@@ -51,7 +50,9 @@ def _sources(files: ComponentFiles) -> dict[str, tuple[str, TensorInfo]]:
             if name is None:
                 continue
             if name in sources:
-                raise CheckpointError(f"{files.folder} holds {name} twice, also as {stored_name}.")
+                raise CheckpointError(
+                    f"{files.folder} holds {name} twice, also as {stored_name}. Remove one of the two."
+                )
             require_float(files.folder, stored_name, info)
             if name != stored_name and info.shape[2:] == (1, 1):
                 info = TensorInfo(info.dtype, info.shape[:2])
@@ -60,7 +61,7 @@ def _sources(files: ComponentFiles) -> dict[str, tuple[str, TensorInfo]]:
 
 
 def normalised_name(stored_name: str, config: Mapping[str, Any]) -> str | None:
-    """A stored tensor's name in today's module of `config`'s class, None if that has no such tensor."""
+    """A stored tensor's name in the current module of `config`'s class; None if it has no such tensor."""
     module = class_name(config)
     if module == "AutoencoderKL":
         return _OLD_VAE_ATTENTION.sub(lambda m: m[1] + _VAE_ATTENTION[m[2]], stored_name)
@@ -73,7 +74,7 @@ def normalised_name(stored_name: str, config: Mapping[str, Any]) -> str | None:
 
 
 def class_name(config: Mapping[str, Any]) -> str | None:
-    """The class that a config describes, as diffusers or transformers writes it."""
+    """The class named by a config of diffusers or transformers; None if it names none."""
     match config:
         case {"_class_name": str(name)} | {"architectures": [str(name), *_]}:
             return name
@@ -89,7 +90,7 @@ def check_tensors(files: ComponentFiles, expected: Mapping[str, tuple[int, ...]]
     stored = tensor_infos(files)
     kind = kind_of_tensors(stored.keys() - expected.keys(), files.name)
     if kind:
-        raise CheckpointError(f"{files.weight_files[0]} is no {files.name} but {kind}")
+        raise CheckpointError(f"{files.weight_files[0]} is not a {files.name} but {kind}")
     problems = [
         ("lacks", [f"{n} {list(expected[n])}" for n in sorted(expected.keys() - stored.keys())]),
         ("has unknown", sorted(stored.keys() - expected.keys())),
@@ -125,7 +126,7 @@ def load_module(module: Module, files: ComponentFiles, dtype: torch.dtype) -> Mo
 
 
 def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """transformers' CLIPTextModel of a `text_encoder` folder or of its parent."""
+    """Load transformers' CLIPTextModel from a `text_encoder` folder or its parent."""
     files = find_component(folder, "text_encoder")
     with empty_weights():
         model = clip_from_config("text_encoder", files.config, "CLIPTextModel")
@@ -133,7 +134,7 @@ def load_text_encoder(folder: str | Path, dtype: torch.dtype = torch.float32) ->
 
 
 def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """diffusers' AutoencoderKL of a `vae` folder or of its parent."""
+    """Load diffusers' AutoencoderKL from a `vae` folder or its parent."""
     files = find_component(folder, "vae")
     with empty_weights():
         vae = diffusers_module_from_config("vae", files.config, "AutoencoderKL")
@@ -141,7 +142,7 @@ def load_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> nn.Modul
 
 
 def empty_weights() -> AbstractContextManager[None]:
-    """Modules built under this context have their parameters on the meta device, and real buffers."""
+    """A context in which modules are built with parameters on the meta device and real buffers."""
     from accelerate import init_empty_weights
 
     context: AbstractContextManager[None] = init_empty_weights(include_buffers=False)
@@ -149,7 +150,7 @@ def empty_weights() -> AbstractContextManager[None]:
 
 
 def clip_from_config(component: str, config: Mapping[str, Any], class_name: str) -> nn.Module:
-    """The CLIP text model of transformers that `config` must describe: `class_name`."""
+    """Build the transformers CLIP text model of `config`, whose class must be `class_name`."""
     import transformers
 
     _expect_class(component, config, class_name)
@@ -159,7 +160,7 @@ def clip_from_config(component: str, config: Mapping[str, Any], class_name: str)
 
 
 def diffusers_module_from_config(component: str, config: Mapping[str, Any], class_name: str) -> nn.Module:
-    """The module of diffusers that `config` must describe: `class_name`."""
+    """Build the diffusers module of `config`, whose class must be `class_name`."""
     import diffusers
 
     _expect_class(component, config, class_name)

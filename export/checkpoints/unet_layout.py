@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a UNet's text attentions and time projections are, and how wide, from its config alone."""
+"""Paths and widths of a UNet's text attentions and time projections, computed from its config."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lamp_trt.export.lamp.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, LampUN
 
 @dataclass(frozen=True)
 class _Level:
-    """down, up: whether these blocks have attention. depth: transformer blocks in each attention."""
+    """One resolution. down, up: whether its blocks have attention. depth: transformer blocks in each."""
 
     down: bool
     up: bool
@@ -23,7 +23,7 @@ class _Level:
 
 
 def condition_layout(component: str, config: Mapping[str, Any]) -> ConditionLayout:
-    """Of a family's UNet component. CheckpointError for a config that is not its."""
+    """The layout of a family's UNet component. Raises CheckpointError for a config of another class."""
     return LAYOUTS[component](config)
 
 
@@ -35,8 +35,8 @@ def lamp_layout(config: LampUNetConfig) -> ConditionLayout:
 
 
 def sdxl_layout(config: Mapping[str, Any]) -> ConditionLayout:
-    """Fields that are missing take the defaults of diffusers' UNet2DConditionModel. The number of heads is
-    called attention_head_dim there."""
+    """The layout of SDXL's UNet. Missing fields take the defaults of diffusers' UNet2DConditionModel, which
+    names the number of heads attention_head_dim."""
     channels, layers = config["block_out_channels"], config.get("layers_per_block", 2)
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     depths = config.get("transformer_layers_per_block", 1)
@@ -44,7 +44,7 @@ def sdxl_layout(config: Mapping[str, Any]) -> ConditionLayout:
     if not isinstance(layers, int) or not all(isinstance(depth, int) for depth in depths):
         raise CheckpointError(
             f"sdxl unet config: layers_per_block is {layers!r:.200}, transformer_layers_per_block "
-            f"{depths!r:.200}; hoisting takes a number, and a number for each block, as in SDXL base 1.0"
+            f"{depths!r:.200}; hoisting needs one integer, and one integer per block, as in SDXL base 1.0"
         )
     down = ("CrossAttn" in name for name in config["down_block_types"])
     up = ("CrossAttn" in name for name in reversed(config["up_block_types"]))
@@ -55,7 +55,7 @@ LAYOUTS: Mapping[str, Callable[[Mapping[str, Any]], ConditionLayout]] = {
     LAMP.unet_component: lambda config: lamp_layout(LampUNetConfig.from_dict(config)),
     SDXL.unet_component: sdxl_layout,
 }
-"""By component."""
+"""Layout from config, by UNet component."""
 
 
 def _layout(levels: list[_Level], layers: int) -> ConditionLayout:
@@ -75,7 +75,7 @@ def _layout(levels: list[_Level], layers: int) -> ConditionLayout:
 
 
 def _blocks(levels: list[_Level], layers: int) -> Iterator[tuple[str, _Level, int, int]]:
-    """Path, level, number of ResNets and of attentions of every block, in the order of running."""
+    """Yield path, level, number of ResNets and number of attentions of every block, in execution order."""
     for i, level in enumerate(levels):
         yield f"down_blocks.{i}", level, layers, layers * level.down
     yield "mid_block", levels[-1], 2, 1

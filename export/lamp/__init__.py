@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LAMP UNet and Algorithm 1 in PyTorch, and the formulations that are exported."""
+"""The LAMP UNet and Algorithm 1 in PyTorch, and the exported formulations of the UNets."""

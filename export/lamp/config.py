@@ -13,10 +13,10 @@ logger = logging.getLogger("lamp_trt")
 
 @dataclass(frozen=True)
 class LampUNetConfig:
-    """The fields of an official `unet/config.json` that shape the network; defaults are the official ones.
+    """The fields of an official `unet/config.json` that define the network, with the official defaults.
 
-    `attention_head_dim` is the NUMBER of heads, one for all blocks or one for each (diffusers 0.11 named it
-    so): a head of Stable Diffusion v1.4 is 40, 80, 160 or 160 wide.
+    `attention_head_dim` is the NUMBER of heads (the name is diffusers 0.11's), one for all blocks or one per
+    block: Stable Diffusion v1.4's heads have width 40, 80, 160 and 160.
     """
 
     in_channels: int = 4
@@ -68,8 +68,8 @@ class LampUNetConfig:
     def from_dict(cls, config: Mapping[str, Any]) -> "LampUNetConfig":
         """Read the content of a `config.json`.
 
-        As in the official loader, missing fields take the class's default and unknown ones are ignored with a
-        warning. Options that would make another network than LAMP's raise CheckpointError.
+        As in the official loader, missing fields take the class's defaults, and unknown ones are ignored with
+        a warning. Raises CheckpointError for options that would make a different network.
         """
         class_name = config.get("_class_name", "UNet3DConditionModel")
         if class_name != "UNet3DConditionModel":
@@ -92,7 +92,7 @@ class LampUNetConfig:
 
 DOWN_BLOCK_TYPES = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
 UP_BLOCK_TYPES = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
-"""Block type -> whether it has attention."""
+"""Block type → whether it has attention."""
 
 FIXED_OPTIONS: dict[str, Any] = {
     "act_fn": "silu",
@@ -107,7 +107,7 @@ FIXED_OPTIONS: dict[str, Any] = {
     "upcast_attention": False,
     "use_linear_projection": False,
 }
-"""Options of the official class that have this value in every checkpoint derived from Stable Diffusion v1."""
+"""Options of the official class with the only supported value, that of Stable Diffusion v1."""
 
 IGNORED_OPTIONS = {
     "sample_size",  # the training resolution: the network takes any
@@ -116,7 +116,7 @@ IGNORED_OPTIONS = {
 
 
 def _checked(name: str, value: Any) -> Any:
-    """The value of a config field, a list as a tuple, if it is of the kind that the default is."""
+    """The value of a config field, lists as tuples. Raises CheckpointError if it has another type."""
     default = LampUNetConfig.__dataclass_fields__[name].default
     value = tuple(value) if isinstance(value, list) else value
     items = value if isinstance(value, tuple) else (value,)
@@ -129,5 +129,5 @@ def _checked(name: str, value: Any) -> Any:
         or isinstance(value, tuple) not in (may_list, must_list)
         or (item_type is int and name != "freq_shift" and min(items) < 1)
     ):
-        raise CheckpointError(f"unet config: {name} is {value!r:.200}, expected something like {default!r}")
+        raise CheckpointError(f"unet config: {name} is {value!r:.200}, expected a value like {default!r}")
     return value

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LAMP UNet with the same parameters and results as `export/lamp/unet.py`, laid out for deployment.
+"""The LAMP UNet with the same parameters and results as `export/lamp/unet.py`, restructured for deployment.
 
-What differs from the official formulation, layer by layer:
-- The causal convolution along frames is a (3, 1) Conv2d on the view (b, c, f, h*w) that pads in front only:
-  nothing is transposed for it, and no output is computed to be dropped.
-- Spatial attention projects keys and values of frame 0 only, and neither they nor the text's are repeated for
-  every frame: the queries of all frames are one sequence of f*L tokens.
-- Tokens stay in one layout (b, f, L, c); the temporal attention moves the frame axis while it splits heads.
-- Nearest neighbour enlarges the 4-D view (b, c*f, h, w).
-- One video may be given for several texts: it is computed once until the first text attention, whose queries,
+Differences from the official formulation, layer by layer:
+- The causal convolution along frames is a (3, 1) Conv2d on the view (b, c, f, h*w) that pads in front only,
+  without transposes and without outputs that are discarded.
+- Spatial attention projects keys and values of frame 0 only. Neither these nor the text's are repeated for
+  every frame: the queries of all frames form one sequence of f*L tokens.
+- Tokens stay in the layout (b, f, L, c); the temporal attention moves the frame axis when it splits heads.
+- Nearest-neighbour upsampling runs on the 4-D view (b, c*f, h, w).
+- One video may be given for several texts: it is computed once up to the first text attention, whose queries,
   residual and skip tensors are then repeated for every text.
-The time embedding, GroupNorms and SiLUs are as they are in export/lamp/unet.py: native operations on the 5-D
-video.
+The time embedding, GroupNorms and SiLUs are those of export/lamp/unet.py: native operations on the 5-D video.
 """
 
 import copy
@@ -35,10 +34,10 @@ from lamp_trt.export.lamp.unet import (
 
 
 def make_lean(unet: LampUNet) -> LampUNet:
-    """A second module over the same parameters (shared, not copied) that does less for the same result.
+    """A second module with the same parameters (shared, not copied) and results, but fewer operations.
 
-    State-dict names are equal; conv1d weights are (c, c, 3, 1) views of the official (c, c, 3), so that an
-    exported graph holds a plain Conv weight. Results differ by the rounding of reordered sums only.
+    State-dict names are equal. conv1d weights are (c, c, 3, 1) views of the official (c, c, 3), so that an
+    exported graph has a plain Conv weight. Results differ only by the rounding of reordered sums.
     """
     shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
     lean = copy.deepcopy(unet, memo=shared)
@@ -50,7 +49,7 @@ def make_lean(unet: LampUNet) -> LampUNet:
 
 
 def _frame_conv2d(conv1d: nn.Conv1d) -> nn.Conv2d:
-    """A Conv2d over (f, h*w) on the parameters of a Conv1d over f."""
+    """A Conv2d over (f, h*w) that shares the parameters of a Conv1d over f."""
     channels = conv1d.out_channels
     conv2d = nn.Conv2d(channels, channels, (3, 1), device="meta", dtype=conv1d.weight.dtype)
     weight = conv1d.weight
@@ -82,8 +81,7 @@ class LeanUpBlock3D(UpBlock3D):
 
 class LeanAttention(Attention):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (b or 1, f, L, c) attends to context (b, tokens, width), the same for every frame, for
-        (b, f, L, c)."""
+        """x (b or 1, f, L, c), context (b, tokens, width), the same for every frame -> (b, f, L, c)."""
         k, v = self.keys_values(context)
         q = repeat(self.split_heads(self.to_q(x).flatten(1, 2)), k.shape[0])
         out: Tensor = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -92,7 +90,7 @@ class LeanAttention(Attention):
 
 class LeanTemporalAttention(TemporalAttention):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """x (b, f, L, c): every pixel attends over its f frames."""
+        """(b, f, L, c) -> the same: every pixel attends over its f frames."""
         q, k, v = (self.split_pixels(t) for t in (self.to_q(x), self.to_k(x), self.to_v(x)))
         attended = torch.unflatten(F.scaled_dot_product_attention(q, k, v), 0, (x.shape[0], -1))
         out: Tensor = self.to_out(attended.permute(0, 3, 1, 2, 4).flatten(3))  # (b, f, L, c)
@@ -125,7 +123,7 @@ class LeanTransformer3DModel(Transformer3DModel):
 
 
 def repeat(x: Tensor, batch: int) -> Tensor:
-    """(batch or 1, ...) -> (batch, ...). A graph that has nothing to repeat shows no trace of it."""
+    """(batch or 1, ...) -> (batch, ...). Adds no node to the graph if x has the batch already."""
     return x if x.shape[0] == batch else x.expand(batch, *x.shape[1:])
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The UNets without what depends on the prompt or the timestep alone, and the networks that compute that.
+"""UNets without the parts that depend only on the prompt or the timestep, and networks that compute these.
 
-Both have the plain module's parameters under their own names. Inputs and outputs: engine/precompute.py.
+Both have the plain module's parameters under the same names. Inputs and outputs: engine/precompute.py.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -20,7 +20,7 @@ from lamp_trt.export.lamp.unet import LampUNet, ResnetBlock3D
 KeysValues = Mapping[str, tuple[Tensor, Tensor]]
 """A text attention's path → keys and values (b, heads, tokens, head width)."""
 Projections = Mapping[str, Tensor]
-"""A ResNet's path → what it adds to its channels, (1 or b, channels)."""
+"""A ResNet's path → its time projection, added to its channels, (1 or b, channels)."""
 
 
 class TextKeysValuesNetwork(nn.Module):
@@ -41,7 +41,7 @@ class TextKeysValuesNetwork(nn.Module):
 
 
 class _TimeProjectionsNetwork(nn.Module):
-    """A time embedding to the projections of every ResNet of `unet`, side by side in `layout_of`'s order."""
+    """A time embedding to the projections of every ResNet of `unet`, concatenated in `layout_of`'s order."""
 
     def __init__(self, unet: nn.Module, embedding_parts: Iterable[str]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _TimeProjectionsNetwork(nn.Module):
 
 
 class LampTimeProjectionsNetwork(_TimeProjectionsNetwork):
-    """timestep (1,) to (1, width)."""
+    """Time projections of the LAMP UNet: timestep (1,) to (1, width)."""
 
     def __init__(self, unet: LampUNet) -> None:
         super().__init__(unet, ("time_proj", "time_embedding"))
@@ -65,7 +65,8 @@ class LampTimeProjectionsNetwork(_TimeProjectionsNetwork):
 
 
 class SdxlTimeProjectionsNetwork(_TimeProjectionsNetwork):
-    """timestep (1,), text_embeds (b, projection_dim) and time_ids (b, 6) to (b, width)."""
+    """Time projections of SDXL's UNet: timestep (1,), text_embeds (b, projection_dim), time_ids (b, 6) to
+    (b, width)."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__(unet, ("time_proj", "time_embedding", "add_time_proj", "add_embedding"))
@@ -75,7 +76,7 @@ class SdxlTimeProjectionsNetwork(_TimeProjectionsNetwork):
 
 
 class _HoistedUnetNetwork(nn.Module):
-    """sample (2, 4, ...) and the inputs that hoisted_specs names, to noise_pred of sample's shape."""
+    """A UNet with hoisted parts: sample (2, 4, ...) and the inputs named by hoisted_specs to noise_pred."""
 
     def __init__(self, name: str, unet: nn.Module, hoist: Collection[str]) -> None:
         super().__init__()
@@ -85,7 +86,8 @@ class _HoistedUnetNetwork(nn.Module):
         self.model: Any = unet
 
     def by_name(self, conditions: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Projections | None, Any]:
-        """The conditions by name; of them the projections, if any; the text, plain or as KeysValues."""
+        """The conditions by name, the time projections (None if not hoisted), and the text (embeddings, or
+        KeysValues if hoisted)."""
         given = dict(zip(self._conditions, conditions, strict=True))
         projections: Projections | None = None
         if TIME_PROJECTIONS in given:
@@ -99,10 +101,10 @@ class _HoistedUnetNetwork(nn.Module):
 
 
 class HoistedLampUnetNetwork(_HoistedUnetNetwork):
-    """The lean LAMP UNet without what `hoist` names.
+    """The lean LAMP UNet without the parts named by `hoist`; modifies `lean`.
 
-    With "prefix" both halves of sample must be equal, as guidance has them: what comes before the first text
-    attention is computed from the first half.
+    With "prefix" both halves of sample must be equal, as in classifier-free guidance: the layers before the
+    first text attention are computed from the first half only.
     """
 
     def __init__(self, lean: LampUNet, hoist: Collection[str]) -> None:
@@ -140,7 +142,7 @@ class _GivenProjection(ResnetBlock3D):
 
 
 def _replace_class(module: nn.Module, cls: type[nn.Module], path: str, unused: Iterable[str]) -> None:
-    """Make `module` a `cls` that knows its path and lacks its `unused` parts."""
+    """Change the class of `module` to `cls`, set its `path`, and delete its `unused` submodules."""
     for part in unused:
         delattr(module, part)
     module.__class__ = cls
@@ -148,7 +150,7 @@ def _replace_class(module: nn.Module, cls: type[nn.Module], path: str, unused: I
 
 
 class HoistedSdxlUnetNetwork(_HoistedUnetNetwork):
-    """SDXL's UNet without what `hoist` names; diffusers' UNet2DConditionModel is changed for it."""
+    """SDXL's UNet without the parts named by `hoist`; modifies diffusers' UNet2DConditionModel."""
 
     def __init__(self, unet: nn.Module, hoist: Collection[str]) -> None:
         super().__init__(SDXL.unet, unet, hoist)
@@ -171,7 +173,7 @@ class HoistedSdxlUnetNetwork(_HoistedUnetNetwork):
         return self._predict(sample, time, text)
 
     def _predict(self, x: Tensor, time: Any, text: Any) -> Tensor:
-        """The blocks as UNet2DConditionModel.forward runs them, which itself takes no mappings."""
+        """Run the blocks as UNet2DConditionModel.forward does, which does not accept mappings itself."""
         unet = self.model
         x = unet.conv_in(x)
         skips = [x]
@@ -193,7 +195,7 @@ def _text_of(block: Any, text: Any) -> dict[str, Any]:
 
 
 class _Given(nn.Module):
-    """In the place of a projection: takes what was computed from a mapping."""
+    """Replacement of a projection module that looks its precomputed output up by path."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -204,7 +206,7 @@ class _Given(nn.Module):
 
 
 class _AttendToGiven:
-    """A processor of diffusers' Attention whose context are keys and values by path."""
+    """A processor for diffusers' Attention that takes precomputed keys and values by path."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -220,7 +222,7 @@ class _AttendToGiven:
 
 
 def _embed_sdxl_time(unet: Any, timestep: Tensor, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
-    """(1,), (b, projection_dim), (b, 6) -> (b, 4*C0); sinusoids are fp32 in every precision, then rounded."""
+    """SDXL's time embedding: (1,), (b, projection_dim), (b, 6) -> (b, 4*C0). Sinusoids are fp32."""
     b, dtype = text_embeds.shape[0], text_embeds.dtype
     embedding: Tensor = unet.time_embedding(unet.time_proj(timestep.expand(b)).to(dtype))
     sizes = torch.unflatten(unet.add_time_proj(time_ids.flatten()).to(dtype), 0, (b, -1)).flatten(1)
@@ -229,12 +231,12 @@ def _embed_sdxl_time(unet: Any, timestep: Tensor, text_embeds: Tensor, time_ids:
 
 
 def layout_of(unet: Any) -> ConditionLayout:
-    """Of a LampUNet, or of diffusers' UNet2DConditionModel as SDXL has it."""
+    """The layout of a LampUNet or of SDXL's UNet2DConditionModel."""
     return lamp_layout(unet.config) if isinstance(unet, LampUNet) else sdxl_layout(unet.config)
 
 
 def parts_of(module: nn.Module, paths: Iterable[str]) -> nn.Module:
-    """The submodules of `module` at `paths` and nothing else, at the same paths."""
+    """A module with only the submodules of `module` at `paths`, at the same paths."""
     root = nn.Module()
     for path in paths:
         *owners, name = path.split(".")

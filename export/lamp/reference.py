@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1 of LAMP in plain PyTorch: the specification that exported networks, kernels and loops are
-compared with. Two presets:
+"""Algorithm 1 of LAMP in plain PyTorch: the reference for exported networks, kernels and loops.
 
-- "official": what the published code does, step for step, its surprises included (they are marked below).
+Two presets:
+- "official": the published code, step for step, including its deviations (marked below).
 - "paper": Algorithm 1 of the supplement to the letter.
 
 A video from end to end: encode_text, encode_first_frame, denoise, frames_from_latents.
 
-Everything is computed in the dtype of the tensors given (float64, float32, float16), every operation rounded
-to it, as the official code does; only the noise schedule is always float32. Frames count from 0 here, from 1
-in the paper, whose x_1 is frame 0. Videos are (1, c, f, h, w).
+Everything is computed in the dtype of the given tensors (float64, float32, float16), with every operation
+rounded to it, as in the official code; only the noise schedule is always float32. Frames are numbered from 0,
+in the paper from 1: its x_1 is frame 0. Videos are (1, c, f, h, w).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,18 +24,18 @@ from lamp_trt.export.checkpoints.files import DEFAULT_SCALING_FACTOR
 Preset = Literal["official", "paper"]
 Adain = Literal["none", "first_frame", "schedule"]
 NoisePredictor = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(sample (b, 4, f, h, w), timestep (), text (b, 77, d)) -> noise_pred like sample; such as a LampUNet."""
+"""(sample (b, 4, f, h, w), timestep (), text (b, 77, d)) -> noise_pred of sample's shape, as a LampUNet."""
 
 NOISE_BASE_WEIGHT = 0.2
-"""Share of the common noise in every frame's noise; the frame's own has 0.8. Supplement, Algorithm 1."""
+"""Weight of the common noise in every frame's noise; the frame's own has 0.8. Supplement, Algorithm 1."""
 
 ADAIN_EPS = 1e-8
-"""Added to the variance. float16 rounds it to 0: a constant channel becomes NaN there, as officially."""
+"""Added to the variance. float16 rounds it to 0: a constant channel becomes NaN, as in the official code."""
 
 EARLY_STEPS = {"official": 31, "paper": 29}
-"""Steps in which frames 2.. follow frame 1; afterwards all follow frame 0. The official code tests `i > 30`,
-the supplement's Algorithm 1 `t > 20` for t = 49..0, and its text says "the first 30 steps". All are absolute
-counts: with fewer steps in total, the second regime never comes."""
+"""Number of steps in which frames 2.. are matched to frame 1; afterwards all are matched to frame 0. The
+official code tests `i > 30`, the supplement's Algorithm 1 `t > 20` for t = 49..0, and its text says "the
+first 30 steps". All are absolute counts: with fewer steps in total, the later matching never starts."""
 
 SCHEDULER_CONFIG: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
@@ -46,8 +46,8 @@ SCHEDULER_CONFIG: Mapping[str, Any] = {
     "trained_betas": None,
     "set_alpha_to_one": False,
 }
-"""Stable Diffusion v1.4's; a scheduler_config.json overrides what it names. The official pipeline forces
-steps_offset 1 and no clipping, so these two are not read."""
+"""Stable Diffusion v1.4's settings; fields of a scheduler_config.json override them. The official pipeline
+forces steps_offset 1 and no clipping, so these two fields are not read."""
 
 STEPS_OFFSET = 1
 
@@ -75,10 +75,10 @@ def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> Tensor:
 def ddim_tables(
     num_inference_steps: int, scheduler_config: Mapping[str, Any] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """timesteps int64 (n,), falling, and alphas_cumprod before and after each step, float32 (n,).
+    """Timesteps int64 (n,), descending, and alphas_cumprod before and after each step, float32 (n,).
 
-    t_i = (n - 1 - i) * (1000 // n) + 1, and step i ends at t_i - 1000 // n. Where that is negative, the first
-    entry of alphas_cumprod stands for it, not 1: the last step leaves a little noise.
+    t_i = (n - 1 - i) * (1000 // n) + 1, and step i ends at t_i - 1000 // n. If that is negative, the first
+    entry of alphas_cumprod is used instead of 1, so the last step leaves a little noise.
     """
     table = alphas_cumprod(scheduler_config)
     if not 1 <= num_inference_steps < len(table):
@@ -91,11 +91,11 @@ def ddim_tables(
 
 
 def mix_noise(noise: Tensor, base_noise: Tensor | None = None) -> Tensor:
-    """Shared-noise sampling: frames 1.. become 0.2 base + 0.8 own, frame 0 stays; (1, 4, f, h, w).
+    """Shared-noise sampling: frames 1.. become 0.2 base + 0.8 own, frame 0 is unchanged; (1, 4, f, h, w).
 
-    Official: the base is frame 0's slice of the same draw, which has no other use since frame 0 becomes the
-    clean first frame. Supplement: a draw of its own, `base_noise` (1, 4, 1, h, w). In both the mix has
-    variance 0.68 and is not renormalised.
+    Official: the base is frame 0's slice of the same draw, otherwise unused since frame 0 becomes the clean
+    first frame. Supplement: a separate draw, `base_noise` (1, 4, 1, h, w). In both the mix has variance 0.68
+    and is not renormalised.
     """
     base = noise[:, :, :1] if base_noise is None else base_noise
     mixed = NOISE_BASE_WEIGHT * base + (1 - NOISE_BASE_WEIGHT) * noise[:, :, 1:]
@@ -103,10 +103,10 @@ def mix_noise(noise: Tensor, base_noise: Tensor | None = None) -> Tensor:
 
 
 def adain(content: Tensor, style: Tensor) -> Tensor:
-    """Give each channel of each content frame the mean and deviation of the style frame.
+    """AdaIN: `content` with the mean and standard deviation of `style`, per channel and frame.
 
-    AdaIN, Huang & Belongie 2017, eq. 8. content (..., h, w), style broadcastable to it; the variance over h*w
-    is the unbiased one. Raises InputError for a single pixel, which has no deviation.
+    Huang & Belongie 2017, eq. 8, with the unbiased variance over h*w. content (..., h, w), style
+    broadcastable to it. Raises InputError for a single pixel, whose variance is undefined.
     """
     if content.numel() == 0:  # short videos: no frame from the second or third on
         return content
@@ -123,10 +123,10 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def match_frames(latents: Tensor, *, early: bool, preset: Preset) -> Tensor:
-    """The AdaIN of one step, (1, 4, f, h, w) -> the same. Frame 0 never changes.
+    """Apply the AdaIN of one step, (1, 4, f, h, w) -> the same. Frame 0 is unchanged.
 
     Early: frames 2.. to frame 1. Late, paper: frames 1.. to frame 0. Late, official: frame 1 to frame 0, then
-    frames 2.. to the frame 1 just updated, which equals the paper's up to rounding.
+    frames 2.. to the updated frame 1, which equals the paper's up to rounding.
     """
     if early:
         return torch.cat([latents[:, :, :2], adain(latents[:, :, 2:], latents[:, :, 1:2])], dim=2)
@@ -144,9 +144,9 @@ def match_to_first_frame(latents: Tensor) -> Tensor:
 def predict_noise(
     unet: NoisePredictor, latents: Tensor, timestep: Tensor, text_embeddings: Tensor, guidance_scale: float
 ) -> Tensor:
-    """The UNet's prediction, guided by e_u + s (e_c - e_u) where s > 1, else the conditional one alone.
+    """The UNet's prediction with guidance e_u + s (e_c - e_u) if s > 1, else the conditional prediction.
 
-    latents (1, 4, f, h, w), text_embeddings [unconditional, conditional] (2, 77, d); returns like latents.
+    latents (1, 4, f, h, w), text_embeddings [unconditional, conditional] (2, 77, d); returns latents' shape.
     """
     if guidance_scale <= 1:
         return unet(latents, timestep, text_embeddings[-1:])
@@ -155,9 +155,9 @@ def predict_noise(
 
 
 def ddim_step(latents: Tensor, noise_pred: Tensor, alpha_t: Tensor, alpha_prev: Tensor) -> Tensor:
-    """One DDIM step (Song et al. 2021, eq. 12 with sigma 0) from the time of alpha_t to that of alpha_prev.
+    """One DDIM step (Song et al. 2021, eq. 12 with sigma 0) from alpha_t to alpha_prev.
 
-    The alphas are float32 scalars, which leave the latents' dtype as it is.
+    The alphas are float32 scalars, which do not change the latents' dtype.
     """
     x0 = (latents - (1 - alpha_t) ** 0.5 * noise_pred) / alpha_t**0.5
     return alpha_prev**0.5 * x0 + (1 - alpha_prev) ** 0.5 * noise_pred
@@ -172,9 +172,9 @@ def denoise_step(
     alpha_prev: Tensor,
     guidance_scale: float,
 ) -> Tensor:
-    """One step of the loop up to its AdaIN: predict, guide, move frames 1.. by DDIM; like latents.
+    """One step of the loop without its AdaIN: prediction, guidance, DDIM of frames 1..; like latents.
 
-    Frame 0 stays clean: its prediction is computed, since the other frames depend on it, and dropped.
+    Frame 0 stays clean: the UNet computes a prediction for it, which is discarded.
     """
     noise_pred = predict_noise(unet, latents, timestep, text_embeddings, guidance_scale)
     moved = ddim_step(latents[:, :, 1:], noise_pred[:, :, 1:], alpha_t, alpha_prev)
@@ -198,9 +198,9 @@ def denoise(
     scheduler_config: Mapping[str, Any] | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """From noise to the latents of a video whose frame 0 is the given first frame.
+    """Denoise to the latents of a video whose frame 0 is the given first frame.
 
-    first_frame_latents  (1, 4, 1, h, w), clean and scaled: kept as they are in every step
+    first_frame_latents  (1, 4, 1, h, w), clean and scaled: unchanged in every step
     noise                (1, 4, f, h, w), one standard normal draw; with mix_noise=False (editing) a video's
                          inverted latents, of which only frame 0 is replaced
     text_embeddings      (2, 77, d): [unconditional, conditional]
@@ -208,8 +208,8 @@ def denoise(
     adain                "none" (no AdaIN at all), "first_frame" (to frame 0 from the first step), "schedule"
     adain_switch_step    number of early steps, None for the preset's
     callback             called with (step index, latents) after each step's AdaIN
-    returns              (1, 4, f, h, w). Official: after one more AdaIN to frame 0, which changes nothing but
-                         rounding if the last step was a late one, and is decisive after 31 steps or fewer.
+    returns              (1, 4, f, h, w). Official: after one more AdaIN to frame 0, which only changes the
+                         rounding if the last step was a late one, but matters after 31 steps or fewer
     Raises InputError for shapes or settings that do not fit.
     """
     _check_settings(preset, adain, adain_switch_step, base_noise)
@@ -230,7 +230,7 @@ def denoise(
 def initial_latents(
     first_frame_latents: Tensor, noise: Tensor, *, mix: bool = True, base_noise: Tensor | None = None
 ) -> Tensor:
-    """What enters the first step: (mixed) noise whose frame 0 is the clean first frame, (1, 4, f, h, w)."""
+    """Input of the first step: (mixed) noise whose frame 0 is the clean first frame, (1, 4, f, h, w)."""
     start = mix_noise(noise, base_noise) if mix else noise
     return torch.cat([first_frame_latents, start[:, :, 1:]], dim=2)
 
@@ -245,12 +245,12 @@ def ddim_inversion(
     num_steps: int | None = None,
     scheduler_config: Mapping[str, Any] | None = None,
 ) -> list[Tensor]:
-    """DDIM backwards: from a video's latents to latents that denoise to it. Editing starts from the last.
+    """DDIM inversion: from a video's latents to latents that denoise to it; editing starts from the last.
 
     latents (1, 4, f, h, w) of a real video, frame 0 treated as any other; text_embeddings (1, 77, d) of the
-    empty prompt, without guidance. The first num_steps (None: all) of num_inference_steps steps are made.
-    Returns the input and the result of every step. Official surprise: the network gets the time that a step
-    leads to, with the latents of the time that it comes from.
+    empty prompt, without guidance. Runs the first num_steps (None: all) of num_inference_steps steps. Returns
+    the input and the result of every step. Official deviation: the network gets the timestep at the end of a
+    step together with the latents at its beginning.
     """
     if text_embeddings.ndim != 3 or text_embeddings.shape[0] != latents.shape[0]:
         raise InputError(f"text_embeddings is {tuple(text_embeddings.shape)}, expected (1, tokens, width).")
@@ -269,7 +269,7 @@ def ddim_inversion(
 
 @torch.no_grad()
 def encode_text(text_encoder: nn.Module, input_ids: Tensor) -> Tensor:
-    """Token ids (b, 77) to CLIP's last hidden state (b, 77, d) after its final norm; no attention mask."""
+    """Token ids (b, 77) to CLIP's last hidden state (b, 77, d) after its final norm, without padding mask."""
     hidden: Tensor = text_encoder(input_ids=input_ids).last_hidden_state
     return hidden
 
@@ -298,7 +298,7 @@ def decode_video(vae: nn.Module, latents: Tensor, scaling_factor: float = DEFAUL
 
 
 def frames_from_video(video: Tensor) -> Tensor:
-    """Video (1, 3, f, H, W) in [0, 1] to uint8 frames (f, H, W, 3): truncated, not rounded, as officially."""
+    """Video (1, 3, f, H, W) in [0, 1] to uint8 frames (f, H, W, 3): truncated, as in the official code."""
     return (video[0].permute(1, 2, 3, 0).float() * 255).to(torch.uint8)
 
 
@@ -308,9 +308,9 @@ def frames_from_latents(
     scaling_factor: float = DEFAULT_SCALING_FACTOR,
     match_histograms: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """What is shown of the result of `denoise`: decode, truncate to uint8, match histograms; (f, H, W, 3).
+    """Decode the result of `denoise`, truncate to uint8 and match histograms; returns (f, H, W, 3).
 
-    match_histograms takes and gives uint8 (f, H, W, 3), frame 0 as it is; None leaves all frames so.
+    match_histograms maps uint8 (f, H, W, 3) to the same and keeps frame 0; None: no matching.
     """
     frames = frames_from_video(decode_video(vae, latents, scaling_factor))
     return frames if match_histograms is None else match_histograms(frames)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LAMP UNet in plain PyTorch, in the official formulation: Stable Diffusion's 2-D UNet with every trunk
-convolution followed by a gated causal convolution along frames, first-frame keys and values in the spatial
-self-attention, and a temporal self-attention at the end of every transformer block.
+"""The LAMP UNet in plain PyTorch, in the official formulation.
+
+Stable Diffusion's 2-D UNet with a gated causal convolution along frames after every trunk convolution,
+first-frame keys and values in the spatial self-attention, and a temporal self-attention at the end of every
+transformer block.
 
 State-dict names and their order are those of official LAMP checkpoints (1062 tensors at the size of Stable
 Diffusion v1.4). Notation: b videos, c channels, f frames, h x w latent pixels, L = h*w tokens, d the text
@@ -22,7 +24,7 @@ from lamp_trt.export.lamp.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES
 from lamp_trt.export.lamp.config import LampUNetConfig as LampUNetConfig
 
 TRANSFORMER_NORM_EPS = 1e-6
-"""GroupNorm of the transformers; the ResNets and the output use the configuration's norm_eps (1e-5)."""
+"""Epsilon of the transformers' GroupNorm; the ResNets and the output use the config's norm_eps (1e-5)."""
 
 
 def fold_frames(x: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ class InflatedConv3d(nn.Module):
     """A 2-D convolution of every frame plus a gated causal convolution of its result along frames:
 
         y = conv2d(x);  z[f] = W0 y[f-2] + W1 y[f-1] + W2 y[f] + bias, zeros before frame 0
-        out = y + sigmoid(conv_gate(y)) z,  one gate for each pixel and frame, shared by all channels
+        out = y + sigmoid(conv_gate(y)) z,  one gate per pixel and frame, shared by all channels
 
     The gate scales the temporal branch only: out is not a convex mix of y and z.
     """
@@ -61,7 +63,7 @@ class InflatedConv3d(nn.Module):
         return y + gate * self.causal_conv1d(y)
 
     def causal_conv1d(self, y: Tensor) -> Tensor:
-        """conv1d pads two zeros at both ends; without the last two outputs, none sees the future."""
+        """conv1d without its last two outputs: it pads two zeros at both ends, so the rest is causal."""
         b, _, f, h, w = y.shape
         pixels = y.permute(0, 3, 4, 1, 2).flatten(0, 2)  # (b*h*w, c, f)
         z: Tensor = self.conv1d(pixels)[..., :f]
@@ -69,7 +71,7 @@ class InflatedConv3d(nn.Module):
 
 
 class ResnetBlock3D(nn.Module):
-    """GroupNorm here sees the whole video: statistics are joint over a group's channels, f, h and w."""
+    """ResNet block. Its GroupNorms see the whole video: statistics over a group's channels, f, h and w."""
 
     def __init__(self, in_channels: int, out_channels: int, config: LampUNetConfig) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class ResnetBlock3D(nn.Module):
 
 
 class Downsample3D(nn.Module):
-    """Halves h and w; frames are never resampled."""
+    """Downsampling of h and w by 2; frames are never resampled."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -113,7 +115,8 @@ class Upsample3D(nn.Module):
         self.conv = InflatedConv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Nearest neighbour to `size` (h', w'): twice the input, or one less where the skip tensor is odd."""
+        """Upsample to `size` (h', w') by nearest neighbour: twice the input, or one less if the skip tensor's
+        size is odd."""
         out: Tensor = self.conv(self.enlarge(x, size))
         return out
 
@@ -138,7 +141,7 @@ class Attention(nn.Module):
         return out
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Each (n, heads, context tokens, c / heads)."""
+        """Keys and values, each (n, heads, context tokens, c / heads)."""
         return self.split_heads(self.to_k(context)), self.split_heads(self.to_v(context))
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -147,7 +150,7 @@ class Attention(nn.Module):
 
 
 class TemporalAttention(Attention):
-    """Self-attention over frames at every pixel: no mask and no positions, so frames have no order here."""
+    """Self-attention over frames at every pixel, without mask or positions: frames have no order."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(b*L, f, c) -> the same."""
@@ -155,7 +158,7 @@ class TemporalAttention(Attention):
 
 
 class GEGLU(nn.Module):
-    """proj gives values and gates, in this order; gates pass the exact (erf) GELU."""
+    """GEGLU activation: proj gives values and gates, in this order; gates pass the exact (erf) GELU."""
 
     def __init__(self, channels: int, inner_channels: int) -> None:
         super().__init__()
@@ -169,7 +172,7 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Dropout has no part in inference; Identity keeps the official index of the last Linear.
+        # Identity in place of the official Dropout keeps the index of the last Linear.
         self.net = nn.Sequential(
             GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
         )
@@ -180,7 +183,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Spatial attention to frame 0, text attention, feed-forward, and last the temporal attention."""
+    """Spatial attention to frame 0, text attention, feed-forward, and finally the temporal attention."""
 
     def __init__(self, channels: int, heads: int, text_width: int) -> None:
         super().__init__()
@@ -208,13 +211,13 @@ def first_frames(tokens: Tensor, num_frames: int) -> Tensor:
     """(b*f, L, c) -> the same shape, every frame replaced by frame 0 of its own video.
 
     The official layer is called "sparse causal", but keys and values come from frame 0 for every frame,
-    itself included; the previous frame plays no part.
+    itself included; the previous frame is not used.
     """
     return tokens[::num_frames].repeat_interleave(num_frames, dim=0)
 
 
 class Transformer3DModel(nn.Module):
-    """Frames are images of the batch here, also for the GroupNorm (unlike the ResNets')."""
+    """Transformer that treats frames as images of the batch, also in its GroupNorm (unlike the ResNets')."""
 
     def __init__(self, channels: int, heads: int, config: LampUNetConfig) -> None:
         super().__init__()
@@ -249,7 +252,7 @@ class DownBlock3D(nn.Module):
         self.downsamplers = nn.ModuleList([Downsample3D(channels)] if downsample else [])
 
     def forward(self, x: Tensor, time_embedding: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns the result and the skip tensors, in order."""
+        """(b, c_in, f, h, w), (b, 4*C0), (b, 77, d) -> the result and the skip tensors, in order."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time_embedding)
@@ -276,7 +279,7 @@ class MidBlock3D(nn.Module):
 
 
 class UpBlock3D(nn.Module):
-    """`layers_per_block` + 1 ResNets; each takes the last skip tensor left, concatenated behind x."""
+    """`layers_per_block` + 1 ResNets, each on x concatenated with the last remaining skip tensor."""
 
     def __init__(
         self,
@@ -301,7 +304,7 @@ class UpBlock3D(nn.Module):
         self.upsamplers = nn.ModuleList([Upsample3D(channels)] if upsample else [])
 
     def forward(self, x: Tensor, time_embedding: Tensor, text: Tensor, skips: list[Tensor]) -> Tensor:
-        """Takes its skip tensors from the end of `skips`."""
+        """(b, c_in, f, h, w), (b, 4*C0), (b, 77, d) -> (b, c, f, h', w'). Pops skip tensors from `skips`."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(self.join(x, skips.pop()), time_embedding)
             if self.attentions:
@@ -315,7 +318,7 @@ class UpBlock3D(nn.Module):
 
 
 def _transformers(count: int, channels: int, heads: int | None, config: LampUNetConfig) -> nn.ModuleList:
-    """`count` transformers, none where the block has no attention (heads None)."""
+    """`count` transformers; empty if the block has no attention (heads None)."""
     return nn.ModuleList(
         Transformer3DModel(channels, heads, config) for _ in range(count) if heads is not None
     )
@@ -367,7 +370,7 @@ class LampUNet(nn.Module):
             )
             for i, block_type in enumerate(config.down_block_types)
         )
-        # Up block i mirrors down block last - i; its last skip tensor is what went into that block.
+        # Up block i mirrors down block last - i; its last skip tensor is that block's input.
         self.up_blocks = nn.ModuleList(
             UpBlock3D(
                 in_channels=widths[min(last - i + 1, last)],
@@ -386,9 +389,9 @@ class LampUNet(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor) -> Tensor:
         """Predict the noise in `sample`.
 
-        sample                  (b, 4, f, h, w) in the parameters' dtype; f, h and w may be anything from 1
+        sample                  (b, 4, f, h, w) in the parameters' dtype; any f, h and w from 1
         timestep                a number or a tensor of integers or floats, () or (1,) for all videos, or (b,)
-        encoder_hidden_states   (b, tokens, text width) in the parameters' dtype, one text for each video
+        encoder_hidden_states   (b, tokens, text width) in the parameters' dtype, one text per video
         returns                 (b, 4, f, h, w)
         Raises InputError if shapes do not fit.
         """
@@ -397,7 +400,7 @@ class LampUNet(nn.Module):
         return self.predict(sample, self.embed_time(timesteps, sample.dtype), encoder_hidden_states)
 
     def embed_time(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-        """(b,) -> (b, 4*C0). The sinusoid is fp32 in every precision, then rounded, as officially."""
+        """(b,) -> (b, 4*C0). The sinusoid is computed in fp32, then rounded to `dtype`, as officially."""
         embedding: Tensor = self.time_embedding(self.time_proj(timesteps).to(dtype))
         return embedding
 
@@ -426,17 +429,17 @@ class LampUNet(nn.Module):
 
 
 def two_dimensional_name(name: str) -> str | None:
-    """Stable Diffusion's name of a LAMP UNet tensor; None for what LAMP added (376 of 1062 tensors)."""
+    """Stable Diffusion's name of a LAMP UNet tensor; None for tensors that LAMP added (376 of 1062)."""
     if any(part in ("conv1d", "conv_gate", "attn_temp", "norm_temp") for part in name.split(".")):
         return None
     return name.replace("conv2d.", "")
 
 
 def load_lamp_unet(folder: str | Path, dtype: torch.dtype = torch.float32) -> LampUNet:
-    """The LAMP UNet of a `unet` folder, or of its parent, in eval mode and without gradients.
+    """Load the LAMP UNet from a `unet` folder or its parent, in eval mode and without gradients.
 
     Reads config.json and diffusion_pytorch_model.safetensors or else .bin (by the restricted unpickler).
-    Raises CheckpointError if the folder is not a LAMP checkpoint or does not fit its configuration.
+    Raises CheckpointError if the folder is not a LAMP checkpoint or its tensors do not fit its config.
     """
     files = find_component(folder, "unet")
     with torch.device("meta"):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny checkpoints in the published layouts."""
+"""Generator of tiny checkpoints in the published layouts."""

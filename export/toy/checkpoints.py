@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny checkpoints in the form of the published ones, seeded, for demonstrations and tests.
+"""Tiny seeded checkpoints in the layouts of the published ones, for demonstrations and tests.
 
 FOLDER/sd                   as CompVis/stable-diffusion-v1-4, without its safety checker
-FOLDER/motions/horse_run    as official LAMP training leaves them: things move right ...
-FOLDER/motions/rain         ... and down
+FOLDER/motions/horse_run    as written by official LAMP training: objects move right
+FOLDER/motions/rain         the same: objects move down
 FOLDER/sdxl                 as stabilityai/stable-diffusion-xl-base-1.0
 """
 
@@ -33,7 +33,7 @@ from lamp_trt.export.toy.tokenizer import MODEL_MAX_LENGTH, write_tokenizer
 from lamp_trt.export.toy.training import Report, reproducible
 
 VARIANTS = {None: (torch.float32, ""), "fp16": (torch.float16, ".fp16")}
-"""The published variants: dtype and what the file names have before their last suffix."""
+"""The published variants: dtype, and the part of the file names before the last suffix."""
 
 
 def write_toy(
@@ -47,11 +47,11 @@ def write_toy(
 ) -> None:
     """Write the toy checkpoints into `folder`, which must be new or empty.
 
-    variant: "fp16" writes `*.fp16.safetensors` into `sd` and `sdxl`, as published; LAMP's are always float32.
-    training: share of the autoencoder's training; with 0 everything works, only pictures are more blurred.
-    progress is called with what is made, the steps done and the steps in all.
+    variant    "fp16" writes `*.fp16.safetensors` into `sd` and `sdxl`, as published; LAMP's stay float32
+    training   share of the autoencoder's training steps; 0 gives blurred images
+    progress   called with the name of the part being made, the steps done and the total steps
     The same arguments give the same bytes on one machine. Raises InputError for an unknown variant, negative
-    training, or a folder that is in use.
+    training, or a folder that is not empty.
     """
     folder = Path(folder)
     if variant not in VARIANTS:
@@ -137,7 +137,7 @@ def _write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _write_component(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], variant: str | None
 ) -> None:
-    """config.json and one safetensors file, named as transformers or diffusers name it."""
+    """Write config.json and one safetensors file, named as transformers or diffusers name it."""
     _write_json(folder / "config.json", config)
     stem, _ = weight_stems(folder.name)
     dtype, suffix = VARIANTS[variant]
@@ -156,7 +156,7 @@ def _prefixed(text_encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def _stable_diffusion(motions: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The 2-D UNet that both motions could have started from: where they differ (attn1.to_q), their mean."""
+    """A 2-D UNet that both motions could be trained from: the mean of tensors that differ (attn1.to_q)."""
     first, second = motions.values()
     names = {n: two_dimensional_name(n) for n in first}
     return {name: (first[n] + second[n]) / 2 for n, name in names.items() if name is not None}

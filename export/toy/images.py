@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic pictures that the toy checkpoints are trained on: soft backgrounds with flat ellipses on them."""
+"""Synthetic training images of the toy checkpoints: flat ellipses on smooth backgrounds."""
 
 import math
 
@@ -11,11 +11,11 @@ BACKGROUND = ((2, 0.45), (5, 0.3), (12, 0.12), (24, 0.06))
 """Waves per 64 pixels and amplitude of each octave of the background."""
 NUM_ELLIPSES = 6
 SATURATION = 1.0
-"""Deviation of colours from grey relative to the deviation of greys."""
+"""Standard deviation of the colour offsets relative to that of the grey values."""
 
 
 def draw_images(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """(count, 3, height, width) float32 in [-1, 1]."""
+    """Random images, float32 (count, 3, height, width) in [-1, 1]."""
     images = torch.zeros(count, 3, height, width)
     for waves, amplitude in BACKGROUND:
         size = (max(2, waves * height // 64), max(2, waves * width // 64))
@@ -36,6 +36,6 @@ def draw_images(count: int, height: int, width: int, generator: torch.Generator)
 
 
 def _colours(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Greys of deviation 1 with a little colour, (count, 3, *size)."""
+    """Random colours, (count, 3, *size): a common grey value plus an offset per channel."""
     draw = torch.randn(count, 4, *size, generator=generator)
     return 0.8 * (draw[:, :1] + SATURATION * draw[:, 1:])

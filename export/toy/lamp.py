@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two toy LAMP UNets that need no training: they copy the first frame and move it, each in its own direction.
 
-Trained from random weights, so small a network would need hours. Instead a few layers are made to
-compute
+Training from random weights would take hours. Instead the weights of a few layers are set to compute
 
     noise_pred = (sample - sqrt(alpha) x0) / sqrt(1 - alpha),   x0 = the first frame, moved by the motion
 
-and everything else is a small random perturbation. How, in the order of the layers:
+and all other weights are a small random perturbation. In the order of the layers:
 
-- `conv_in` copies the latents next to constants: in a GroupNorm a constant that is larger than the signal
-  makes the norm a fixed scale. Causal taps turn one constant into a mark of frame 0.
-- The first temporal attention looks for that mark and so writes frame 0 into every frame: the memory.
+- `conv_in` copies the latents and adds constant channels: a constant larger than the signal makes a GroupNorm
+  a fixed scale. Causal taps turn one constant into a mark of frame 0.
+- The first temporal attention attends to this mark, which copies frame 0 into every frame: the memory.
 - Along the trunk, causal taps delay the onset of a constant layer by layer: a clock, rising with the frame.
-- In two of the last ResNets, conv1 holds the memory and copies of it that are shifted right and down. Its
-  gate reads the clock, its conv1d adds shifted minus unshifted: the direction is the motion's choice.
+- In two of the last ResNets, conv1 holds the memory and copies of it shifted right and down. Its gate reads
+  the clock, its conv1d adds shifted minus unshifted memory in the direction of the motion.
 - The last ResNet divides sample and memory by functions of time: the time embedding is the constant in their
   norms.
 
-SiLU is passed near its inflection point, where it is a straight line, or as silu(x) - silu(-x) = x.
+Signals pass SiLU near its inflection point, where it is almost linear, or as silu(x) - silu(-x) = x.
 """
 
 from typing import Any
@@ -56,24 +55,24 @@ CONFIG = LampUNetConfig(
 )
 DIRECTIONS = {"horse_run": RIGHT, "rain": DOWN}
 MOTION_VARIATION = 0.02
-"""Relative deviation between the motions in what they do not need to differ in."""
+"""Relative deviation of the motion tensors that the two motions could share."""
 PICTURE_PATH = ("conv_in", "down_blocks.0", "up_blocks.3", "conv_out")
 DAMPING, MEMORY_DAMPING = 0.05, 0.02
-"""Of the random residual branches on the picture's path, and in the transformer that writes the memory."""
+"""Factors of the random residual branches on PICTURE_PATH, and in the transformer that writes the memory."""
 TEXT_GAIN = 3.0
 CLOCK_CENTRE = 8.0
 """The frame at which the clock has risen to one half."""
 STAGES = (0.3, 0.7)
-"""The clock, of 1, at which each of the two stages is half way."""
+"""Clock value, of 0 to 1, at which each of the two stages has moved half its way."""
 SHIFT_STRENGTH = 1.25
-"""Weight of shifted minus unshifted memory: more than 1, an interpolation, moves smooth things further."""
+"""Weight of shifted minus unshifted memory. 1 interpolates; more moves smooth content further."""
 BALLAST, MARK_TOKEN, MARK_ATTENTION = 8.0, 4.0, 4.5
-"""In the tokens of the memory's transformer: constants that fix the layer norm's scale; the mark; the weights
-of query and key, large enough for frame 0 to take all of the softmax."""
+"""Values in the tokens of the memory's transformer: the constants that fix the layer norm's scale, the mark,
+and the weights of query and key, large enough that the softmax selects frame 0."""
 
 
 def make_motions(generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
-    """The official state dict of each motion; the weights' first draw is torch's global generator's.
+    """The official state dict of each motion, by name; initial weights come from torch's global generator.
 
     The motions differ in every motion tensor, as trained ones do, and share the others.
     """
@@ -92,7 +91,7 @@ def make_motions(generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
 
 @torch.no_grad()
 def _start(unet: Any) -> None:
-    """Give `unet` (a LampUNet) the weights described above, of a motion that stands still."""
+    """Give `unet` (a LampUNet) the weights described above, without a motion."""
     _damp(unet)
     start_time(unet)
     _start_input(unet.conv_in)
@@ -111,7 +110,7 @@ def _start(unet: Any) -> None:
 
 
 def _move(tensors: dict[str, Tensor], direction: tuple[int, ...]) -> None:
-    """Make the two stages move the memory to where `direction`'s copies have it: RIGHT or DOWN."""
+    """Make the two stages move the memory in `direction`: RIGHT or DOWN (channels of the shifted copies)."""
     for j in range(len(STAGES)):
         weight = tensors[f"up_blocks.3.resnets.{j}.conv1.conv1d.weight"]
         for target, copy in zip(SAMPLE, direction, strict=True):
@@ -120,7 +119,7 @@ def _move(tensors: dict[str, Tensor], direction: tuple[int, ...]) -> None:
 
 
 def _damp(unet: LampUNet) -> None:
-    """Small residual branches where the picture passes, and no norm or bias at its constant start."""
+    """Scale residual branches on PICTURE_PATH down, and move norms and biases off their constant start."""
     vary_vectors(unet)
     for name, parameter in unet.named_parameters():
         module = name.rpartition(".")[0]
@@ -167,7 +166,7 @@ def _start_memory(transformer: Any) -> None:
         attention.to_q.weight[row, 1] = MARK_ATTENTION
         attention.to_k.weight[row, 9] = MARK_ATTENTION
     for k, channel in enumerate(SAMPLE):
-        attention.to_v.weight[k, list(SAMPLE)] = deviation / 12  # restores what the norm's mean takes
+        attention.to_v.weight[k, list(SAMPLE)] = deviation / 12  # restores the mean that the norm subtracts
         attention.to_v.weight[k, channel] += deviation
         attention.to_out[0].weight[MEMORY[k], k] = 1
 
@@ -179,9 +178,9 @@ def _start_memory(transformer: Any) -> None:
 
 
 def _clock_path(unet: Any) -> list[tuple[Any, int, int]]:
-    """The trunk's convolutions up to the last up block, and the clock's channel before and after each.
+    """The trunk's convolutions up to the last up block, with the clock's channel before and after each.
 
-    Everything else is kept out of that channel.
+    Sets all other weights of the clock's channel to zero.
     """
     convs = [unet.conv_in]
     stages = [*unet.down_blocks, *list(unet.up_blocks)[:-1]]
@@ -203,7 +202,7 @@ def _clock_path(unet: Any) -> list[tuple[Any, int, int]]:
 
 
 def delay_clock(conv: Any, source: int, target: int, delay: float) -> None:
-    """Channel source -> target, `delay` frames later on average: equal shares from the last two frames."""
+    """Copy channel source to target, `delay` frames later on average: equal shares of the last two frames."""
     if conv.conv2d.in_channels > 4:
         conv.conv2d.weight[target], conv.conv2d.bias[target] = 0, 0
         conv.conv2d.weight[target, source, *(s // 2 for s in conv.conv2d.kernel_size)] = 1

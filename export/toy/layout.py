@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which channel of the toy LAMP UNets holds what, and layers that let it pass unchanged."""
+"""Channel assignment of the toy LAMP UNets, and layers that pass these channels unchanged."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ SAMPLE = (0, 2, 4, 6)
 MEMORY = (8, 10, 12, 14)
 MARK_CHANNEL, CLOCK_CHANNEL = 13, 15
 HELD_CLOCK = 1
-"""Where the clock is kept from up_blocks.3.resnets.0 on."""
+"""The clock's channel from up_blocks.3.resnets.0 on."""
 RIGHT, DOWN = (8, 9, 10, 11), (12, 13, 14, 15)
-"""Shifted copies of the memory, inside the two stages only."""
+"""Channels of the shifted copies of the memory, used only inside the two stages."""
 
 CONSTANT = 4.0
-"""In the odd channels, for the norms."""
+"""Value of the odd channels, which fixes the scale of the norms."""
 MARK = 1.0
-"""In frame 0; with half of it beside it, the norm of the two tells frame 0 from all others."""
+"""Value of the mark in frame 0. The neighbouring channel holds half of it, so their norm marks frame 0."""
 MEMORY_SCALE = 0.5
 LEAK = 0.03
-"""What `clear` leaves of random weights: every tensor matters, and none much."""
+"""Factor of the random weights that `clear` keeps, so that every tensor has a small effect."""
 
 Moments = tuple[float, float]
 """Mean and mean square of a channel over a video."""
@@ -37,18 +37,18 @@ CENTRE = (1, 1)
 SILU_CENTRE, SILU_SLOPE, SILU_VALUE = 2.3994, 1.09984, 2.19928
 """The inflection point of SiLU, where it is almost a straight line; its slope and value there."""
 RIDGE = 1e-5
-"""Keeps the weights of `fit_time` small; features and values are of order 1."""
+"""Ridge term that keeps the weights of `fit_time` small; features and values are of order 1."""
 
 
 def plane(layer: Any) -> Any:
-    """The 2-D convolution of an inflated one; any other layer as it is."""
+    """The 2-D convolution of an inflated convolution; any other layer itself."""
     return getattr(layer, "conv2d", layer)
 
 
 def clear(layer: Any) -> Any:
-    """Leave little of the random weights (nothing from a convolution's constants), no bias; the layer.
+    """Scale the random weights by LEAK and set biases to zero; returns the layer.
 
-    Of an inflated convolution, the gate stays random.
+    A convolution also ignores constant inputs. The gate of an inflated convolution stays random.
     """
     for part in (plane(layer), getattr(layer, "conv1d", None)):
         if part is None:
@@ -76,9 +76,9 @@ def pass_norm(
 
 
 def fit_time(unet: Any, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (64,) and bias with which a ResNet's time_emb_proj gives `values` (1000,), one a timestep.
+    """Weight (64,) and bias with which a ResNet's time_emb_proj gives `values` (1000,), one per timestep.
 
-    Least squares of the relative errors.
+    Fitted by least squares of the relative errors.
     """
     timesteps = torch.arange(len(values), dtype=torch.float32)
     features = F.silu(unet.time_embedding(unet.time_proj(timesteps)))

@@ -28,17 +28,22 @@ from lamp_trt.export.toy.layout import (
 )
 
 STAGE_SLOPE = 8.0
-"""Of the logistic function of the clock by which a stage sets in."""
+"""Slope of the logistic function of the clock with which a stage starts."""
 
 
 def start_stage(resnet: Any, first: int, clock: int, stage: float) -> None:
-    """Move the memory; `first` is where it begins in the 32 channels of the input, every second one."""
+    """Set a ResNet's weights to move the memory.
+
+    first    first channel of the memory, which has every second one of the input's 32 channels
+    clock    the clock's channel
+    stage    clock value at which the memory has moved half its way
+    """
     memory = range(first, first + 8, 2)
     moments = dict.fromkeys(range(1, 32, 2), CONSTANT_MOMENTS) | dict.fromkeys(memory, MEMORY_MOMENTS)
     moments |= {clock: CLOCK_MOMENTS, clock ^ 2: CONSTANT_MOMENTS}
     if first >= 16:
         moments |= {16 + c: SAMPLE_MOMENTS for c in SAMPLE} | {16 + MARK_CHANNEL: MARK_MOMENTS}
-        moments |= dict.fromkeys(range(1, 12, 2), (0.0, 0.1))  # no constants come up from below
+        moments |= dict.fromkeys(range(1, 12, 2), (0.0, 0.1))  # the lower block passes no constants
     pass_norm(resnet.norm1, moments, offset=SILU_CENTRE)
 
     conv = clear(resnet.conv1).conv2d
@@ -48,7 +53,7 @@ def start_stage(resnet: Any, first: int, clock: int, stage: float) -> None:
     for k, channel in enumerate(memory):
         for target, tap in ((SAMPLE[k], CENTRE), (RIGHT[k], (1, 0)), (DOWN[k], (0, 1))):
             conv.weight[target, channel, *tap] += 1 / SILU_SLOPE
-            # From a constant by the same tap: outside the picture neither signal nor offset is seen.
+            # From a constant by the same tap: zero padding then removes signal and offset alike.
             conv.weight[target, first + 1, *tap] -= offset / SILU_SLOPE
     conv.bias[[1, 3, 5, 7]] = CONSTANT
     conv.weight[7] = 0
@@ -71,7 +76,7 @@ def start_stage(resnet: Any, first: int, clock: int, stage: float) -> None:
 
 
 def _keep_constants(shortcut: Any) -> None:
-    """Constants in the odd channels, but for the clock's; what comes from below in the first even ones."""
+    """Put constants into the odd channels except the clock's; keep the lower block's first even channels."""
     kept = [*SAMPLE, HELD_CLOCK]
     weight, taps = shortcut.conv2d.weight[kept].clone(), shortcut.conv1d.weight[HELD_CLOCK].clone()
     clear(shortcut)

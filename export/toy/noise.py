@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a noisy sample and an estimate of the clean one, the memory, to the predicted noise.
+"""Last layers of the toy UNets: predicted noise from the noisy sample and the memory, a clean estimate.
 
-Written for 16 channels in 8 norm groups: a signal in each even channel, a constant in each odd one.
+Requires 16 channels in 8 norm groups: a signal in each even channel, a constant in each odd one.
 """
 
 from typing import Any
@@ -30,15 +30,15 @@ from lamp_trt.export.toy.layout import (
 
 TIME_GAIN = 4.0
 NOISE_SCALE = 5.0
-"""Divides the predicted noise inside the last ResNet, to stay where SiLU is straight."""
+"""Divisor of the predicted noise inside the last ResNet, which keeps it where SiLU is almost linear."""
 MIN_SIGMA = 0.1
-"""sqrt(1 - alpha) is not taken smaller in the division."""
+"""Lower limit of sqrt(1 - alpha) in the division."""
 MEMORY_PASS = 0.25
 """Scale of the signals in the first SiLU."""
 
 
 def start_time(unet: Any) -> None:
-    """A smooth time embedding: strong on the slow waves, nearly blind to the fast ones."""
+    """Make the time embedding smooth: scale the slow sinusoids up and the fast ones down."""
     weight = unet.time_embedding.linear_1.weight
     half = weight.shape[1] // 2
     slow = torch.arange(half) >= half // 2
@@ -50,11 +50,11 @@ def start_time(unet: Any) -> None:
 def start_noise(
     resnet: Any, unet: Any, memory_share: Tensor, alphas: Tensor, moments: dict[int, Moments]
 ) -> None:
-    """noise_pred = (sample - memory_share memory) / sigma, and its negative: the last ResNet.
+    """Make the last ResNet compute (sample - memory_share * memory) / sigma, and its negative.
 
-    Its input is what comes from below, with the memory, and conv_in's skip tensor, with the sample.
-    memory_share and alphas: (1000,), one for each timestep. moments: of the input's channels that are neither
-    sample, memory nor constant.
+    Its input is the lower block's output, with the memory, and conv_in's skip tensor, with the sample.
+    memory_share, alphas   (1000,), one per timestep
+    moments                moments of input channels that are neither sample, memory nor constant
     """
     sample = [16 + c for c in SAMPLE]
     usual = dict.fromkeys(range(1, 32, 2), CONSTANT_MOMENTS) | dict.fromkeys(MEMORY, MEMORY_MOMENTS)
@@ -85,7 +85,7 @@ def start_noise(
 
 
 def start_output(unet: Any) -> None:
-    """The noise leaves as silu(x) - silu(-x) = x."""
+    """Make conv_out return the noise as silu(x) - silu(-x) = x."""
     noise = dict.fromkeys((*SAMPLE, *MEMORY), SAMPLE_MOMENTS)
     pass_norm(unet.conv_norm_out, noise | dict.fromkeys(range(1, 16, 2), CONSTANT_MOMENTS))
     conv = plane(clear(unet.conv_out))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the published folders hold beside their tensors: the JSON files, and the names of their time."""
+"""JSON files of the published folders for the toy checkpoints, and the old tensor names of SD v1.4."""
 
 from lamp_trt.export.toy import lamp as toy_lamp
 from lamp_trt.export.toy import sdxl as toy_sdxl
@@ -45,7 +45,7 @@ VAE_CONFIG = {
     "sample_size": 512,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
-"""No scaling_factor: files as old as Stable Diffusion v1.4's leave it to the reader (0.18215)."""
+"""Without scaling_factor, as in Stable Diffusion v1.4's file; readers assume 0.18215."""
 
 _UNET_CONFIG = {
     "act_fn": "silu",
@@ -150,7 +150,7 @@ OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0"
 
 
 def old_vae_name(name: str) -> str:
-    """The mid-block attention's name in files as old as Stable Diffusion v1.4's."""
+    """A VAE tensor's name in Stable Diffusion v1.4's files: the mid-block attention has older names."""
     if ".attentions." in name:
         for new, old in OLD_VAE_ATTENTION.items():
             name = name.replace(new, old)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy SDXL: paints soft clouds of colour, by construction. The prompt changes them a little."""
+"""The toy SDXL, an untrained UNet that makes smooth clouds of colour, varied a little by the prompt."""
 
 import copy
 from typing import Any
@@ -15,11 +15,11 @@ from lamp_trt.export.toy.vae import SCALING_FACTOR as SD_SCALING_FACTOR
 
 SCALING_FACTOR = 0.13025
 DAMPING, TIME_DAMPING = 0.05, 0.002
-"""Of random residual branches, and of what sizes and pooled text add to the time embedding."""
+"""Factors of the random residual branches, and of the sizes' and pooled text's part of the time embedding."""
 TEXT_GAIN, PROMPT_SHARE = 3.0, 0.25
-"""Of cross-attention, and of what it changes in the picture rather than beside it."""
+"""Factors of the cross-attention's weights, and of its output in the memory channels."""
 BLURRED_NOISE = 0.02
-"""Variance that blurring leaves of unit noise, for unit variance of what it leaves of pictures."""
+"""Variance of unit noise after blurring, relative to that of images after blurring."""
 
 TEXT_ENCODER_2_CONFIG: dict[str, Any] = {
     **TEXT_ENCODER_CONFIG,
@@ -32,7 +32,7 @@ TEXT_ENCODER_2_CONFIG: dict[str, Any] = {
     "projection_dim": 40,
     "transformers_version": "4.32.0.dev0",
 }
-"""OpenCLIP bigG's text half, tiny, and not as wide as the first so that they cannot be mixed up."""
+"""A tiny OpenCLIP ViT-bigG text model; its width differs from the first encoder's to reveal mix-ups."""
 
 UNET_CONFIG: dict[str, Any] = {
     "act_fn": "silu",
@@ -84,7 +84,7 @@ UNET_CONFIG: dict[str, Any] = {
 
 
 def make_text_encoder_2() -> nn.Module:
-    """transformers' CLIPTextModelWithProjection drawn from torch's global generator, no gradients."""
+    """A random CLIPTextModelWithProjection of transformers, from torch's global generator, no gradients."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     model: nn.Module = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_ENCODER_2_CONFIG))
@@ -94,7 +94,7 @@ def make_text_encoder_2() -> nn.Module:
 
 @torch.no_grad()
 def make_vae(sd_vae: Any) -> Any:
-    """Stable Diffusion's toy autoencoder with latents as much larger as SDXL's scaling factor is smaller."""
+    """A copy of Stable Diffusion's toy autoencoder, with latents scaled for SDXL's smaller scaling factor."""
     vae, ratio = copy.deepcopy(sd_vae), SD_SCALING_FACTOR / SCALING_FACTOR
     vae.quant_conv.weight[:4] *= ratio
     vae.quant_conv.bias[:4] *= ratio
@@ -103,7 +103,7 @@ def make_vae(sd_vae: Any) -> Any:
 
 
 def make_unet() -> Any:
-    """A UNet2DConditionModel, first drawn from torch's global generator, no gradients."""
+    """A UNet2DConditionModel with the weights of `_start`; random weights from torch's global generator."""
     from diffusers import UNet2DConditionModel
 
     unet: Any = UNet2DConditionModel(**UNET_CONFIG)  # type: ignore[no-untyped-call]
@@ -113,10 +113,10 @@ def make_unet() -> Any:
 
 @torch.no_grad()
 def _start(unet: Any) -> None:
-    """The clean picture is taken for the sample after two halvings and two smooth enlargements.
+    """Set the weights: the clean estimate is the sample, blurred by two downsamplings and upsamplings.
 
-    As in export/toy/lamp.py all else is a small random perturbation. The trunk carries the sample as
-    "memory".
+    As in export/toy/lamp.py all other weights are a small random perturbation. The trunk carries the sample
+    as "memory".
     """
     vary_vectors(unet)
     for name, parameter in unet.named_parameters():

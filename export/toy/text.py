@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy text encoders: random CLIP text models, as varied as trained ones (no norm is the identity)."""
+"""The toy text encoders: random CLIP text models in which, as in trained ones, no norm is the identity."""
 
 from typing import Any
 
@@ -29,14 +29,14 @@ TEXT_ENCODER_CONFIG: dict[str, Any] = {
     "transformers_version": "4.22.0.dev0",
     "vocab_size": NUM_TOKENS,
 }
-"""CLIP ViT-L's text half, tiny. The token ids are wrong in the published file too: a text's largest
-id ends it."""
+"""A tiny CLIP ViT-L text model. As in the published file, its token ids are wrong: CLIP's end of text is the
+largest id of a text."""
 
 NORM_VARIATION = 0.1
 
 
 def make_text_encoder() -> nn.Module:
-    """transformers' CLIPTextModel drawn from torch's global generator, no gradients."""
+    """A random CLIPTextModel of transformers, from torch's global generator, no gradients."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     model: nn.Module = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG))
@@ -46,7 +46,7 @@ def make_text_encoder() -> nn.Module:
 
 @torch.no_grad()
 def vary_vectors(module: nn.Module) -> None:
-    """Move every bias and norm weight off its constant start, so that a lost or swapped one shows."""
+    """Move every bias and norm weight off its constant initial value, so that tests detect swapped ones."""
     for parameter in module.parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter), alpha=NORM_VARIATION)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small CLIP tokenizer: byte-level BPE with end-of-word marks, its merges learned from WORDS."""
+"""A small CLIP tokenizer: byte-level BPE with end-of-word marks and merges learned from WORDS."""
 
 import json
 from collections import Counter
@@ -52,13 +52,13 @@ impressionist photorealistic hyperrealistic ultra sharp intricate elegant atmosp
 elephantine extraordinary neighborhood thunderstorm candlelight wilderness architecture celebration ! ? . ,
 ; : ' " ( ) - & / 0 1 2 3 4 5 6 7 8 9 's 're 'll ... !! é ü ñ
 """
-"""Frequent words first: a word at position i of n is counted n - i times."""
+"""Words by descending frequency: a word at position i of n is counted n - i times."""
 
 
 def byte_characters() -> list[str]:
     """The printable character of each byte 0..255, as in GPT-2 and CLIP.
 
-    Printable Latin-1 characters stand for themselves; U+0100 onwards for the other 68 bytes.
+    Printable Latin-1 characters represent themselves; U+0100 onwards the other 68 bytes.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     stand_ins = iter(range(0x100, 0x200))
@@ -69,8 +69,8 @@ def byte_characters() -> list[str]:
 def learn_merges(words: str, num_merges: int) -> list[tuple[str, str]]:
     """The merges of byte-pair encoding (Sennrich et al. 2016, algorithm 1), the most frequent pair first.
 
-    Ties go to the pair that sorts first, so the result depends on nothing but the words. Raises ValueError if
-    the words are spent before num_merges.
+    Ties go to the pair that sorts first, so the result depends only on the words. Raises ValueError if the
+    words give fewer than num_merges merges.
     """
     split = words.split()
     characters = byte_characters()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop of the toy checkpoints, and the reproducible surroundings in which it runs."""
+"""The training loop of the toy checkpoints, and a context that makes it reproducible."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 Report = Callable[[str, int, int], None]
-"""Called with what is made, the steps done and the steps in all."""
+"""(name of the part being made, steps done, total steps)."""
 
 WARM_UP_STEPS = 10
 
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[torch.Generator]:
-    """A seeded generator, torch's global one seeded alike, and one thread: the same bits at every run.
+    """A context with a seeded generator, torch's global one seeded alike, and one thread: bit-reproducible.
 
-    One thread costs little, since the networks are tiny. Afterwards the global generator and the number of
-    threads are as before.
+    One thread costs little, since the networks are tiny. The global generator and the number of threads are
+    restored afterwards.
     """
     num_threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

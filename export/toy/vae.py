@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The toy autoencoder: starts as 8x8 averages and smooth enlargement, then a brief training sharpens it.
+"""The toy autoencoder: initialised to 8x8 averaging and smooth upsampling, then trained briefly.
 
-The start is a linear map through the whole network. Each signal has a group of channels of its own in every
-GroupNorm: s, -s, +c, -c with a constant c much larger than s, so that the norm is nearly a fixed scale, and
-silu(s) - silu(-s) = s carries it through the output's activation. All residual branches start damped.
+The initial weights are a linear map through the whole network. Each signal has its own channels s, -s, +c, -c
+in a group of every GroupNorm; the constant c is much larger than s, so the norm is nearly a fixed scale.
+silu(s) - silu(-s) = s passes the output's activation. All residual branches are scaled down by DAMPING.
 """
 
 from typing import Any
@@ -22,14 +22,14 @@ SCALING_FACTOR = 0.18215
 CARRIER = 3.0
 DAMPING = 0.1
 LATENT_GAIN = 2.5
-"""Latents, scaled, per unit of image brightness at the start: about unit deviation for photographs."""
+"""Initial ratio of scaled latents to image values: gives photographs about unit standard deviation."""
 TRAINING_STEPS, BATCH, IMAGE_SIZE, LEARNING_RATE = 250, 4, 64, 2e-3
 LATENT_NOISE = 0.05
-"""Deviation of the noise on scaled latents in training: keeps the decoder smooth."""
+"""Standard deviation of the noise added to scaled latents in training, which keeps the decoder smooth."""
 
 
 def make_vae(generator: torch.Generator, steps: int, report: Report) -> Any:
-    """A trained AutoencoderKL of Stable Diffusion's layout, first drawn from torch's global generator."""
+    """A trained AutoencoderKL of Stable Diffusion's layout; random weights from torch's global generator."""
     vae: Any = AutoencoderKL(  # type: ignore[no-untyped-call]
         block_out_channels=BLOCK_CHANNELS,
         down_block_types=["DownEncoderBlock2D"] * 4,
@@ -98,7 +98,7 @@ def _start_linear(vae: Any) -> None:
 
 
 def _carry(conv: Any, taps: Tensor) -> None:
-    """All carriers pass `conv`, filtered by `taps` (k, k)."""
+    """Make `conv` pass all carriers, filtered by `taps` (k, k)."""
     pairs = zip(carriers(conv.in_channels), carriers(conv.out_channels), strict=True)
     for source, target in (
         (s, t) for sources, targets in pairs for s, t in zip(sources, targets, strict=True)
@@ -109,7 +109,7 @@ def _carry(conv: Any, taps: Tensor) -> None:
 
 
 def _enter(conv: Any, mixing: Tensor) -> None:
-    """Signal k becomes row k of `mixing` (signals, inputs) times the inputs."""
+    """Make `conv` set signal k to row k of `mixing` (signals, inputs) times the inputs."""
     for (plus, minus, high, low), row in zip(carriers(conv.out_channels), mixing, strict=True):
         conv.weight[[plus, minus, high, low]] = 0
         conv.weight[plus, :, 1, 1], conv.weight[minus, :, 1, 1] = row, -row
@@ -118,7 +118,7 @@ def _enter(conv: Any, mixing: Tensor) -> None:
 
 
 def _leave(conv: Any, norm: nn.GroupNorm, num_outputs: int) -> None:
-    """Output k becomes signal k: the norm divided it by the deviation that the constants give its group."""
+    """Make `conv` return signal k as output k, multiplied by the deviation by which the norm divided it."""
     conv.weight *= DAMPING
     deviation = CARRIER * (2 * norm.num_groups / norm.num_channels) ** 0.5
     for k, (plus, minus, _, _) in enumerate(carriers(conv.in_channels)[:num_outputs]):

@@ -17,35 +17,35 @@ from typing import Any, Literal, SupportsFloat, get_args, get_type_hints
 from lamp_trt.engine.errors import InputError
 
 Preset = Literal["official", "paper"]
-"""`official`: the published code step for step. `paper`: Algorithm 1 of the supplement to the letter."""
+"""`official`: the published code, step for step. `paper`: Algorithm 1 of the supplement to the letter."""
 
 Adain = Literal["none", "first_frame", "schedule"]
-"""What a step matches the frames to. `schedule`: early steps to the second frame, later ones to the first."""
+"""The frame to which AdaIN matches others. `schedule`: early steps the second frame, later ones the first."""
 
 Histogram = Literal["none", "official", "exact"]
 """Histogram matching of the decoded frames to frame 0, see histogram.py."""
 
 Fit = Literal["stretch", "crop", "pad"]
-"""How an image of another aspect ratio becomes the video's: `stretch` ignores the ratio, as the official
-script does; `crop` cuts the longer side equally at both ends; `pad` adds black at both ends of the shorter
-side, whatever the background of transparent pixels is."""
+"""Fitting of an image with another aspect ratio than the video's: `stretch` ignores the ratio, as the
+official script does; `crop` cuts the longer side equally at both ends; `pad` adds black at both ends of the
+shorter side, independent of the background of transparent pixels."""
 
 NOISE_BASE_WEIGHT = 0.2
-"""Weight of the noise that all frames share; their own has 1 - 0.2. Algorithm 1 and official code."""
+"""Weight of the noise shared by all frames; a frame's own has 1 - 0.2. Algorithm 1 and official code."""
 
 ADAIN_EPS = 1e-8
-"""Added to the variance before the root. Official code."""
+"""Added to the variance before the square root. Official code."""
 
 EARLY_STEPS: dict[str, int] = {"official": 31, "paper": 29}
-"""Steps that match frames 2.. to frame 1, before the rest matches all to frame 0: an absolute count, not
-rescaled to the number of steps. Official code: `i > 30` ends them. Supplement, Algorithm 1: `t > 20` with
-t = 49..0. The supplement's running text says "the first 30 steps", which adain_switch_step=30 selects."""
+"""Number of steps that match frames 2.. to frame 1, by preset; later ones match all to frame 0. An absolute
+count, not scaled with the number of steps. Official code: `i > 30` ends them. Supplement, Algorithm 1:
+`t > 20` with t = 49..0. The supplement's text says "the first 30 steps", selected by adain_switch_step=30."""
 
 PRESET_HISTOGRAM: dict[str, Histogram] = {"official": "official", "paper": "exact"}
-"""The official code's float rounding is part of the official preset only; the paper states no rounding."""
+"""Histogram matching by preset. Only "official" includes the official code's float rounding."""
 
 MAX_INFERENCE_STEPS = 999
-"""One step more would start at timestep 1000, past the last trained one (see ddim.py)."""
+"""Maximum number of steps. One more would start at timestep 1000, after the last trained one, see ddim.py."""
 
 MAX_SEED = 2**64 - 1
 """The seed is Philox's 64-bit key."""
@@ -55,12 +55,12 @@ FPS = 8
 """The official script's frame rate."""
 
 MAX_THREADS = 1024
-"""More than any CPU has: what a larger number means is a mistake."""
+"""Maximum number of CPU threads. No CPU has more, so a larger number is a mistake."""
 
 
 def _scalar(value: Any) -> object:
-    """Python's own object for a scalar or an array without axes of NumPy, torch and others; else `value`,
-    also for one without a value (on torch's meta device)."""
+    """The Python scalar of a scalar or 0-d array of NumPy, torch and others; any other `value` unchanged,
+    including a tensor without data (on torch's meta device)."""
     if getattr(value, "shape", None) != () or not hasattr(value, "item"):
         return value
     try:
@@ -71,7 +71,7 @@ def _scalar(value: Any) -> object:
 
 
 def json_text(settings: Mapping[str, Any]) -> str:
-    """Settings as JSON, other libraries' scalars as Python's. InputError for what JSON cannot hold."""
+    """Settings as JSON; scalars of other libraries become Python's. Raises InputError for other types."""
 
     def plain(value: object) -> object:
         scalar = _scalar(value)
@@ -86,7 +86,7 @@ def json_text(settings: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    """The beginning of `value` in a message. Python writes no integer of more than 4300 digits."""
+    """The beginning of `value` for a message. Python does not print integers of more than 4300 digits."""
     try:
         return f"{value!r:.100}"
     except ValueError:
@@ -94,12 +94,12 @@ def _shown(value: object) -> str:
 
 
 def one_of(name: str, value: object, choices: object) -> Any:
-    """The argument of the Literal type `choices` that `value` equals; InputError if none does."""
+    """`value` as an argument of the Literal type `choices`. Raises InputError if it is none of them."""
     return choice_of(name, value, get_args(choices))
 
 
 def choice_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
-    """That of `allowed` which `value` equals; InputError if none does."""
+    """`value` as the equal str in `allowed`. Raises InputError if it is none of them."""
     scalar = _scalar(value)
     if not isinstance(scalar, str) or scalar not in allowed:
         raise InputError(f"{name} is {_shown(value)}; choose one of {', '.join(allowed)}.")
@@ -107,12 +107,12 @@ def choice_of(name: str, value: object, allowed: tuple[str, ...]) -> str:
 
 
 def whole_number(name: str, value: object, low: int, high: int | None = None) -> int:
-    """`value` as int, or InputError if it is no integer in low..high (high None: no upper limit)."""
+    """`value` as int. Raises InputError unless it is an integer in low..high (high None: no upper limit)."""
     expected = f"an integer from {low} to {high}" if high is not None else f"an integer >= {low}"
     scalar = _scalar(value)
     try:
         number = None if isinstance(scalar, bool) else operator.index(scalar)  # type: ignore[arg-type]
-    except (NotImplementedError, RuntimeError, TypeError):  # no integer; a tensor without a value
+    except (NotImplementedError, RuntimeError, TypeError):  # not an integer; a tensor without data
         number = None
     has_axes = getattr(scalar, "shape", ()) != ()
     if number is None or has_axes or number < low or (high is not None and number > high):
@@ -121,14 +121,14 @@ def whole_number(name: str, value: object, low: int, high: int | None = None) ->
 
 
 def finite_number(name: str, value: object) -> float:
-    """`value` as float; InputError if it is no finite number, a truth value or a text."""
+    """`value` as float. Raises InputError unless it is a finite number; bool and str are rejected."""
     scalar = _scalar(value)
     number = math.nan
     if isinstance(scalar, SupportsFloat) and not _is_no_number(scalar):
         try:
             number = float(scalar)
         except (OverflowError, RuntimeError, TypeError, ValueError):
-            # 10**400, a tensor without a value, a signalling NaN
+            # 10**400, a tensor without data, a signalling NaN
             number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{name} is {_shown(value)}; expected a finite number.")
@@ -136,13 +136,13 @@ def finite_number(name: str, value: object) -> float:
 
 
 def _is_no_number(scalar: object) -> bool:
-    """Of what `float` takes: truth values, complex numbers and arrays with axes."""
+    """Whether a value that `float` may accept is not a real number: bool, complex, an array with axes."""
     is_complex = isinstance(scalar, numbers.Complex) and not isinstance(scalar, numbers.Real)
     return isinstance(scalar, bool) or is_complex or getattr(scalar, "shape", ()) != ()
 
 
 def truth_value(name: str, value: object) -> bool:
-    """`value`, Python's or an array library's, as bool; InputError for anything else, numbers too."""
+    """`value`, a bool of Python or an array library, as bool. Raises InputError for anything else."""
     scalar = _scalar(value)
     if not isinstance(scalar, bool):
         raise InputError(f"{name} is {_shown(value)}; expected True or False.")
@@ -150,7 +150,7 @@ def truth_value(name: str, value: object) -> bool:
 
 
 def plain_text(name: str, value: object) -> str:
-    """`value` as str itself, not a subclass; InputError if it is none."""
+    """`value` as str, not a subclass. Raises InputError for anything else."""
     scalar = _scalar(value)
     if not isinstance(scalar, str):
         raise InputError(f"{name} is {_shown(value)}; expected a string.")
@@ -158,7 +158,7 @@ def plain_text(name: str, value: object) -> str:
 
 
 def file_path(name: str, value: object) -> Path:
-    """A path given as str or os.PathLike; InputError for anything else: bytes, open files, numbers."""
+    """`value`, a str or os.PathLike, as Path. Raises InputError for anything else: bytes, open files."""
     scalar = _scalar(value)
     plain = os.fspath(scalar) if isinstance(scalar, str | os.PathLike) else None
     if not isinstance(plain, str) or not plain:
@@ -167,37 +167,39 @@ def file_path(name: str, value: object) -> Path:
 
 
 def thread_count(num_threads: object) -> int | None:
-    """A number of CPU threads as int, None as it is; InputError otherwise."""
+    """A number of CPU threads as int, or None. Raises InputError otherwise."""
     return None if num_threads is None else whole_number("num_threads", num_threads, 1, MAX_THREADS)
 
 
 def early_steps(preset: Preset, adain_switch_step: int | None) -> int:
-    """How many steps match frames 2.. to frame 1: `adain_switch_step`, or the preset's number for None."""
+    """Number of steps that match frames 2.. to frame 1: `adain_switch_step`, or the preset's for None."""
     if adain_switch_step is None:
         return EARLY_STEPS[one_of("preset", preset, Preset)]
     return whole_number("adain_switch_step", adain_switch_step, 0)
 
 
 Kept = Literal["video", "first_frame", "no"]
-"""Which sidecars keep a setting: all, those of first frames that SDXL made, or none, since they hold the
-image."""
+"""The sidecars that store a setting: all, those of videos whose first frame SDXL made, or none ("no"), since
+they store the image."""
 
 
 def setting(default: Any, help: str, *, kept: Kept = "video", **more: Any) -> Any:
-    """A field of a settings record: the one place that says what the setting is, see `Setting` for `more`."""
+    """A dataclass field of a settings record, the only definition of a setting. more: see `Setting`."""
     return field(default=default, metadata={"help": help, "kept": kept, **more})
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting, as the records' fields state it. Command line, job files and sidecars are made from these.
+    """One setting, read from a record's field. Command line, job files and sidecars are generated from these.
 
-    kind          int, float, str, bool or Path; choices: of a Literal. None is allowed where `optional`
+    kind          int, float, str, bool or Path
+    optional      whether None is allowed
+    choices       values of a Literal, otherwise empty
     low, high     limits of an integer
     metavar       of the command line
     kept          see Kept
     in_jobs       whether job files and the command line may set it
-    check         in place of its kind: (name, value) → value as Python's own
+    check         replaces the check by kind: (name, value) → value as a Python object
     """
 
     name: str
@@ -214,7 +216,7 @@ class Setting:
     check: Callable[[str, Any], Any] | None = None
 
     def checked(self, value: object) -> Any:
-        """`value` as Python's own, which JSON can hold; InputError if it is none of this setting's."""
+        """`value` as a Python object that JSON can hold. Raises InputError if it is invalid."""
         if value is None and self.optional:
             return None
         if self.check is not None:
@@ -236,7 +238,7 @@ _PLAIN: dict[type, Callable[[str, object], Any]] = {
 
 @cache
 def settings_of(record: type) -> tuple[Setting, ...]:
-    """The settings of a dataclass whose fields are made by `setting`; other fields are left out."""
+    """The settings of a dataclass: its fields made by `setting`; other fields are skipped."""
     hints = get_type_hints(record)
     return tuple(_setting(each, hints[each.name]) for each in fields(record) if "help" in each.metadata)
 
@@ -250,8 +252,8 @@ def _setting(each: "Field[Any]", hint: Any) -> Setting:
 
 
 def _colour(name: str, value: Any) -> str:
-    """A colour that background_rgb takes."""
-    from lamp_trt.runtime.media.image_colour import background_rgb  # NumPy, which the parser does without
+    """`value` as str. Raises InputError unless background_rgb accepts it."""
+    from lamp_trt.runtime.media.image_colour import background_rgb  # imports NumPy, slow for the parser
 
     background_rgb(value)
     return plain_text(name, value)
@@ -259,41 +261,45 @@ def _colour(name: str, value: Any) -> str:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """The settings of one video, as `LampPipeline.__call__` takes them. Raises InputError for a value out of
-    range. Scalars of NumPy and other libraries become Python's own values.
+    """The settings of one video, as `LampPipeline.__call__` takes them.
 
-    guidance_scale <= 1 turns guidance off (the conditional prediction is used as it is).
-    adain_switch_step: number of early steps, None for the preset's. histogram: None for the preset's.
-    mix_noise: False for editing, where the noise is DDIM-inverted latents and used as given.
+    Raises InputError for a value out of range. Scalars of NumPy and other libraries become Python's.
+
+    guidance_scale     <= 1 turns guidance off: only the conditional prediction is used
+    adain_switch_step  number of early steps, None for the preset's
+    histogram          None for the preset's
+    mix_noise          False for editing, where the noise is DDIM-inverted latents, used as given
     """
 
-    fit: Fit = setting("stretch", "of an image of another aspect ratio", kept="no")
+    fit: Fit = setting("stretch", "fitting of an image with another aspect ratio", kept="no")
     background: str = setting(
         "white",
-        "behind transparent pixels of an image file: #rrggbb or a name of CSS",
+        "colour behind transparent pixels of an image file: #rrggbb or a CSS name",
         kept="no",
         metavar="COLOUR",
         check=_colour,
     )
     first_frame_prompt: str | None = setting(
-        None, "for SDXL; default: the prompt", kept="first_frame", metavar="PROMPT"
+        None, "SDXL's prompt; default: the video's prompt", kept="first_frame", metavar="PROMPT"
     )
     first_frame_num_inference_steps: int = setting(
-        50, "of SDXL's loop", kept="first_frame", low=1, high=MAX_INFERENCE_STEPS, metavar="STEPS"
+        50, "steps of SDXL's loop", kept="first_frame", low=1, high=MAX_INFERENCE_STEPS, metavar="STEPS"
     )
-    first_frame_guidance_scale: float = setting(5.0, "of SDXL's loop", kept="first_frame", metavar="SCALE")
-    negative_prompt: str | None = setting(None, "of the first frame and the video", metavar="PROMPT")
-    seed: int = setting(0, "of all noise, 0 to 2^64-1", high=MAX_SEED)
+    first_frame_guidance_scale: float = setting(
+        5.0, "guidance of SDXL's loop", kept="first_frame", metavar="SCALE"
+    )
+    negative_prompt: str | None = setting(None, "for the first frame and the video", metavar="PROMPT")
+    seed: int = setting(0, "seed of all noise, 0 to 2^64-1", high=MAX_SEED)
     num_inference_steps: int = setting(
-        50, "of the video's loop", low=1, high=MAX_INFERENCE_STEPS, metavar="STEPS"
+        50, "steps of the video's loop", low=1, high=MAX_INFERENCE_STEPS, metavar="STEPS"
     )
     guidance_scale: float = setting(12.5, "1 or less turns guidance off", metavar="SCALE")
     preset: Preset = setting("official", "the published code, or Algorithm 1 to the letter")
-    adain: Adain = setting("schedule", "frames that a step matches the others to")
+    adain: Adain = setting("schedule", "frames to which a step matches the others")
     adain_switch_step: int | None = setting(
         None, "number of early steps; default: the preset's", metavar="STEPS"
     )
-    histogram: Histogram | None = setting(None, "matching to frame 0; default: the preset's")
+    histogram: Histogram | None = setting(None, "histogram matching to frame 0; default: the preset's")
     mix_noise: bool = setting(True, "whether frames share noise; False for editing", in_jobs=False)
 
     def __post_init__(self) -> None:
@@ -301,19 +307,19 @@ class GenerationConfig:
 
     @property
     def histogram_mode(self) -> Histogram:
-        """The histogram matching that is done: `histogram`, or the preset's."""
+        """The effective histogram matching: `histogram`, or the preset's."""
         return self.histogram if self.histogram is not None else PRESET_HISTOGRAM[self.preset]
 
     def kept(self, kept: Kept) -> dict[str, Any]:
-        """The settings that a sidecar keeps so, by name."""
+        """The settings with this value of `Setting.kept`, by name."""
         return {each.name: getattr(self, each.name) for each in SETTINGS if each.kept == kept}
 
 
 def checked(record: Any) -> dict[str, Any]:
-    """The settings of a record by name, each checked. InputError for the first that cannot be."""
+    """The checked settings of a record by name. Raises InputError for the first invalid one."""
     kind: type = type(record)
     return {each.name: each.checked(getattr(record, each.name)) for each in settings_of(kind)}
 
 
 SETTINGS = settings_of(GenerationConfig)
-"""What may be set for one video."""
+"""The settings of one video."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DDIM (Song et al. 2020) with the settings that LAMP's pipeline pins, as tables.
+"""Tables of DDIM (Song et al. 2020) with the fixed settings of LAMP's pipeline.
 
-Leading spacing, steps_offset 1, no clipping of x0, eta 0, whatever the folder's scheduler says: the official
-pipeline forces them on SD v1.4's PNDM configuration, and we on SDXL's Euler configuration. The last step goes
-to alphas_cumprod[0] unless the configuration says set_alpha_to_one. Source: docs/algorithm.md.
+Leading spacing, steps_offset 1, no clipping of x0, eta 0, independent of the folder's scheduler: the official
+pipeline forces them on SD v1.4's PNDM configuration, this runtime also on SDXL's Euler configuration. The
+last step goes to alphas_cumprod[0] unless the configuration has set_alpha_to_one. Source: docs/algorithm.md.
 """
 
 from collections.abc import Mapping
@@ -27,15 +27,15 @@ SD_SCHEDULER: Mapping[str, Any] = {
     "prediction_type": "epsilon",
     "set_alpha_to_one": False,
 }
-"""The settings of SD v1.4 and SDXL. A key that a scheduler_config.json lacks has this value."""
+"""The settings of SD v1.4 and SDXL; defaults for keys that a scheduler_config.json lacks."""
 
 
 @dataclass(frozen=True, eq=False)
 class DDIMSchedule:
-    """Step i goes from timesteps[i] to the timestep before it.
+    """Timesteps and coefficients of a denoising loop.
 
-    timesteps: int64 (n,), falling. alpha_t, alpha_prev: float32 (n,), alphas_cumprod at both ends of the
-    step.
+    timesteps            int64 (n,), descending; step i goes from timesteps[i] to the previous timestep
+    alpha_t, alpha_prev  float32 (n,), alphas_cumprod at the start and end of each step
     """
 
     timesteps: NDArray[np.int64]
@@ -47,11 +47,11 @@ class DDIMSchedule:
 
 
 def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
-    """Running product of 1 - beta, float32 (num_train_timesteps,). Betas are float32, the product is
-    accumulated in float64 and rounded at each entry, as torch does on the CPU.
+    """Cumulative product of 1 - beta, float32 (num_train_timesteps,).
 
+    Betas are float32; the product is accumulated in float64 and each entry rounded, as torch does on the CPU.
     Raises InputError for a beta schedule or prediction type that LAMP and SDXL do not use, and for betas out
-    of range. (A build refuses more: export/checkpoints/scheduler.py.)
+    of range. (A build rejects more: export/checkpoints/scheduler.py.)
     """
     config = {**SD_SCHEDULER, **(scheduler_config or {})}
     if config["prediction_type"] != "epsilon":
@@ -102,7 +102,9 @@ def ddim_schedule(
 
 
 def step_coefficients(alpha_t: float, alpha_prev: float) -> tuple[float, float]:
-    """(cx, ce) of one DDIM step x_prev = cx * x + ce * noise_pred, in float64. They follow from
+    """Coefficients (cx, ce) of one DDIM step x_prev = cx * x + ce * noise_pred, in float64.
+
+    They follow from
 
     x0 = (x - sqrt(1 - alpha_t) noise_pred) / sqrt(alpha_t)
     x_prev = sqrt(alpha_prev) x0 + sqrt(1 - alpha_prev) noise_pred      (DDIM, eq. 12, sigma = 0)
@@ -112,8 +114,8 @@ def step_coefficients(alpha_t: float, alpha_prev: float) -> tuple[float, float]:
 
 
 def _linspace(start: float, end: float, n: int) -> NDArray[np.float32]:
-    """float32 linspace from both ends towards the middle, each value rounded once, as torch's is (fused
-    multiply-add)."""
+    """float32 linspace computed from both ends towards the middle, each value rounded once, as torch does
+    with fused multiply-add."""
     start32, end32 = np.float32(start), np.float32(end)
     step = np.float64((end32 - start32) / np.float32(max(n - 1, 1)))
     i = np.arange(n)

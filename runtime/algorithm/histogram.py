@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoded frames as bytes, and histogram matching of a video's frames to its first (Algorithm 1, last line).
+"""Conversion of decoded frames to uint8, and histogram matching to the first frame (Algorithm 1, last line).
 
-The plain twin of kernels/hist_match.cu. Source: docs/algorithm.md.
+NumPy equivalent of kernels/hist_match.cu. Source: docs/algorithm.md.
 """
 
 from typing import Any, Literal
@@ -18,11 +18,10 @@ Rounding = Literal["truncate", "round"]
 
 
 def uint8_frames(images: NDArray[Any], rounding: Rounding = "truncate") -> NDArray[np.uint8]:
-    """A VAE decoder's images (f, 3, h, w) in [-1, 1] as uint8 RGB (f, h, w, 3): clamp(x / 2 + 0.5, 0, 1) *
-    255.
+    """Convert decoded images (f, 3, h, w) in [-1, 1] to uint8 RGB (f, h, w, 3).
 
-    All in float32. Video frames are truncated, as the official script does; SDXL's image is rounded (half to
-    even), as diffusers does. Raises EngineError where the decoder returned NaN.
+    clamp(x / 2 + 0.5, 0, 1) * 255 in float32. Video frames are truncated, as in the official script; SDXL's
+    image is rounded (half to even), as in diffusers. Raises EngineError if the decoder returned NaN.
     """
     one_of("rounding", rounding, Rounding)
     if np.isnan(images).any():
@@ -37,13 +36,12 @@ def uint8_frames(images: NDArray[Any], rounding: Rounding = "truncate") -> NDArr
 
 
 def match_histograms(frames: NDArray[np.uint8], mode: Histogram = "official") -> NDArray[np.uint8]:
-    """Frames 1.. with the histogram of frame 0, for each colour channel. uint8 (f, h, w, 3) to the same, a
-    copy.
+    """Match frames 1.. to the histogram of frame 0, per colour channel; uint8 (f, h, w, 3) to a new array.
 
     A level v becomes the first level u with cdf_reference[u] >= cdf_frame[v]. "exact" compares pixel counts.
-    "official" is the official code bit for bit: its CDFs are running float64 sums of n_k / N, so equal CDFs
-    may differ in the last bit, and a level whose CDF exceeds all of the reference's becomes 255, whatever the
-    reference's maximum is. "none" only copies. Raises InputError for other shapes, dtypes and modes.
+    "official" equals the official code bit for bit: its CDFs are running float64 sums of n_k / N, so equal
+    CDFs may differ in the last bit, and a level whose CDF exceeds all of the reference's becomes 255 instead
+    of the reference's maximum. "none" only copies. Raises InputError for other shapes, dtypes and modes.
     """
     one_of("histogram", mode, Histogram)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
@@ -61,6 +59,6 @@ def match_histograms(frames: NDArray[np.uint8], mode: Histogram = "official") ->
 
 
 def _cdf(levels: NDArray[np.uint8], mode: Histogram) -> NDArray[Any]:
-    """Running sum of the histogram (256,): of counts, or of float64 densities in bin order ("official")."""
+    """Cumulative histogram (256,) of counts, or of float64 densities in bin order ("official")."""
     counts = np.bincount(levels.ravel(), minlength=LEVELS)
     return np.cumsum(counts if mode == "exact" else counts / levels.size)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to the latents between two UNet calls: noise mixing, guidance, DDIM, AdaIN.
+"""Operations on the latents between UNet calls: noise mixing, guidance, DDIM, AdaIN.
 
-The plain twins of kernels/noise.cu and kernels/latent_step.cu: the CPU path, and the specification of the
+NumPy equivalents of kernels/noise.cu and kernels/latent_step.cu: the CPU path, and the reference for the
 GPU's. Frame 0 is the clean first frame throughout; its prediction is discarded. Source: docs/algorithm.md.
 """
 
@@ -28,19 +28,20 @@ Latents = NDArray[np.float32]
 
 
 class StepMode(IntFlag):
-    """AdaIN of a step after guidance and DDIM, in this order. kernels/latent_step.cu reads the same bits."""
+    """Flags for the AdaIN of a step after guidance and DDIM, applied in this order; also read by
+    kernels/latent_step.cu."""
 
     NONE = 0
     FRAME_1_TO_FRAME_0 = 1
     """AdaIN of frame 1, after its own DDIM step, to frame 0."""
     REST_TO_FRAME_1 = 2
-    """AdaIN of frames 2.. to frame 1 as the flag above left it."""
+    """AdaIN of frames 2.. to frame 1, after the flag above."""
     ALL_TO_FRAME_0 = 4
     """AdaIN of frames 1.. to frame 0."""
     FINAL_TO_FRAME_0 = 8
-    """The same once more, after the last step."""
+    """AdaIN of frames 1.. to frame 0 once more, after the last step."""
     STEP_FRAME_0 = 16
-    """Frame 0 is denoised too: SDXL's image, a loop of one frame. A video's frame 0 is given."""
+    """Denoise frame 0 too, as for SDXL's image, a loop of one frame. A video's frame 0 is given."""
 
 
 STEP_ROW = np.dtype([("cx", "f4"), ("ce", "f4"), ("guidance", "f4"), ("mode", "u4")])
@@ -51,9 +52,12 @@ kernels/latent_step.cu interpret the same rows."""
 def mix_noise(noise: Array, first_frame_latents: Array, base_noise: Array | None = None) -> Array:
     """Initial latents: frame f >= 1 is 0.2 * base + 0.8 * noise[f], frame 0 is the clean first frame.
 
-    noise (1, 4, f, h, w), first_frame_latents and base_noise (1, 4, 1, h, w); returns float32 (1, 4, f, h,
-    w). base_noise None: frame 0 of `noise`, as the official code does (otherwise unused). Algorithm 1 draws
-    it separately. The variance of 0.68 is not normalised, as in both. Raises InputError if shapes do not fit.
+    noise                (1, 4, f, h, w)
+    first_frame_latents  (1, 4, 1, h, w)
+    base_noise           (1, 4, 1, h, w), drawn separately in Algorithm 1; None: the otherwise unused frame 0
+                         of `noise`, as in the official code
+    returns              float32 (1, 4, f, h, w); the variance of 0.68 is not normalised, as in both
+    Raises InputError if shapes do not fit.
     """
     n, c, _, h, w = _video_shape("noise", noise)
     _expect_shape("first_frame_latents", first_frame_latents, (n, c, 1, h, w))
@@ -66,7 +70,7 @@ def mix_noise(noise: Array, first_frame_latents: Array, base_noise: Array | None
 def with_first_frame(latents: Array, first_frame_latents: Array) -> Array:
     """A float32 copy of `latents` (1, 4, f, h, w) whose frame 0 is first_frame_latents (1, 4, 1, h, w).
 
-    This is the start of editing, where inverted latents take the place of mixed noise.
+    Used for editing, where inverted latents replace the mixed noise.
     """
     n, c, _, h, w = _video_shape("latents", latents)
     _expect_shape("first_frame_latents", first_frame_latents, (n, c, 1, h, w))
@@ -80,8 +84,8 @@ def posterior_sample(mean: Array, logvar: Array, noise: Array, scaling_factor: f
 
         (mean + exp(clamp(logvar, -30, 20) / 2) * noise) * scaling_factor
 
-    mean, logvar, noise (1, 4, h, w). NaN where logvar is not finite, which the clamp would hide. The twin of
-    kernels/noise.cu posterior_sample. Raises InputError if shapes do not fit.
+    mean, logvar, noise (1, 4, h, w). Returns NaN where logvar is not finite, which the clamp would hide.
+    NumPy equivalent of kernels/noise.cu posterior_sample. Raises InputError if shapes do not fit.
     """
     if mean.ndim != 4:
         raise InputError(f"latent_mean has shape {mean.shape}; expected (1, 4, height // 8, width // 8).")
@@ -97,11 +101,11 @@ def posterior_sample(mean: Array, logvar: Array, noise: Array, scaling_factor: f
 
 
 def adain(content: Array, style: Array, eps: float = ADAIN_EPS) -> Array:
-    """`content` with the mean and deviation of `style` (AdaIN, Huang & Belongie 2017, eq. 8).
+    """`content` with the mean and standard deviation of `style` (AdaIN, Huang & Belongie 2017, eq. 8).
 
-    Both (..., h, w), statistics over h*w for each leading index, `style` may broadcast. The variance is the
-    unbiased one, eps is added to it before the root. Computed in float64, returned in content's shape and
-    dtype. Raises InputError for a single pixel, whose variance is undefined.
+    Both (..., h, w), statistics over h*w for each leading index, `style` may broadcast. eps is added to the
+    unbiased variance before the square root. Computed in float64, returned in content's shape and dtype.
+    Raises InputError for a single pixel, whose variance is undefined.
     """
     if content.shape[-1] * content.shape[-2] < 2:
         raise InputError(
@@ -114,9 +118,9 @@ def adain(content: Array, style: Array, eps: float = ADAIN_EPS) -> Array:
 
 
 def guided(noise_pred: Array, guidance_scale: float) -> Array:
-    """Classifier-free guidance: u + guidance_scale * (c - u) of noise_pred (2, ...) = [u, c], (1, ...).
+    """Classifier-free guidance: u + guidance_scale * (c - u), (1, ...), from noise_pred (2, ...) = [u, c].
 
-    guidance_scale <= 1 is no guidance: c alone, and a batch of 1 is accepted. Raises InputError for another
+    guidance_scale <= 1 disables guidance: returns c, also for a batch of 1. Raises InputError for another
     batch.
     """
     pred = noise_pred.astype(np.float32, copy=False)
@@ -130,24 +134,13 @@ def guided(noise_pred: Array, guidance_scale: float) -> Array:
     return pred[:1] + float(guidance_scale) * (pred[1:] - pred[:1])
 
 
-def ddim_step(
-    latents: Array, noise_pred: Array, alpha_t: float, alpha_prev: float, guidance_scale: float
-) -> Array:
-    """Guidance and one DDIM step. latents (1, ...), noise_pred (2, ...) = [u, c]; float32 like latents.
-
-    For SDXL's (1, 4, h, w) as for frames of a video. Equation: ddim.step_coefficients.
-    """
-    cx, ce = step_coefficients(alpha_t, alpha_prev)
-    return cx * latents.astype(np.float32, copy=False) + ce * guided(noise_pred, guidance_scale)
-
-
 def adain_mode(
     step: int, preset: Preset = "official", adain: Adain = "schedule", adain_switch_step: int | None = None
 ) -> StepMode:
-    """The AdaIN of step `step` (from 0); see config.Adain and config.EARLY_STEPS.
+    """The AdaIN flags of step `step` (from 0); see config.Adain and config.EARLY_STEPS.
 
-    Where all frames are matched to frame 0, the official code matches frame 1 to it, and then the others to
-    the updated frame 1, which is the same up to rounding.
+    To match all frames to frame 0, the official code matches frame 1 to it, and then the others to the
+    updated frame 1, which is the same up to rounding.
     """
     one_of("adain", adain, Adain)
     early = step < early_steps(preset, adain_switch_step)
@@ -171,10 +164,10 @@ def denoise_step(
     adain: Adain = "schedule",
     adain_switch_step: int | None = None,
 ) -> Array:
-    """Guidance, DDIM and AdaIN of step `step`. What follows the last step is `final_adain`.
+    """Guidance, DDIM and AdaIN of step `step`; the last step is followed by `final_adain`.
 
-    latents (1, 4, f, h, w), noise_pred (2, 4, f, h, w) = [unconditional, conditional]; returns float32 like
-    latents. Raises InputError if shapes do not fit, or the step is not in the schedule.
+    latents (1, 4, f, h, w), noise_pred (2, 4, f, h, w) = [unconditional, conditional]; returns float32 of
+    latents' shape. Raises InputError if shapes do not fit, or the step is not in the schedule.
     """
     shape = _video_shape("latents", latents)
     _expect_shape("noise_pred", noise_pred, (len(noise_pred), *shape[1:]))
@@ -184,10 +177,10 @@ def denoise_step(
 
 
 def apply_row(latents: Array, noise_pred: Array, row: np.void) -> Array:
-    """Guidance, DDIM and AdaIN as one of `step_table`'s rows says: the twin of kernels/latent_step.cu.
+    """Guidance, DDIM and AdaIN of one row of `step_table`; NumPy equivalent of kernels/latent_step.cu.
 
-    latents (1, c, f, h, w) or (1, c, h, w); noise_pred of the same shape, batch 2 = [unconditional,
-    conditional], or 1 where the row's guidance is 1. Returns float32 like latents.
+    latents (1, c, f, h, w) or (1, c, h, w); noise_pred of the same shape with batch 2 = [unconditional,
+    conditional], or 1 if the row's guidance is 1. Returns float32 of latents' shape.
     """
     mode = StepMode(int(row["mode"]))
     out: Array = row["cx"] * latents.astype(np.float32, copy=False)
@@ -198,14 +191,14 @@ def apply_row(latents: Array, noise_pred: Array, row: np.void) -> Array:
 
 
 def has_final_adain(preset: Preset = "official", adain: Adain = "schedule") -> bool:
-    """Whether one more AdaIN to frame 0 follows the loop: in preset "official", unless adain is "none"."""
+    """Whether another AdaIN to frame 0 follows the loop: in preset "official", unless adain is "none"."""
     one_of("preset", preset, Preset)
     one_of("adain", adain, Adain)
     return preset == "official" and adain != "none"
 
 
 def final_adain(latents: Array, preset: Preset = "official", adain: Adain = "schedule") -> Array:
-    """What is decoded: latents (1, 4, f, h, w), frames 1.. matched to frame 0 where has_final_adain."""
+    """The latents to decode, (1, 4, f, h, w): frames 1.. are matched to frame 0 if `has_final_adain`."""
     if not has_final_adain(preset, adain):
         return latents
     return _match_frames(latents.copy(), StepMode.FINAL_TO_FRAME_0)
@@ -220,11 +213,10 @@ def step_table(
     adain_switch_step: int | None = None,
     step_frame_0: bool = False,
 ) -> NDArray[np.void]:
-    """The whole loop as STEP_ROW rows (n,), which host and device interpret; computed in float64, stored as
-    float32.
+    """The rows of a loop for host and device, STEP_ROW (n,), computed in float64 and stored as float32.
 
-    The final AdaIN is part of the last row's mode. Without guidance the row says 1, for equal halves of
-    noise_pred. SDXL's loop is the table with adain "none" and step_frame_0.
+    The final AdaIN is part of the last row's mode. Without guidance a row's guidance is 1, for equal halves
+    of noise_pred. SDXL's loop uses adain "none" and step_frame_0.
     """
     n = len(schedule)
     modes = [adain_mode(i, preset, adain, adain_switch_step) for i in range(n)]
@@ -242,7 +234,7 @@ def _row(schedule: DDIMSchedule, step: int, guidance_scale: float, mode: StepMod
 
 
 def _match_frames(latents: Array, mode: StepMode) -> Array:
-    """The AdaIN of `mode`, in place, in the order of its flags. An image has no frames to match."""
+    """Apply the AdaIN of `mode` in place, in the order of its flags. Does nothing for a single image."""
     if latents.ndim == 4 or latents.shape[2] == 1:
         return latents
     frame_0, frame_1 = latents[:, :, :1], latents[:, :, 1:2]
@@ -259,13 +251,13 @@ def _match_frames(latents: Array, mode: StepMode) -> Array:
 
 
 def _statistics(x: NDArray[np.float64], eps: float) -> tuple[Array, Array]:
-    """Mean and deviation over the last two axes, kept as axes of size 1."""
+    """Mean and standard deviation over the last two axes, which are kept with size 1."""
     mean = x.mean(axis=(-2, -1), keepdims=True)
     return mean, np.sqrt(x.var(axis=(-2, -1), ddof=1, keepdims=True) + eps)
 
 
 def _video_shape(name: str, x: Array) -> tuple[int, ...]:
-    """The shape of a video tensor, or InputError if it is not (1, 4, f, h, w)."""
+    """The shape of a video tensor. Raises InputError if it is not (1, 4, f, h, w)."""
     if x.ndim != 5 or x.shape[:2] != (1, 4) or 0 in x.shape:
         raise InputError(f"{name} has shape {x.shape}; expected (1, 4, frames, height // 8, width // 8).")
     return x.shape

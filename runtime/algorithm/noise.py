@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counter-based Gaussian noise, the same numbers on the CPU and the GPU: Philox4x32-10 and Box-Muller.
+"""Counter-based Gaussian noise, equal on CPU and GPU: Philox4x32-10 and Box-Muller.
 
-Any value can be computed alone: block i of frame k of a purpose is philox(counter = (i, 0, k, purpose), key =
-seed) and gives elements 4i..4i+3 of that frame's flattened (c, h, w). So purposes never share numbers, and
-frame k does not depend on the video's length. Philox: Salmon et al., "Parallel random numbers: as easy as 1,
-2, 3", SC 2011.
+Block i of frame k of a purpose is philox(counter = (i, 0, k, purpose), key = seed) and gives elements
+4i..4i+3 of that frame's flattened (c, h, w). Each value can be computed independently, purposes never share
+numbers, and frame k does not depend on the video's length. Philox: Salmon et al., "Parallel random numbers:
+as easy as 1, 2, 3", SC 2011.
 """
 
 from enum import IntEnum
@@ -18,7 +18,7 @@ from lamp_trt.runtime.algorithm.config import MAX_SEED, whole_number
 
 
 class Purpose(IntEnum):
-    """What the numbers are for: the fourth counter word."""
+    """The use of random numbers: the fourth counter word."""
 
     SDXL_LATENTS = 0
     POSTERIOR = 1
@@ -34,7 +34,7 @@ _ROUNDS = 10
 
 
 def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Philox4x32-10: counter uint32 (..., 4) and key uint32 (2,) to uint32 (..., 4) random bits."""
+    """Philox4x32-10: random bits uint32 (..., 4) from counter uint32 (..., 4) and key uint32 (2,)."""
     c0, c1, c2, c3 = (counter[..., i] for i in range(4))
     k = key.copy()
     for _ in range(_ROUNDS):
@@ -48,7 +48,7 @@ def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[
 def standard_normal(
     seed: int, purpose: Purpose, num_frames: int, shape_per_frame: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """N(0, 1) numbers, float32 (num_frames, *shape_per_frame). Raises InputError for a seed outside
+    """Standard normal numbers, float32 (num_frames, *shape_per_frame). Raises InputError for a seed outside
     0..2^64-1."""
     whole_number("seed", seed, 0, MAX_SEED)
     size = prod(shape_per_frame)
@@ -62,10 +62,10 @@ def standard_normal(
 
 
 def latent_noise(seed: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Noise of a latent tensor (1, c, f, h, w) or, as its single frame, (1, c, h, w): frame k's draw in its
-    place."""
+    """Noise for latents (1, c, f, h, w), or (1, c, h, w) as a single frame. Raises InputError for another
+    shape."""
     if len(shape) not in (4, 5) or shape[0] != 1:
-        raise InputError(f"noise of shape {shape}; expected (1, c, f, h, w) or (1, c, h, w).")
+        raise InputError(f"noise has shape {shape}; expected (1, c, f, h, w) or (1, c, h, w).")
     if len(shape) == 4:
         return standard_normal(seed, purpose, 1, shape[1:])
     frames = standard_normal(seed, purpose, shape[2], (shape[1], *shape[3:]))
@@ -73,7 +73,7 @@ def latent_noise(seed: int, purpose: Purpose, shape: tuple[int, ...]) -> NDArray
 
 
 def check_noise(name: str, array: object, shape: tuple[int, ...]) -> None:
-    """InputError unless `array`, given as `name`, is a NumPy array of finite floats of this shape."""
+    """Raise InputError unless `array`, given as `name`, is a NumPy array of finite floats of this shape."""
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise InputError(f"{name}: {kind} was given; expected a NumPy array of floats.")
@@ -88,11 +88,10 @@ def _halves(product: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np
 
 
 def _box_muller(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """Pairs (r cos, r sin) on a new last axis, with r = sqrt(-2 ln u), u = (a + 0.5) / 2^32, angle = 2 pi b /
-    2^32.
+    """Box-Muller: pairs (r cos, r sin) on a new last axis.
 
-    u, the angle in half turns, r, cos and sin are each rounded to float32 where the GPU holds them as
-    float32; the functions themselves are evaluated in float64.
+    r = sqrt(-2 ln u), u = (a + 0.5) / 2^32, angle = 2 pi b / 2^32. u, the angle in half turns, r, cos and sin
+    are rounded to float32 as on the GPU; the functions are evaluated in float64.
     """
     u = (a.astype(np.float32) + np.float32(0.5)) * np.float32(2**-32)  # in (0, 1]
     log_u = np.log(u.astype(np.float64)).astype(np.float32)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1 over engines on a CUDA device."""
+"""Algorithm 1 with engines on a CUDA device."""

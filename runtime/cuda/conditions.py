@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UNet on a device with everything that makes its inputs besides the sample."""
+"""A UNet on a device with the engines that compute its inputs other than the sample."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,12 @@ from lamp_trt.runtime.kernels.arrays import DeviceArray
 
 
 class Conditions:
-    """A UNet with what it is given beside the sample: from the text, and from the timestep.
+    """A UNet and the networks of HOISTED that the bundle has for it, bound to each other.
 
-    The networks of HOISTED stand between them where the bundle has them: their outputs are the UNet's inputs
-    under the same names.
+    given   the plain conditions by name, such as text embeddings
+    unet    the bound UNet
+    time    the bound network of the time projections, or None
+    Outputs of the hoisted networks are the UNet's inputs of the same names.
     """
 
     def __init__(
@@ -31,10 +33,10 @@ class Conditions:
             if bound is not None:
                 made |= {tensor.name: bound.arrays[tensor.name] for tensor in bound.engine.outputs}
         if self.time is not None:
-            del made[TIME_PROJECTIONS]  # the loop copies a row of its table into the UNet's own
+            del made[TIME_PROJECTIONS]  # the loop copies a row of its table into the UNet's own input
         self.unet = engines.add(unet, made)
 
     def enqueue_text(self) -> None:
-        """What depends on the prompt alone, once the text embeddings are enqueued."""
+        """Enqueue the network that depends on the prompt only, if any; after the text embeddings."""
         if self._text is not None:
             self._text.enqueue()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One CUDA device as the loop uses it: memory at addresses that stay, one stream, kernels, time.
+"""One CUDA device with memory at fixed addresses, one stream, kernel launches and timing.
 
-`Device` is the contract; `CudaDevice` fulfils it through cuda.bindings and cuda.core. Nothing is imported
-before a CudaDevice is made.
+`Device` is the interface; `CudaDevice` implements it with cuda.bindings and cuda.core, which are imported
+when a CudaDevice is created.
 """
 
 import ctypes
@@ -23,9 +23,9 @@ Array = NDArray[Any]
 
 
 class Device(Protocol):
-    """Everything is enqueued on the one `stream`, a cudaStream_t, and runs in that order.
+    """A device on which all work is enqueued on one `stream`, a cudaStream_t, and runs in that order.
 
-    Methods raise EngineError if the device fails. Nothing waits for the stream but what says so.
+    Methods raise EngineError if the device fails. Only methods documented so wait for the stream.
     """
 
     ordinal: int
@@ -33,51 +33,53 @@ class Device(Protocol):
     launch: Launcher
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        """New memory, aligned to 256 bytes, that the device owns until `release`."""
+        """Allocate memory, aligned to 256 bytes, which the device owns until `release`."""
         ...
 
     def release(self, *arrays: DeviceArray) -> None:
-        """Give the memory of `empty` back. Waits for the stream."""
+        """Free memory of `empty`. Waits for the stream."""
         ...
 
     def mapped(self, dtype: Any) -> tuple[DeviceArray, Array]:
-        """One element in host memory that kernels write and the host reads meanwhile: both views, (1,)."""
+        """Allocate one element of mapped host memory, which kernels write while the host reads it; returns
+        the device's and the host's view, (1,)."""
         ...
 
     def upload(self, target: DeviceArray, values: Array) -> None:
-        """Host to device; `values` have the target's size and dtype, and may change afterwards.
+        """Copy host to device; `values` must have the target's size and dtype, and may change afterwards.
 
-        Once per target between two waits: the copy reads a staging buffer that belongs to the target.
+        At most once per target between two waits: the copy reads a staging buffer of the target.
         """
         ...
 
     def download(self, source: DeviceArray) -> Array:
-        """Device to host, a new array. Waits for the stream."""
+        """Copy device to host, into a new array. Waits for the stream."""
         ...
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
-        """Device to device, equal sizes in bytes."""
+        """Copy device to device; the sizes in bytes must be equal."""
         ...
 
     def copy_columns(self, target: DeviceArray, source: DeviceArray, first: int) -> None:
-        """`source` (..., w) into columns first..first+w-1 of `target` (..., W)."""
+        """Copy `source` (..., w) into columns first..first+w-1 of `target` (..., W)."""
         ...
 
     def zero(self, target: DeviceArray) -> None: ...
 
     def view(self, x: Any) -> DeviceArray | None:
-        """A contiguous array on this device (DLPack or __cuda_array_interface__) without a copy, ordered
-        after what its owner enqueued; None if x is none. InputError for another device or layout."""
+        """A view of a contiguous array on this device (DLPack or __cuda_array_interface__), without a copy,
+        ordered after its owner's work; None if x is not a device array. Raises InputError for another device
+        or layout."""
         ...
 
     def mark(self) -> Any:
-        """This moment of the stream, for `seconds` and `reached`."""
+        """Record an event on the stream, for `seconds` and `reached`."""
         ...
 
     def reached(self, mark: Any) -> bool: ...
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks that were reached."""
+        """Seconds between two marks that were reached."""
         ...
 
     def synchronize(self) -> None:
@@ -87,8 +89,8 @@ class Device(Protocol):
     def free_bytes(self) -> int: ...
 
     def close(self) -> None:
-        """Give the stream and all memory back, of `mapped` and `upload` too; a second time does nothing.
-        Waits. No method works afterwards."""
+        """Release the stream and all memory, including that of `mapped` and `upload`. Waits for the stream. A
+        second call does nothing. No method works afterwards."""
         ...
 
 
@@ -101,11 +103,10 @@ class Mark:
 
 
 class CudaDevice:
-    """Device `ordinal` of this machine, a context manager. EngineError where there is no driver or no such
-    device.
+    """CUDA device `ordinal` of this machine; a context manager.
 
-    A CUDA error of something enqueued earlier makes the whole process's CUDA context unusable: every later
-    call raises too, and says so.
+    Raises EngineError without an NVIDIA driver, InputError for an unknown ordinal. After an asynchronous CUDA
+    error the CUDA context of the whole process is unusable: every later call raises the same EngineError.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
@@ -113,7 +114,7 @@ class CudaDevice:
 
         if not driver_present():
             raise EngineError(
-                f"{DRIVER_LIBRARY} does not load, there is no NVIDIA driver; install it or use device='cpu'."
+                f"{DRIVER_LIBRARY} does not load: there is no NVIDIA driver; install it or use device='cpu'."
             )
         from cuda.bindings import runtime
         from cuda.core import Device as CoreDevice
@@ -255,7 +256,7 @@ class CudaDevice:
         if self._closed:
             return
         self._closed = True
-        if self._unusable is None:  # a lost context takes its memory with it
+        if self._unusable is None:  # the memory of a lost context is gone
             self.synchronize()
             for pointer in self._blocks:
                 self._call("cudaFree", pointer)
@@ -267,7 +268,7 @@ class CudaDevice:
         self._unusable = f"cuda:{self.ordinal} was closed by its pipeline; load the bundle again."
 
     def _staged(self, array: DeviceArray) -> Array:
-        """The pinned host memory that belongs to a device array, as values of its dtype."""
+        """The pinned staging buffer of a device array, as values of its dtype."""
         if array.pointer not in self._staging:
             nbytes = max(array.nbytes, self._blocks.get(array.pointer, 0))
             self._staging[array.pointer] = self._host_memory((nbytes,), np.dtype(np.uint8))
@@ -281,7 +282,7 @@ class CudaDevice:
         return int(pointer), np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def _call(self, name: str, *arguments: Any) -> tuple[Any, ...]:
-        """A function of the CUDA runtime, its results without the status."""
+        """Call a function of the CUDA runtime; returns its results without the status."""
         self._require_usable()
         status, *results = getattr(self._cuda, name)(*arguments)
         self._check(name, status)
@@ -298,8 +299,8 @@ class CudaDevice:
         message = f"{name} failed on cuda:{getattr(self, 'ordinal', '?')}: {text.decode()}"
         if asynchronous:
             self._unusable = (
-                f"{message}. This process can use the GPU no longer, and this pipeline neither: load the "
-                "bundle in a new process; `lamp-trt doctor` checks the GPU."
+                f"{message}. This process can no longer use the GPU: load the bundle in a new process; "
+                "`lamp-trt doctor` checks the GPU."
             )
             raise EngineError(self._unusable)
         raise EngineError(f"{message}.")
@@ -319,7 +320,7 @@ def _same_bytes(target: DeviceArray, source: DeviceArray) -> None:
 
 
 def _rows(target: DeviceArray, source: DeviceArray, first: int) -> int:
-    """Rows of a copy of columns, checked."""
+    """Number of rows of a copy of columns. Raises InputError if the arrays do not fit."""
     fits = source.shape[:-1] == target.shape[:-1] and source.dtype == target.dtype
     if not fits or not 0 <= first <= target.shape[-1] - source.shape[-1]:
         raise InputError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines on one device that run one after another: their arrays, and the scratch that they share."""
+"""Engines on one device that run one after another, with their arrays and shared scratch memory."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ from lamp_trt.runtime.kernels.arrays import DeviceArray
 log = logging.getLogger("lamp_trt")
 
 LoadEngine = Callable[[str], DeviceEngine]
-"""A network's name → its engine, weights on the device."""
+"""Network name → its engine with weights on the device."""
 
 
 @dataclass(frozen=True, eq=False)
 class BoundEngine:
-    """An engine between its arrays, by tensor name."""
+    """An engine bound to arrays, by tensor name."""
 
     network: str
     engine: DeviceEngine
@@ -32,8 +32,10 @@ class BoundEngine:
 
 
 class EngineSet:
-    """Loads engines and binds them; a context manager, which closes them. They never run at the same time, so
-    the scratch is the largest one's, not the sum."""
+    """Loads engines and binds them; a context manager that closes them.
+
+    They never run at the same time, so they share scratch memory of the largest one's size.
+    """
 
     def __init__(self, device: Device, load: LoadEngine) -> None:
         self.device, self._load = device, load
@@ -42,7 +44,7 @@ class EngineSet:
         self._scratch: DeviceArray | None = None
         self._closed = False
         self.generation = 0
-        """Grows when the scratch moved: what was captured before is stale."""
+        """Incremented when the scratch memory moves, which invalidates earlier captures."""
 
     def add(self, network: str, given: Mapping[str, DeviceArray] | None = None) -> BoundEngine:
         """Load a network. Allocates every tensor except those in `given`: arrays that another engine writes
@@ -63,7 +65,7 @@ class EngineSet:
         return BoundEngine(network, engine, arrays, self.device)
 
     def share_scratch(self) -> None:
-        """Give every engine its scratch; after the last `add`, and again after later ones."""
+        """Give every engine the scratch memory; to be called after the last `add`, again after later ones."""
         needed = max((engine.scratch_bytes for engine in self._engines), default=0)
         if needed > (self._scratch.nbytes if self._scratch else 0):
             if self._scratch:
@@ -82,8 +84,8 @@ class EngineSet:
         self.close()
 
     def close(self) -> None:
-        """Give the memory of the engines, of their scratch and of the arrays that were made back. Waits. A
-        second time does nothing."""
+        """Release the engines, their scratch memory and the allocated arrays. Waits for the stream. A second
+        call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -100,6 +102,6 @@ def _check(network: str, tensor: IOTensor, array: DeviceArray) -> None:
     expected = DeviceArray(0, tensor.shape, array.dtype).nbytes
     if array.dtype.name != tensor.dtype or array.nbytes != expected:
         raise EngineError(
-            f"{network} takes {tensor.name} as {tensor.dtype} {tensor.shape}; what makes it gives "
-            f"{array.dtype.name} {array.shape}. The bundle's networks do not fit together: build them anew."
+            f"{network} takes {tensor.name} as {tensor.dtype} {tensor.shape}, but the given array is "
+            f"{array.dtype.name} {array.shape}. The bundle's networks do not fit together: build them again."
         )

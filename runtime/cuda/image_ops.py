@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SDXL's operations on a device. Each is enqueued; the reference is HostImageOps in host/ops.py."""
+"""SDXL's operations on a device, all enqueued; the reference is HostImageOps in host/ops.py."""
 
 import logging
 from collections.abc import Mapping
@@ -28,7 +28,10 @@ log = logging.getLogger("lamp_trt")
 
 
 class CudaOps:
-    """Common to both families. EngineError if memory is short of what `networks` need, to do `what`."""
+    """Operations common to both families.
+
+    Raises EngineError if the free GPU memory does not suffice for `networks`. what: the purpose, for errors.
+    """
 
     def __init__(
         self, manifest: Manifest, engines: EngineSet, work: DeviceWork, networks: tuple[str, ...], what: str
@@ -57,14 +60,15 @@ class CudaOps:
         self._device.close()
 
     def _uploaded(self, target: DeviceArray, values: Array | None) -> DeviceArray | None:
-        """`target` with the values, None where there are none."""
+        """Upload `values` into `target`; returns it, or None without values."""
         if values is None:
             return None
         self._device.upload(target, np.asarray(values, np.float32))
         return target
 
     def _require_finite_image(self, progress: NDArray[Any], image: DeviceArray, where: str) -> None:
-        """Let `finish` raise if a kernel reported in `progress` that a decoded image is not finite."""
+        """Make `finish` raise EngineError if a kernel reports in `progress` that a decoded image is not
+        finite."""
 
         def check() -> None:
             if int(progress["image_not_finite"][0]):
@@ -74,7 +78,7 @@ class CudaOps:
 
 
 class CudaImageOps(CudaOps):
-    """See ops.ImageOps. `engines` and `work` may be shared with the video's operations."""
+    """SDXL's operations, see ops.ImageOps. `engines` and `work` may be shared with CudaVideoOps."""
 
     def __init__(self, manifest: Manifest, engines: EngineSet, work: DeviceWork | None = None) -> None:
         networks = (*FIRST_FRAME_NETWORKS, *precompute_networks(manifest, SDXL.unet))
@@ -139,7 +143,8 @@ class CudaImageOps(CudaOps):
         return self._decoder.arrays["image"]
 
     def pixels(self, decoded: DeviceArray, half_size: DeviceArray | None = None) -> DeviceArray:
-        """half_size: also the image at half size, as the VAE encoder takes it."""
+        """The decoded image as uint8 RGB. half_size: also receives the image at half size, as VAE encoder
+        input."""
         kernels.first_frame(
             self._device.launch,
             decoded,
@@ -151,7 +156,7 @@ class CudaImageOps(CudaOps):
         return self._pixels
 
     def _given(self, ids: NDArray[np.float32]) -> Mapping[str, DeviceArray]:
-        """The UNet's plain conditions by name."""
+        """The plain conditions by name, with time_ids uploaded."""
         on_device = self._device.empty(ids.shape, ids.dtype)
         self._device.upload(on_device, ids)
         return {

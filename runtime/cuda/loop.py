@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising loop on a device: one step captured, replayed n times; the device never waits for the host.
+"""The denoising loop on a device: one captured step, replayed n times, without waiting for the host.
 
-The reference is host/loop.py. A step is the UNet and one kernel; what differs between steps lies in device
-tables.
+The reference is host/loop.py. A step is the UNet and one kernel; values that differ between steps are read
+from tables on the device.
 """
 
 import logging
@@ -29,15 +29,15 @@ from lamp_trt.runtime.ops import Loop
 log = logging.getLogger("lamp_trt")
 
 FIRST_CAPACITY = 50
-"""Steps that the tables hold at first; they grow when a longer loop is asked for."""
+"""Initial number of steps in the tables; they grow for a longer loop."""
 
 STEPS_AHEAD = 3
-"""Steps that are enqueued and not done, the running one included. Enough that the device has the next one
-while the host looks away, few enough that a cancelled loop ends soon: what is enqueued runs."""
+"""Maximum number of enqueued unfinished steps, including the running one. Enough to keep the device busy
+between polls of the host, few enough that a cancelled loop ends soon: enqueued steps still run."""
 
 
 class DeviceLoop:
-    """The loop around one UNet, at fixed addresses.
+    """The denoising loop of one UNet, at fixed addresses.
 
     unet   the bound UNet; its time input is `timestep`, or `time_projections` made by `time`
     time   the network timestep → time_projections, or None
@@ -65,9 +65,11 @@ class DeviceLoop:
     def begin(
         self, timesteps: NDArray[np.int64], rows: NDArray[np.void], prompt_changed: bool, **start: Any
     ) -> None:
-        """Tables and the first latents: `rows` from latents.step_table, `start` as begin_loop takes it.
+        """Fill the tables and the initial latents.
 
-        prompt_changed: the time projections depend on what changed since the last loop (SDXL's on the text).
+        rows            from latents.step_table
+        prompt_changed  recompute the time projections, because they depend on the prompt (SDXL's do)
+        start           arguments of begin_loop
         """
         n = len(rows)
         if n > self.arrays.capacity:
@@ -83,18 +85,21 @@ class DeviceLoop:
 
     @property
     def is_captured(self) -> bool:
-        """Whether steps are replayed; after `prepare`."""
+        """Whether steps are replayed from a capture; valid after `prepare`."""
         return self._replay is not None
 
     def enqueue(self, num_steps: int, *, launch: bool = False) -> None:
-        """All steps of the loop that `begin` started, replayed, or launched one by one if `launch`."""
+        """Enqueue steps of the loop that `begin` started: replayed, or launched one by one if `launch`."""
         step = self._step if launch or self._replay is None else self._replay
         for _ in range(num_steps):
             step()
 
     def run(self, loop: Loop, work: DeviceWork, control: Control) -> None:
-        """The steps of the loop that `begin` started, STEPS_AHEAD of the device. Does not wait for the last
-        ones, unless the loop has a callback. EngineError if latents do not fit the UNet's precision."""
+        """Run the loop that `begin` started, keeping at most STEPS_AHEAD steps enqueued.
+
+        Does not wait for the last ones, unless the loop has a callback. `finish`, or this method with a
+        callback, raises EngineError if latents exceed the range of the UNet's precision.
+        """
         if loop.on_step is not None:
             self._run_with_callback(loop, control)
             return
@@ -109,7 +114,7 @@ class DeviceLoop:
             mark = self._device.mark()
 
     def _run_with_callback(self, loop: Loop, control: Control) -> None:
-        """The steps one by one: waits for each, and goes on with the latents that the callback returns."""
+        """Run the steps one by one: wait for each, and continue with the latents returned by the callback."""
         assert loop.on_step is not None
         n, latents = len(loop), np.empty(0, np.float32)
         control.report(loop.stage, 0, n)
@@ -131,19 +136,20 @@ class DeviceLoop:
             self._device.upload(self.final_latents, final_adain(latents))
 
     def _require_finite(self, loop: Loop) -> None:
-        """EngineError, naming the step, if latents left the range of the UNet's precision. After a wait."""
+        """Raise EngineError, naming the step, if latents exceeded the range of the UNet's precision; to be
+        called after a wait."""
         step = int(self.progress["first_overflow"][0])
         if step != NO_STEP:
             raise not_finite(step_of(loop.unet, step, loop.timesteps), self.arrays.sample.dtype)
 
     def invalidate(self) -> None:
-        """Forget the captured step; the next `begin` captures again."""
+        """Discard the captured step; the next `begin` captures again."""
         self._replay, self._captured_in = None, -1
 
     def prepare(self) -> None:
-        """Run a step that changes nothing, which loads whatever is loaded late, then capture one. Waits.
+        """Run a step without effect, which triggers lazy loading, then capture one. Waits for the stream.
 
-        Does nothing if a valid capture is there; `begin` calls it.
+        Does nothing if the capture is valid; called by `begin`.
         """
         if self._captured_in == self._generation():
             return
@@ -154,7 +160,7 @@ class DeviceLoop:
             self._replay = self._unet.engine.capture(self._device.stream, self._step)
         except EngineError as error:
             log.warning(
-                "%s: its step cannot be captured and is launched each time, which is slower (%s)",
+                "%s: its step cannot be captured and is launched every time, which is slower (%s)",
                 self._unet.network,
                 error,
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What networks need of a GPU's memory, said before any of them is loaded."""
+"""Estimate of the GPU memory that networks need, before any of them is loaded."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +15,12 @@ from lamp_trt.runtime.kernels.arrays import DeviceArray
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes on the device that are known beforehand. weights: of the networks, with one motion. arrays: what
-    networks take and give. Scratch is not among them: an engine knows its own once it is loaded."""
+    """Bytes on the device that are known beforehand.
+
+    weights  weights of the networks, with one motion
+    arrays   inputs and outputs of the networks
+    Scratch memory is not included: an engine's is known only after loading.
+    """
 
     weights: int
     arrays: int
@@ -31,8 +35,8 @@ class MemoryNeed:
 
 
 def memory_need(manifest: Manifest, networks: Iterable[str]) -> MemoryNeed:
-    """Of these networks together. A component's weight file counts once: a VAE's two networks hold half of it
-    each."""
+    """The memory that these networks need together. A component's weight file counts once: a VAE's two
+    networks hold half of it each."""
     chosen = {name: manifest.networks[name] for name in networks}
     files = {weights_path(network.component) for network in chosen.values()}
     if LAMP.unet in chosen and manifest.default_motion is not None:
@@ -43,7 +47,7 @@ def memory_need(manifest: Manifest, networks: Iterable[str]) -> MemoryNeed:
 
 
 def require_memory(need: MemoryNeed, free: int, what: str) -> None:
-    """EngineError, naming both, if the device has less than is needed."""
+    """Raise EngineError, naming both values, if less memory is free than needed. what: the purpose."""
     if need.total > free:
         raise EngineError(
             f"{what} needs {need} on the GPU, {free / 1e9:.2f} GB are free. Close other programs on this "

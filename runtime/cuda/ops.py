@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1's operations on one device, each enqueued: only token ids, tables and given images go up, only
-finished bytes and latents come down.
+"""LAMP's operations on a device, all enqueued; the reference is HostVideoOps in host/ops.py.
 
-The reference is HostVideoOps in host/ops.py. A first frame that is not exactly twice the video's size is
-fitted by OpenCV on the host, between two halves.
+Only token ids, tables and given images are uploaded, only final frames and latents downloaded. Exception: a
+first frame made by SDXL that is not exactly twice the video's size is fitted by OpenCV on the host.
 """
 
 from typing import Any
@@ -31,7 +30,7 @@ from lamp_trt.runtime.ops import Array, Loop, TokenIds, decode_windows
 
 
 class CudaVideoOps(CudaOps):
-    """See ops.VideoOps. SDXL's networks are loaded too when a first frame is to be made."""
+    """LAMP's operations, see ops.VideoOps. SDXL's networks are loaded when a first frame is made."""
 
     def __init__(self, manifest: Manifest, engines: EngineSet) -> None:
         device = engines.device
@@ -70,8 +69,8 @@ class CudaVideoOps(CudaOps):
         return self._images
 
     def take_image(self, first_frame: Any, config: GenerationConfig) -> Any:
-        """A file or host array of any size, fitted; or a CUDA array that stays where it is: uint8 (h, w, 3)
-        of the video's size, or the VAE encoder's own input."""
+        """A file or host array of any size, fitted; or a CUDA array, not copied: uint8 (h, w, 3) of the
+        video's size, or the VAE encoder's input. Raises InputError for another shape or dtype."""
         view = self._device.view(first_frame)
         if view is None:
             return load_first_frame(first_frame, *self._size, config.fit, config.background)
@@ -98,7 +97,8 @@ class CudaVideoOps(CudaOps):
         return embeddings
 
     def fit(self, decoded: DeviceArray, config: GenerationConfig) -> tuple[DeviceArray, DeviceArray | Image]:
-        """Halved on the device where the sizes allow it; else fitted on the host, which waits."""
+        """See ops.VideoOps. Halved on the device if the sizes allow it, otherwise fitted on the host, which
+        waits for the stream."""
         images, target = self.images(), self._encoder.arrays["image"]
         half = decoded.shape[2:] == tuple(2 * size for size in self._size)
         if half and decoded.dtype.itemsize >= target.dtype.itemsize:
@@ -160,7 +160,7 @@ class CudaVideoOps(CudaOps):
         return self._loop.final_latents
 
     def decode(self, latents: DeviceArray, control: Control) -> DeviceArray:
-        """With the frames' histograms, which `match` takes."""
+        """See ops.VideoOps. Also counts the frames' histograms for `match`."""
         launch, decoder = self._device.launch, self._decoder
         self._decoded[:] = 0
         kernels.decoder_input(launch, latents, self._to_decode, scaling_factor=self._scaling)

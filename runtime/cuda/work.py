@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One piece of work on a device: its start and end, its loops as they run, values that are not finite."""
+"""One piece of work on a device: start and end, progress of its loops, detection of non-finite values."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ POLL_SECONDS = 0.002
 
 
 class DeviceClock:
-    """See ops.Clock; by marks of the stream."""
+    """A clock with events on the stream, see ops.Clock."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -33,7 +33,7 @@ class DeviceClock:
 
 
 class RunningLoop:
-    """A loop whose steps were enqueued, all or some. values: PROGRESS (1,) in mapped memory."""
+    """A loop whose steps are partly or all enqueued. values: PROGRESS (1,) in mapped memory."""
 
     def __init__(self, stage: str, values: NDArray[Any], num_steps: int) -> None:
         self.stage, self.num_steps = stage, num_steps
@@ -41,14 +41,14 @@ class RunningLoop:
 
     @property
     def done(self) -> int:
-        """Steps that the device has finished."""
+        """Number of steps that the device has finished."""
         return int(self._values["steps_done"][0])
 
     def has_done(self, steps: int) -> bool:
         return self.done >= steps
 
     def report(self, control: Control) -> None:
-        """What is new since the last report."""
+        """Report the number of finished steps if it changed."""
         done = self.done
         if done != self._reported:
             self._reported = done
@@ -58,7 +58,7 @@ class RunningLoop:
 class DeviceWork:
     """The work of one device, shared by all operations on it.
 
-    Nothing of it waits for the stream, except `working` and `finish`.
+    Only `working`, `wait` and `finish` wait for the stream.
     """
 
     def __init__(self, device: Device) -> None:
@@ -69,7 +69,7 @@ class DeviceWork:
 
     @contextmanager
     def working(self, control: Control) -> Iterator[DeviceClock]:
-        """See ops.Ops. After an error, Ctrl-C or cancelling the stream is idle."""
+        """See ops.Ops. Waits until the stream is idle also after an error, Ctrl-C or cancelling."""
         control.check()
         self.device.synchronize()
         for list_ in (self._loops, self._flags, self._causes):
@@ -81,7 +81,7 @@ class DeviceWork:
             raise
 
     def follow(self, loop: RunningLoop, control: Control) -> None:
-        """Report the loop's progress from now on."""
+        """Start reporting the loop's progress."""
         self._loops.append(loop)
         loop.report(control)
 
@@ -94,16 +94,16 @@ class DeviceWork:
         return reached
 
     def wait(self, mark: Any, control: Control, enough: Callable[[], bool] = lambda: False) -> None:
-        """Poll until the stream has reached `mark`, or it is `enough`."""
+        """Poll until the stream has reached `mark`, or `enough` returns True."""
         while not self.poll(mark, control) and not enough():
             time.sleep(POLL_SECONDS)
 
     def flag(self, check: Callable[[], None]) -> None:
-        """`check` raises EngineError if a kernel met values that are not finite; called after the wait."""
+        """Register `check`, called in `finish`: it raises EngineError if a kernel met non-finite values."""
         self._flags.append(check)
 
     def cause(self, array: DeviceArray, where: str) -> None:
-        """An output of `where`, looked at only if a flag is up: if it is not finite, that came first."""
+        """Register an output of `where`; after a failed check, the first non-finite one is named."""
         self._causes.append((array, where))
 
     def finish(self, control: Control) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1 over engines that run on host arrays."""
+"""Algorithm 1 with engines on host arrays."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a UNet is given at each step beside the sample, whatever form the bundle's UNet has.
+"""The inputs of a UNet other than the sample, at each step.
 
-Networks may stand between the plain conditions (text embeddings, timestep) and the UNet's inputs: what they
-give out is found by the names of those inputs, see engine/precompute.py.
+In a bundle with hoisted networks, these compute UNet inputs from the plain conditions (text embeddings,
+timestep). Their outputs are matched to the UNet's inputs by name, see engine/precompute.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ Arrays = Mapping[str, Array]
 def conditions_by_step(
     unet: Engine, precompute: Sequence[Engine], conditions: Arrays, timesteps: Iterable[int | np.integer[Any]]
 ) -> Iterator[Arrays]:
-    """For each of `timesteps` the arrays of the UNet's inputs but `sample`, by name.
+    """Yield for each of `timesteps` the arrays of the UNet's inputs except `sample`, by name.
 
-    precompute   engines that precompute inputs of the UNet, if any. Those that take `timestep`
-                 run at each step, the others once
+    precompute   engines of the networks that compute UNet inputs, empty for a plain UNet. Those that take
+                 `timestep` run at each step, the others once
     conditions   the plain conditions of the prompt by name, such as encoder_hidden_states
-    Raises EngineError if the UNet takes what nothing gives, or an engine fails.
+    Raises EngineError if an input of the UNet is missing, or an engine fails.
     """
     at_each_step = [engine for engine in precompute if "timestep" in _names(engine)]
     fixed = dict(conditions)
@@ -49,8 +49,8 @@ def _taken(engine: Engine, arrays: Arrays) -> dict[str, Array]:
     missing = [name for name in names if name not in arrays]
     if missing:
         raise EngineError(
-            f"a UNet takes {missing[0]}, which no network of the bundle gives: its networks do not belong "
-            "together. Build them anew."
+            f"a UNet takes {missing[0]}, which no network of the bundle computes: its networks do not belong "
+            "together. Build them again."
         )
     return {name: arrays[name] for name in names}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising loop over an engine that runs on host arrays: the plain one, reference of cuda/loop.py."""
+"""The denoising loop with an engine on host arrays; the reference for cuda/loop.py."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,12 +27,12 @@ def run_loop(
     conditions: Conditions,
     control: Control,
 ) -> Latents:
-    """From initial latents (1, c, f, h, w) or (1, c, h, w) to those that are decoded, float32.
+    """Run the loop from initial latents (1, c, f, h, w) or (1, c, h, w) to those to be decoded, float32.
 
-    conditions  the UNet's plain ones by name, each [unconditional, conditional]
-    precompute  engines that precompute inputs of the UNet, see conditioning.py
-    Latents stay float32 between steps; the UNet sees them in its own precision. Raises EngineError, naming
-    the step, if they do not fit it, and Cancelled before a step.
+    precompute  engines of the networks that compute UNet inputs, see conditioning.py
+    conditions  the plain conditions by name, each [unconditional, conditional]
+    Latents are float32 between steps and converted to the UNet's precision for its input. Raises EngineError,
+    naming the step, if they exceed its range, and Cancelled before a step.
     """
     sample_dtype = np.dtype(unet.inputs[0].dtype)
     by_step = conditions_by_step(unet, precompute, conditions, loop.timesteps)
@@ -41,7 +41,7 @@ def run_loop(
         control.check()
         sample = np.repeat(latents, 2, axis=0).astype(sample_dtype)
         noise_pred = unet.run({"sample": sample, **next(by_step)})["noise_pred"]
-        with np.errstate(over="ignore", invalid="ignore"):  # is an error in the next line, not a warning
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
             latents = apply_row(latents, noise_pred, row)
         if not fits(latents, sample_dtype):
             raise not_finite(step_of(loop.unet, step, loop.timesteps), sample_dtype)
@@ -52,8 +52,8 @@ def run_loop(
 
 
 def initial_latents(loop: Loop, shape: tuple[int, ...], first_frame: Latents | None = None) -> Latents:
-    """What enters the first step: the loop's noise of `shape`, mixed as it says, behind the first frame
-    (1, c, 1, h, w). The twin of kernels/noise.cu begin_loop."""
+    """Input of the first step: the loop's noise of `shape`, mixed as configured, with `first_frame`
+    (1, c, 1, h, w) as frame 0. NumPy equivalent of kernels/noise.cu begin_loop."""
     noise = latent_noise(loop.seed, loop.purpose, shape) if loop.noise is None else loop.noise
     if first_frame is None:
         return noise.astype(np.float32)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Algorithm 1's operations in NumPy, over engines that run on host arrays: the plain ones, reference of
-cuda/ops.py. Each is done when it returns."""
+"""Algorithm 1's operations in NumPy with engines on host arrays; the reference for cuda/ops.py.
+
+Operations are synchronous.
+"""
 
 import os
 import time
@@ -38,7 +40,7 @@ Engines = Mapping[str, Engine]
 
 
 class HostClock:
-    """See ops.Clock; by the wall."""
+    """Wall clock, see ops.Clock."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -53,7 +55,7 @@ class HostClock:
 
 
 class HostOps:
-    """Common to both families: networks by name, `engines`, and what the manifest says of them."""
+    """Operations common to both families. engines: by network name."""
 
     def __init__(self, manifest: Manifest, engines: Engines) -> None:
         self._manifest, self._engines = manifest, engines
@@ -83,7 +85,7 @@ class HostOps:
 
 
 class HostImageOps(HostOps):
-    """See ops.ImageOps."""
+    """SDXL's operations, see ops.ImageOps."""
 
     def encode_text(self, ids: tuple[TokenIds, TokenIds], zero_negative: bool) -> tuple[Array, Array]:
         one = self._engines["sdxl_text_encoder"].run({"input_ids": ids[0]})
@@ -121,7 +123,7 @@ class HostImageOps(HostOps):
 
 
 class HostVideoOps(HostOps):
-    """See ops.VideoOps. load_images: gives SDXL's operations; None for a bundle without SDXL."""
+    """LAMP's operations, see ops.VideoOps. load_images: returns SDXL's operations; None without SDXL."""
 
     def __init__(
         self, manifest: Manifest, engines: Engines, load_images: Callable[[], ImageOps] | None = None

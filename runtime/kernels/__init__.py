@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels: their sources, what each takes, and the fatbin built with the package.
+"""The CUDA kernels: sources, signatures, and the fatbin built with the package.
 
-Nothing here needs a driver: `device` alone looks for one, when something is launched.
+Nothing here needs a driver; only `device` does.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 TRANSLATION_UNIT = "lamp_kernels.cu"
-"""Includes all others."""
+"""Source file that includes all others."""
 
 _POINTER, _INT, _FLOAT, _DOUBLE, _UINT64 = (
     ctypes.c_void_p,
@@ -24,7 +24,7 @@ _POINTER, _INT, _FLOAT, _DOUBLE, _UINT64 = (
 )
 _DTYPES = ("f16", "f32")
 _VARIANTS = ("f16", "f16_any", "f32", "f32_any")
-"""`_any`: for sizes whose vectors are not aligned."""
+"""Suffixes of kernel names. `_any`: for arrays or sizes that do not allow aligned vector access."""
 
 SIGNATURES: dict[str, tuple[type[Any], ...]] = {
     **{f"lamp_latent_step_{v}": (_POINTER,) * 8 + (_INT,) * 3 + (_FLOAT,) for v in _VARIANTS},
@@ -40,7 +40,8 @@ SIGNATURES: dict[str, tuple[type[Any], ...]] = {
     "lamp_hist_lut": (_POINTER, _POINTER, _INT, _DOUBLE),
     **{f"lamp_hist_apply_{v}": (_POINTER, _POINTER, _INT) for v in ("u8", "u8_any")},
 }
-"""Parameter types in order. Launchers convert with these: a bare Python float would travel as eight bytes."""
+"""Parameter types in order. Launchers convert arguments to these: cuda.core passes a Python float as 8 bytes.
+"""
 
 
 def sources() -> dict[str, str]:
@@ -50,7 +51,7 @@ def sources() -> dict[str, str]:
 
 
 def single_source() -> str:
-    """The translation unit with its includes put in place: one text for NVRTC, and for the cache's key."""
+    """The translation unit with its includes expanded, for NVRTC and for the key of its cache."""
     files = sources()
     seen: set[str] = set()
 
@@ -67,15 +68,16 @@ def single_source() -> str:
 
 
 def source_digest() -> str:
-    """Identifies the sources, in the name of the fatbin made from them. CMakeLists.txt computes the same."""
+    """Digest of the sources, part of the fatbin's name. CMakeLists.txt computes the same."""
     digests = [hashlib.sha256(text.encode()).hexdigest() for _, text in sorted(sources().items())]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def fatbins() -> dict[str, Path]:
-    """Fatbins of the installed package by file name. Only `fatbin_name()` is made from the present sources.
+    """Fatbins of the installed package by file name. Only `fatbin_name()` is made from the current sources.
 
-    They lie beside this module, but for an editable install, which leaves the module in the source tree.
+    They are in this module's folder. In an editable install, where the module is in the source tree, they are
+    in the distribution's folder.
     """
     from importlib.metadata import PackageNotFoundError, distribution
 
@@ -86,5 +88,5 @@ def fatbins() -> dict[str, Path]:
 
 
 def fatbin_name() -> str:
-    """File name of the fatbin that belongs to the sources as they are."""
+    """File name of the fatbin made from the current sources."""
     return f"lamp_kernels-{source_digest()}.fatbin"

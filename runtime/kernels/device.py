@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the kernels onto the current GPU and launches them on a CUDA stream."""
+"""Loading of the kernels onto the current GPU, and their launch on a CUDA stream."""
 
 import ctypes
 import functools
@@ -17,10 +17,10 @@ DRIVER_LIBRARY = "libcuda.so.1"
 
 
 def driver_present() -> bool:
-    """Whether the NVIDIA driver's library loads.
+    """Whether the NVIDIA driver's library can be loaded.
 
     Without it cuda.core 1.2 raises SystemError from its first loading call and hangs in the second, so this
-    is asked before either.
+    is checked before either.
     """
     try:
         ctypes.CDLL(DRIVER_LIBRARY)
@@ -30,18 +30,18 @@ def driver_present() -> bool:
 
 
 class CudaLauncher:
-    """Launches kernels on one stream of the current device.
+    """Launcher of kernels on one stream of the current device; loads the kernels.
 
-    stream: a cuda.core Stream or GraphBuilder, a torch.cuda.Stream, anything with __cuda_stream__, or a
+    stream: a cuda.core Stream or GraphBuilder, a torch.cuda.Stream, any object with __cuda_stream__, or a
     cudaStream_t as int. The device is the current one: cuda.core's Device(n).set_current(), or torch's.
-    Launching neither allocates nor synchronises, so a stream may be captured meanwhile, once the kernels are
-    loaded, which this does. Raises EngineError without a driver, or if the kernels cannot be loaded.
+    Launches neither allocate nor synchronise, so they may be captured. Raises EngineError without a driver,
+    or if the kernels cannot be loaded.
     """
 
     def __init__(self, stream: Any) -> None:
         if not driver_present():
             raise EngineError(
-                f"{DRIVER_LIBRARY} does not load, there is no NVIDIA driver; install it or use device='cpu'."
+                f"{DRIVER_LIBRARY} does not load: there is no NVIDIA driver; install it or use device='cpu'."
             )
         from cuda.core import Device
 
@@ -58,18 +58,20 @@ class CudaLauncher:
 
 
 def stream_from(stream: Any) -> Any:
-    """`stream` as cuda.core launches on it, see CudaLauncher."""
+    """`stream` in a form that cuda.core accepts, see CudaLauncher. Raises InputError for another type."""
     if isinstance(stream, int):
         return _stream_from_handle(stream)
     if hasattr(stream, "__cuda_stream__") or type(stream).__module__.startswith("cuda.core"):
         return stream
-    if hasattr(stream, "cuda_stream"):  # torch.cuda.Stream before it knew the protocol
+    if hasattr(stream, "cuda_stream"):  # torch.cuda.Stream of versions without the protocol
         return _stream_from_handle(stream.cuda_stream)
-    raise InputError(f"{type(stream).__name__} is no CUDA stream; expected cuda.core's, torch's or a handle.")
+    raise InputError(
+        f"{type(stream).__name__} is not a CUDA stream; expected cuda.core's, torch's or a handle."
+    )
 
 
 def c_arguments(kernel: str, arguments: Sequence[float]) -> list[Any]:
-    """Arguments as cuda.core takes them: pointers as int, scalars at their width in C."""
+    """Arguments in the form that cuda.core accepts: pointers as int, scalars as ctypes of their C width."""
     signature = kernels.SIGNATURES[kernel]
     if len(arguments) != len(signature):
         raise InputError(f"{kernel} takes {len(signature)} arguments, got {len(arguments)}.")
@@ -78,7 +80,7 @@ def c_arguments(kernel: str, arguments: Sequence[float]) -> list[Any]:
 
 @functools.cache
 def loaded_kernels(arch: str) -> dict[str, Any]:
-    """Every kernel by name, from the package's fatbin or compiled for `arch`; parameters checked."""
+    """Every kernel by name, from the package's fatbin or compiled for `arch`, with checked parameters."""
     from cuda.core import ObjectCode
 
     fatbin = current_fatbin()
@@ -93,7 +95,8 @@ def loaded_kernels(arch: str) -> dict[str, Any]:
 
 
 def current_fatbin() -> bytes | None:
-    """The package's fatbin if it was made from the sources as they are, else None."""
+    """The package's fatbin if it was made from the current sources, otherwise None. Logs a warning if the
+    package has an outdated one."""
     fatbins = kernels.fatbins()
     fatbin = fatbins.get(kernels.fatbin_name())
     if fatbin is None and fatbins:
@@ -106,12 +109,12 @@ def current_fatbin() -> bytes | None:
 
 
 def check_parameters(kernel: str, sizes: Sequence[int]) -> None:
-    """Raises EngineError unless a compiled kernel's parameter sizes are those that it will be given."""
+    """Raise EngineError unless a compiled kernel's parameter sizes match its signature."""
     expected = [ctypes.sizeof(t) for t in kernels.SIGNATURES[kernel]]
     if list(sizes) != expected:
         raise EngineError(
             f"the compiled kernel {kernel} takes parameters of {list(sizes)} bytes, expected {expected}; "
-            "reinstall lamp-trt, and empty the kernel cache."
+            "reinstall lamp-trt, and delete the kernel cache."
         )
 
 

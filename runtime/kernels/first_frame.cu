@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-/* first_frame.cu: what lies between images, latents and the networks that take them: SDXL's image or a given one to
-   the SD encoder's input, and the final latents to the decoder's input.
+/* first_frame.cu: conversion of network inputs: SDXL's image or a given one to the SD encoder's input, and the final
+   latents to the decoder's input.
    Reference  runtime/algorithm/histogram.py uint8_frames(rounding="round"), runtime/media/image.py (cv2.resize at exactly 2:1)
    Layout     decoded (3, 2H, 2W) in [-1, 1]; pixels (2H, 2W, 3) uint8; image (3, H, W) in [-1, 1]
-   Mapping    one thread for one pixel of the small image: it rounds four pixels of the large one and means them
-   Rounding   half to even, as NumPy; OpenCV's bilinear at exactly 2:1 is (a + b + c + d + 2) >> 2, so bit for bit
+   Mapping    one thread per pixel of the small image: it rounds four pixels of the large one and averages them
+   Rounding   half to even, as NumPy; (a + b + c + d + 2) >> 2, which equals OpenCV's bilinear at exactly 2:1
    Traffic    at 1024x640 fp32: 7.9 MB read, 2.0 + 2.0 MB written, once per video                                    */
 #include "lamp_common.cuh"
 
 namespace lamp {
 
-/* A decoder's value in [-1, 1] on the scale 0..255, not yet rounded. NaN becomes 0. */
+/* Maps a decoder's value from [-1, 1] to 0..255 without rounding. NaN becomes 0. */
 __device__ __forceinline__ float level(float x) {
   return fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f) * 255.f;
 }
 
-/* Called by every thread of a block: reports to the host if any met a value that is not finite. */
+/* Reports to the host if any thread of the block met a non-finite value; every thread must call it. */
 __device__ __forceinline__ void report_not_finite(bool met, LampProgress* progress) {
   if (__syncthreads_or(met) && threadIdx.x == 0 && progress != nullptr) progress->image_not_finite = 1u;
 }
 
-/* A level 0..255 in [-1, 1]. fp16: two roundings, as officially. */
+/* Maps a level from 0..255 to [-1, 1]. fp16: two roundings, as in the official code. */
 template <typename Out>
 __device__ __forceinline__ Out model_value(int level) {
   const Out scaled = from_float<Out>(static_cast<float>(level) / 127.5f);
@@ -54,7 +54,7 @@ __device__ __forceinline__ void first_frame(const In* decoded, unsigned char* pi
   report_not_finite(not_finite, progress);
 }
 
-/* pixels (H, W, 3) uint8 -> image (3, H, W) in [-1, 1]. One thread for one pixel. */
+/* pixels (H, W, 3) uint8 -> image (3, H, W) in [-1, 1]. One thread per pixel. */
 template <typename Out>
 __device__ __forceinline__ void model_input(const unsigned char* pixels, Out* image, int area) {
   const int at = blockIdx.x * blockDim.x + threadIdx.x;

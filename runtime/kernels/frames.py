@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies between the loops and the networks on the device: posterior sample, first frame, decoded frames.
+"""Launch functions for the kernels between networks: posterior sample, first frame, decoded frames.
 
-Every function checks its arrays, chooses kernel and grid, and launches. It allocates nothing, never
-synchronises, and is safe while a stream is captured.
+Every function checks its arrays, selects kernel and grid, and launches. None allocates or synchronises, so
+all may be called during stream capture.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from lamp_trt.runtime.kernels.launch import (
 )
 
 HISTOGRAM_PARTS = 24
-"""Blocks that count one frame: 16 frames give 384, which fills the largest GPU."""
+"""Number of blocks that count one frame: 384 blocks for 16 frames, enough to fill the largest GPU."""
 
 
 def posterior_sample(
@@ -41,10 +41,10 @@ def posterior_sample(
     seed: int,
     noise: DeviceArray | None = None,
 ) -> None:
-    """out = (mean + exp(clamp(logvar, -30, 20) / 2) * n) * scaling_factor: the first frame's latents.
+    """Compute the first frame's latents: out = (mean + exp(clamp(logvar, -30, 20) / 2) * n) * scaling_factor.
 
-    mean, logvar (1, c, h, w) float16 or float32; out (1, c, 1, h, w) float32; n is drawn from `seed` for
-    Purpose.POSTERIOR, or given as noise (1, c, h, w) float32.
+    mean, logvar (1, c, h, w) float16 or float32; out (1, c, 1, h, w) float32; n is `noise` (1, c, h, w)
+    float32, or drawn from `seed` for Purpose.POSTERIOR.
     """
     whole_number("seed", seed, 0, MAX_SEED)
     expect("latent_mean", mean, mean.shape, HALF, SINGLE)
@@ -77,10 +77,11 @@ def first_frame(
     image: DeviceArray,
     progress: DeviceArray | None = None,
 ) -> None:
-    """SDXL's decoded image, rounded to uint8, and its 2x2 means as the SD encoder's input.
+    """Convert SDXL's decoded image to uint8, rounded, and its 2x2 means to the SD encoder's input.
 
     decoded (1, 3, 2h, 2w) in [-1, 1]; pixels (2h, 2w, 3) uint8; image (1, 3, h, w) in [-1, 1]. decoded and
-    image are float16 or float32, but not float16 and float32. Other ratios go through image.py on the host.
+    image are float16 or float32; a float32 image needs float32 decoded. progress: reports non-finite values.
+    Other ratios use image.py on the host.
     """
     expect("image", image, (1, 3, *image.shape[2:]), HALF, SINGLE)
     height, width = image.shape[2:]
@@ -95,7 +96,7 @@ def first_frame(
 
 
 def model_input(launch: Launcher, pixels: DeviceArray, image: DeviceArray) -> None:
-    """An image of the video's size as the SD encoder's input: x / 127.5 - 1, the twin of image.model_input.
+    """Convert an image of the video's size to the SD encoder's input, x / 127.5 - 1, as image.model_input.
 
     pixels (h, w, 3) uint8; image (1, 3, h, w) float16 or float32.
     """
@@ -111,7 +112,7 @@ def model_input(launch: Launcher, pixels: DeviceArray, image: DeviceArray) -> No
 
 
 def decoder_input(launch: Launcher, latents: DeviceArray, out: DeviceArray, *, scaling_factor: float) -> None:
-    """out = latents / scaling_factor, a frame of it one decoder input.
+    """Compute out = latents / scaling_factor, with one decoder input per frame.
 
     latents (1, c, f, h, w) or (1, c, h, w) float32; out (f, c, h, w) float16 or float32.
     """
@@ -129,10 +130,12 @@ def decoder_input(launch: Launcher, latents: DeviceArray, out: DeviceArray, *, s
 
 @dataclass(frozen=True)
 class HistogramArrays:
-    """Memory of a video's histogram matching.
+    """Arrays for a video's histogram matching.
 
-    frames (f, h, w, 3) uint8; counts (f, HISTOGRAM_PARTS, 3, 256) uint32; lut (f, 3, 256) uint8;
-    progress (1,) PROGRESS in mapped host memory, or None.
+    frames    (f, h, w, 3) uint8
+    counts    (f, HISTOGRAM_PARTS, 3, 256) uint32
+    lut       (f, 3, 256) uint8
+    progress  (1,) PROGRESS in mapped host memory, or None
     """
 
     frames: DeviceArray
@@ -154,7 +157,7 @@ class HistogramArrays:
 
 
 def count_decoded(launch: Launcher, video: HistogramArrays, images: DeviceArray, first: int = 0) -> None:
-    """Decoded images to frames first..first+n-1, truncated to bytes, and their histograms.
+    """Convert decoded images to frames first..first+n-1, truncated to uint8, and count their histograms.
 
     images (n, 3, h, w) in [-1, 1], float16 or float32.
     """
@@ -170,9 +173,9 @@ def count_decoded(launch: Launcher, video: HistogramArrays, images: DeviceArray,
 
 
 def match_histograms(launch: Launcher, video: HistogramArrays, mode: Histogram = "official") -> None:
-    """Frames 1.. get the histogram of frame 0, in place, once all frames are counted.
+    """Match frames 1.. to the histogram of frame 0, in place; all frames must be counted before.
 
-    Modes: runtime.histogram.match_histograms.
+    For modes see algorithm.histogram.match_histograms.
     """
     one_of("histogram", mode, Histogram)
     f = video.frames.shape[0]

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-/* hist_match.cu: a VAE decoder's frames to bytes, each matched to frame 0's histogram, in three launches.
+/* hist_match.cu: decoded frames to uint8, and histogram matching to frame 0, in three launches.
    Reference  runtime/algorithm/histogram.py uint8_frames, match_histograms
    Layout     image (F, 3, P) from the decoder, P pixels; frames (F, P, 3) uint8; counts (F, B, 3, 256); lut (F, 3, 256)
    Mapping    count: grid (B, F), each block quantises its part of a frame and writes that part's three histograms, so
-              nothing is zeroed beforehand and nothing is left of an aborted video; lut: grid (F - 1, 3), one table per
-              block; apply: grid (B, F - 1), in place, frame 0 is the reference and stays
-   Modes      lut[v] = first u with cdf_0[u] >= cdf_f[v], 255 if there is none. "official": float64 densities n / P
-              added in bin order, as np.cumsum(np.histogram(..., density=True)[0]), bit for bit with its rounding
-              quirk. "exact": the same sums over n itself (divisor 1), which are exact
+              nothing has to be zeroed before, also after an aborted video; lut: grid (F - 1, 3), one table per block;
+              apply: grid (B, F - 1), in place, frame 0 is the reference and unchanged
+   Modes      lut[v] = first u with cdf_0[u] >= cdf_f[v], otherwise 255. "official": float64 densities n / P added in
+              bin order, bit for bit equal to np.cumsum(np.histogram(..., density=True)[0]) with its rounding.
+              "exact": the same sums over n itself (divisor 1), which are exact
    Traffic    at 16x320x512 fp16: 15.7 MB read and 7.9 written, then 7.9 read and 7.9 written
    Requires   V = 8: P % 8 == 0                                                                                      */
 #include "first_frame.cu"
@@ -15,9 +15,9 @@
 namespace lamp {
 
 constexpr int kBins = 256, kColours = 3;
-constexpr int kCopies = 8;   // of a block's histograms, chosen by lane: equal neighbours do not all queue for one word
+constexpr int kCopies = 8;   // copies of a block's histograms, selected by lane, which reduces atomic contention
 
-/* V pixels from planes (3, P) to levels, which go to `frame` (P, 3) too. */
+/* Converts V pixels of planes (3, P) to levels and also writes them to `frame` (P, 3). */
 template <int V, typename T>
 __device__ __forceinline__ void levels_of(const T* planes, long long pixels, int pixel,
                                           unsigned char (&out)[V][kColours], unsigned char* frame, bool& not_finite) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void hist_count(const T* planes, unsigned char* frame
 #pragma unroll
       for (int c = 0; c < kColours; ++c) atomicAdd(&part[c][copy][value[j][c]], 1u);
   }
-  report_not_finite(not_finite, progress);   // and: every count is in
+  report_not_finite(not_finite, progress);   // also a barrier: all counts are complete
   unsigned* out = counts + (static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x) * kColours * kBins;
   for (int i = tid; i < kColours * kBins; i += threads) {
     unsigned n = 0;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void hist_count(const T* planes, unsigned char* frame
   }
 }
 
-/* One frame's and frame 0's CDF of one colour, and the table between them. 256 threads, one for each level. */
+/* CDFs of one colour in one frame and in frame 0, and the lookup table between them. 256 threads, one per level. */
 __device__ __forceinline__ void hist_lut(const unsigned* counts, unsigned char* lut, int parts, double divisor) {
   __shared__ double cdf[2][kBins];   // of frame 0, of frame f
   const int f = blockIdx.x + 1, colour = blockIdx.y, bin = threadIdx.x;
@@ -76,7 +76,7 @@ __device__ __forceinline__ void hist_lut(const unsigned* counts, unsigned char* 
     cdf[which][bin] = static_cast<double>(n) / divisor;
   }
   __syncthreads();
-  if (bin % kWarp == 0 && bin / kWarp < 2) {   // a running sum in bin order, the two in different warps
+  if (bin % kWarp == 0 && bin / kWarp < 2) {   // running sums in bin order, one each in two warps
     double* sums = cdf[bin / kWarp];
     double sum = 0.0;
 #pragma unroll 16
@@ -86,7 +86,7 @@ __device__ __forceinline__ void hist_lut(const unsigned* counts, unsigned char* 
     }
   }
   __syncthreads();
-  int low = 0, high = kBins;   // the first level whose cdf is not below, in [low, high]
+  int low = 0, high = kBins;   // binary search of the first level whose cdf is not below, in [low, high]
   while (low < high) {
     const int middle = (low + high) / 2;
     if (cdf[0][middle] < cdf[1][bin]) low = middle + 1;

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-/* lamp_common.cuh: what the kernels share: packed access, block sums, the state of a denoising loop.
-   Compiles under nvcc, NVRTC and, through tests/doubles/emu/cuda_emu.h, g++: keep to what that emulator provides.   */
+/* lamp_common.cuh: code common to the kernels: packed access, block sums, the state of a denoising loop.
+   Compiles with nvcc, NVRTC and, through tests/doubles/emu/cuda_emu.h, g++: use only what that emulator provides.   */
 #pragma once
 #include <cuda_fp16.h>
 
-/* One step of the loop, written by the host before the loop starts. NumPy twin: runtime/algorithm/latents.py STEP_ROW. */
+/* One step of the loop, written by the host before the loop starts. In NumPy: runtime/algorithm/latents.py STEP_ROW. */
 struct LampStepRow {
   float cx, ce;     // x_prev = cx * x + ce * noise_pred
   float guidance;   // noise_pred = u + guidance * (c - u)
   unsigned mode;    // lamp::Mode bits
 };
 
-/* Where the loop is, in device memory. begin_loop resets it, latent_step's last block advances it. */
+/* State of the loop, in device memory. begin_loop resets it, latent_step's last block advances it. */
 struct LampLoopState {
-  unsigned step;           // the step that latent_step does next
+  unsigned step;           // the next step of latent_step
   unsigned num_steps;
   unsigned arrived;        // blocks that have finished this step
   unsigned first_overflow; // first step whose latents the UNet's input type cannot hold, or kNoStep
 };
 
-/* The same for the host, in mapped pinned memory; begin_loop resets it. */
+/* Status for the host, in mapped pinned memory; begin_loop resets it. */
 struct alignas(8) LampProgress {
   unsigned steps_done, first_overflow;
   unsigned image_not_finite;   // 1 once a decoder's image held NaN or infinity
@@ -28,12 +28,12 @@ struct alignas(8) LampProgress {
 
 namespace lamp {
 
-/* What a step does beside DDIM, in this order. NumPy twin: runtime/algorithm/latents.py StepMode. */
+/* Operations of a step after DDIM, in this order. In NumPy: runtime/algorithm/latents.py StepMode. */
 enum Mode : unsigned {
   kFrame1ToFrame0 = 1,   // AdaIN of frame 1 to frame 0
-  kRestToFrame1 = 2,     // AdaIN of frames 2.. to frame 1 as the line above left it
+  kRestToFrame1 = 2,     // AdaIN of frames 2.. to frame 1, after the line above
   kAllToFrame0 = 4,      // AdaIN of frames 1.. to frame 0
-  kFinalToFrame0 = 8,    // the same once more: the official code's AdaIN after the loop
+  kFinalToFrame0 = 8,    // AdaIN of frames 1.. to frame 0 once more: the official code's after the loop
   kStepFrame0 = 16,      // frame 0 is denoised too (the image loop; a video's frame 0 is given)
 };
 
@@ -103,7 +103,7 @@ __device__ __forceinline__ void block_sum(float (&v)[N], float (&scratch)[N][kWa
   __syncthreads();
 }
 
-/* Copies row `row` of a table of 4-byte words; called by one whole block. */
+/* Copies row `row` of a table of 4-byte words; every thread of one block must call it. */
 __device__ __forceinline__ void copy_row(const unsigned* table, unsigned* out, unsigned row, int words) {
   for (int i = threadIdx.x; i < words; i += blockDim.x) out[i] = table[static_cast<long long>(row) * words + i];
 }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One denoising loop on the device: its memory, its start, its step.
+"""Arrays and launch functions of one denoising loop on the device: begin_loop and latent_step.
 
-Every function checks its arrays, chooses kernel and grid, and launches. It allocates nothing, never
-synchronises, and is safe while a stream is captured.
+Every function checks its arrays, selects kernel and grid, and launches. None allocates or synchronises, so
+all may be called during stream capture.
 """
 
 from dataclasses import dataclass
@@ -30,24 +30,24 @@ from lamp_trt.runtime.kernels.launch import (
 )
 
 STEP_THREADS = 512
-"""Most threads of latent_step's blocks."""
+"""Maximum number of threads of latent_step's blocks."""
 
 LOOP_STATE = np.dtype([("step", "u4"), ("num_steps", "u4"), ("arrived", "u4"), ("first_overflow", "u4")])
-"""Where the loop is, for the kernels alone."""
+"""State of the loop, used only by the kernels."""
 
 
 @dataclass(frozen=True)
 class LoopArrays:
-    """Memory of one denoising loop, at addresses that stay: a captured step finds everything by itself.
+    """Arrays of one denoising loop, at fixed addresses, so that a captured step needs no arguments.
 
     sample        (b, c, f, h, w) or (b, c, h, w), float16 or float32: the UNet's input. b = 2 with guidance
                   ([unconditional, conditional]), 1 without
     noise_pred    like sample: the UNet's output
-    latents       (2, c, f, h, w) or (2, c, h, w), float32: steps alternate, `final_latents` is the first
+    latents       (2, c, f, h, w) or (2, c, h, w), float32: two buffers that alternate; the first is final
     rows          (capacity,) STEP_ROW from latents.step_table, at least num_steps of them filled
-    time_table    (capacity, width): a row for each step, of float32 timesteps (width 1) or of an embedding in
-                  any dtype, whole 4-byte words
-    time_row      (1, width): the current step's row, which the UNet reads
+    time_table    (capacity, width): one row per step, float32 timesteps (width 1) or an embedding in any
+                  dtype; a row must be a multiple of 4 bytes
+    time_row      (1, width): the current step's row, read by the UNet
     state         (1,) LOOP_STATE
     progress      (1,) PROGRESS in mapped host memory, or None
     """
@@ -81,7 +81,7 @@ class LoopArrays:
 
     @property
     def capacity(self) -> int:
-        """Most steps that the tables hold."""
+        """Maximum number of steps of the tables."""
         return self.rows.shape[0]
 
     @property
@@ -99,7 +99,7 @@ class LoopArrays:
 
     @property
     def final_latents(self) -> DeviceArray:
-        """(1, c, f, h, w) or (1, c, h, w): where the last step leaves its result, whatever their number."""
+        """The result of the last step, for any number of steps: (1, c, f, h, w) or (1, c, h, w)."""
         return self.latents.rows(0, 1)
 
 
@@ -116,15 +116,14 @@ def begin_loop(
     base_noise: DeviceArray | None = None,
     first_frame: DeviceArray | None = None,
 ) -> None:
-    """Starts a loop of `num_steps` steps: initial latents, first UNet input, first time row, and the state,
-    whatever an earlier loop left behind.
+    """Start a loop of `num_steps` steps: set initial latents, first UNet input, first time row and state.
 
-    noise         (1, c, f, h, w) float32, instead of drawing it from `seed` for `purpose`
-    base_weight   share of the noise that frames 1.. have in common (config.NOISE_BASE_WEIGHT); 0 for none
-    base_purpose  None: that noise is frame 0's of the same draw, as in preset "official". Otherwise it is
-                  drawn for this purpose ("paper": PAPER_BASE), or given
-    base_noise    (1, c, 1, h, w) float32
-    first_frame   (1, c, 1, h, w) float32, the clean latents that take frame 0's place
+    noise         (1, c, f, h, w) float32; None: drawn from `seed` for `purpose`
+    base_weight   weight of the noise shared by frames 1.. (config.NOISE_BASE_WEIGHT); 0 for none
+    base_purpose  purpose for which the shared noise is drawn ("paper": PAPER_BASE); None: frame 0 of the same
+                  draw, as in preset "official"
+    base_noise    (1, c, 1, h, w) float32: the shared noise, instead of a draw
+    first_frame   (1, c, 1, h, w) float32: the clean latents of frame 0
     """
     whole_number("num_steps", num_steps, 1, loop.capacity)
     whole_number("seed", seed, 0, MAX_SEED)
@@ -169,9 +168,10 @@ def begin_loop(
 
 
 def latent_step(launch: Launcher, loop: LoopArrays) -> None:
-    """The step that `loop.state` stands at: guidance, DDIM, AdaIN, the next UNet input and time row.
+    """Run the current step of `loop.state`: guidance, DDIM, AdaIN, the next UNet input and time row.
 
-    Every step is launched alike, so that a captured one is replayed. After the last it does nothing.
+    The launch is the same for every step, so it can be captured and replayed. After the last step it does
+    nothing.
     """
     suffix = variant(loop.area, VECTOR, loop.sample, loop.noise_pred, loop.latents)
     vectors = loop.area if suffix.endswith("_any") else loop.area // VECTOR

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 /* latent_step.cu: one denoising step in one launch: guidance, DDIM, AdaIN, the next UNet input, the next time row.
    Reference  runtime/algorithm/latents.py denoise_step
-   Layout     latents (2, C, F, H*W) fp32: two buffers that the steps alternate between, the last step writes buffer 0;
+   Layout     latents (2, C, F, H*W) fp32: two buffers that alternate between steps, the last step writes buffer 0;
               noise_pred, sample (batch, C, F, H*W) in the UNet's precision, batch 2 = unconditional, conditional
    Mapping    grid (F, C): a block owns one channel of one frame and recomputes the moments of the frames that it is
               matched to, so no block waits for another. A thread keeps its first V values in registers and reads the
               values beyond blockDim.x * V again (from L1) in each pass
    AdaIN      every AdaIN is an affine map whose result has known moments, so a chain of them (frame 2 to frame 1 to
               frame 0, and the final one) is one map, computed from the moments before the first. It follows the
-              official order, eps included, and differs from the step-by-step result by rounding only
+              official order, including eps, and differs from the step-by-step result only by rounding
    Ping-pong  a block reads its reference frame while that frame's block writes it: in place would be a race
    Traffic    at 16x40x64 fp16: 0.66 MB latents read, 0.66 written, 0.66 noise_pred read, 0.66 sample written;
               launch-bound
@@ -17,7 +17,7 @@
 
 namespace lamp {
 
-/* One channel of one frame before the step; `stepped` says whether this step denoises it. */
+/* One channel of one frame before the step; `stepped`: whether this step denoises it. */
 template <typename T>
 struct Plane {
   const float* x;
@@ -41,7 +41,7 @@ __device__ __forceinline__ void load_stepped(const Plane<T>& plane, const LampSt
   for (int j = 0; j < V; ++j) x[j] = row.cx * x[j] + row.ce * eps[j];
 }
 
-/* Calls f(i, values) for this thread's values of a plane: `cached` holds the first V, the others are read again. */
+/* Calls f(i, values) for this thread's values of a plane: the first V are in `cached`, the others are read again. */
 template <int V, typename T, typename F>
 __device__ __forceinline__ void for_own_values(const Plane<T>& plane, const LampStepRow& row, int hw,
                                                const float (&cached)[V], F f) {
@@ -59,7 +59,7 @@ struct Moments {
   float mean, variance;   // unbiased, as torch.var
 };
 
-/* x -> (x - center) * scale + mean, and the moments of the result. */
+/* The map x -> (x - center) * scale + mean, and the moments of its result. */
 struct AdaIn {
   float center, scale;
   Moments out;
@@ -82,7 +82,7 @@ __device__ __forceinline__ void latent_step(const T* noise_pred, float* latents,
 
   const unsigned step = *static_cast<volatile unsigned*>(&state->step);
   const unsigned num_steps = *static_cast<volatile unsigned*>(&state->num_steps);
-  if (step >= num_steps) return;   // one replay too many changes nothing
+  if (step >= num_steps) return;   // a replay after the last step does nothing
 
   const LampStepRow row = rows[step];
   const int f = blockIdx.x, c = blockIdx.y;
@@ -112,7 +112,7 @@ __device__ __forceinline__ void latent_step(const T* noise_pred, float* latents,
   }
 
   AdaIn map({0.f, 0.f});
-  if (needed[kOwn]) {   // the same in the whole block: no barrier is skipped by a part of it
+  if (needed[kOwn]) {   // uniform in the block, so all of its threads reach the barriers
 #pragma unroll
     for (int k = 0; k < kPlanes; ++k)
       if (needed[k])
@@ -162,11 +162,11 @@ __device__ __forceinline__ void latent_step(const T* noise_pred, float* latents,
   });
   if (f == 0 && c == 0 && left > 1) copy_row(time_table, time_row, step + 1, time_words);
 
-  overflow = __syncthreads_or(overflow);   // also: from here on, every thread of the block has read state
+  overflow = __syncthreads_or(overflow);   // also a barrier: every thread of the block has read state
   if (threadIdx.x == 0) {
     if (overflow) atomicMin(&state->first_overflow, step);
     __threadfence();
-    if (atomicAdd(&state->arrived, 1u) == gridDim.x * gridDim.y - 1) {   // the last block: nobody reads state any more
+    if (atomicAdd(&state->arrived, 1u) == gridDim.x * gridDim.y - 1) {   // the last block: no other reads state now
       __threadfence();
       state->arrived = 0;
       state->step = step + 1;
@@ -177,7 +177,7 @@ __device__ __forceinline__ void latent_step(const T* noise_pred, float* latents,
 
 }  // namespace lamp
 
-/* A grid has tens of blocks, so one per multiprocessor is enough; ptxas spills when it aims for more. */
+/* A grid has tens of blocks, so one per multiprocessor suffices; with more as target, ptxas spills registers. */
 #define LAMP_LATENT_STEP(NAME, T, V)                                                                                   \
   extern "C" __global__ void __launch_bounds__(512, 1) lamp_latent_step_##NAME(                                        \
       const T* noise_pred, float* latents, T* sample, const LampStepRow* rows, LampLoopState* state,                   \

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-/* noise.cu: what starts a denoising loop: its noise, the shared-noise mix, the first frame, the loop's state; and the
-   VAE posterior's sample.
-   Reference  runtime/algorithm/noise.py standard_normal, runtime/algorithm/latents.py mix_noise, runtime/media/image.py posterior_sample
+/* noise.cu: start of a denoising loop (noise, shared-noise mix, first frame, loop state), and the sample of the VAE
+   posterior.
+   Reference  runtime/algorithm/noise.py standard_normal, runtime/algorithm/latents.py mix_noise, posterior_sample
    Numbers    Philox4x32-10 (Salmon et al. 2011), key = seed, counter = (block, 0, frame, purpose): block i gives the
-              values 4i..4i+3 of the frame's flattened (C, H*W). Bits equal the NumPy twin's; Box-Muller in fp32
+              values 4i..4i+3 of the frame's flattened (C, H*W). Bits equal NumPy's; Box-Muller in fp32
    Layout     latents (2, C, F, H*W) fp32: the buffer that step 0 reads (num_steps odd: the second) is written;
               sample (batch, C, F, H*W); given noise (C, F, H*W), base noise and first frame (C, 1, H*W), all fp32
-   Mapping    grid (blocks, F): one thread for one Philox block, four values
+   Mapping    grid (blocks, F): one thread per Philox block of four values
    Traffic    at 16x40x64 fp16: 0.66 MB written to the latents, 0.66 MB to the sample; launch-bound
    Requires   V = 4: H*W % 4 == 0                                                                                    */
 #include "lamp_common.cuh"
@@ -47,7 +47,8 @@ __device__ __forceinline__ void draw(unsigned long long seed, int purpose, int f
   out[3] = q.y;
 }
 
-/* The four values of a Philox block lie at frame_offset(i): together where V == 4, else across rows and channels. */
+/* Offset of value i of a frame. The four values of a Philox block are contiguous if V == 4, otherwise they may cross
+   rows and channels. */
 struct FramePlace {
   long long channel_stride, start;
   int hw;
@@ -118,8 +119,8 @@ __device__ __forceinline__ void begin_loop(const float* noise, const float* base
   }
 }
 
-/* out = (mean + exp(clamp(logvar, -30, 20) / 2) * n) * scaling_factor, NaN where logvar is not finite, which the clamp
-   would hide; one thread for one Philox block. */
+/* out = (mean + exp(clamp(logvar, -30, 20) / 2) * n) * scaling_factor; NaN where logvar is not finite, which the clamp
+   would hide. One thread per Philox block. */
 template <typename T>
 __device__ __forceinline__ void posterior_sample(const T* mean, const T* logvar, const float* noise, float* out,
                                                  unsigned long long seed, int purpose, float scaling_factor,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels compiled at run time, where the package has no fatbin for them. NVRTC needs no GPU."""
+"""Compilation of the kernels at run time, for packages without a fatbin. NVRTC needs no GPU."""
 
 import hashlib
 import logging
@@ -12,14 +12,14 @@ from lamp_trt.runtime import kernels
 logger = logging.getLogger("lamp_trt")
 
 BUNDLED_HEADERS = (13, 3)
-"""NVRTC carries cuda_fp16.h itself from this version on."""
+"""First version of NVRTC that includes cuda_fp16.h."""
 
 
 def cubin(arch: str, cache: Path | None = None) -> bytes:
     """Machine code of all kernels for `arch`, e.g. "sm_90", from the cache or compiled (a few seconds).
 
-    A cached file is named by the sources, the compiler's version and the architecture. Raises EngineError if
-    NVRTC is not installed, or does not know the architecture.
+    The cache key covers the sources, the compiler's version and the architecture. Raises EngineError if NVRTC
+    is not installed, or does not support the architecture.
     """
     try:
         from cuda.bindings import nvrtc

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A first frame from a file or an array: fitted to the video's size, scaled to the VAE encoder's input."""
+"""First frames: loading from a file or an array, fitting to the video's size, scaling for the VAE encoder."""
 
 import base64
 import os
@@ -23,11 +23,11 @@ def load_first_frame(
     fit: Fit = "stretch",
     background: str = "white",
 ) -> Image:
-    """The image as uint8 RGB (height, width, 3).
+    """Load an image and fit it to uint8 RGB (height, width, 3).
 
-    source: an image file (see read_image), or uint8 RGB (h, w, 3), which is taken as it is. background: what
-    transparent pixels of a file are composited over (see background_rgb). Raises InputError for a file that
-    cannot be read and for arguments.
+    source      an image file (see read_image), or uint8 RGB (h, w, 3)
+    background  colour under transparent pixels of a file (see background_rgb)
+    Raises InputError for a file that cannot be read and for invalid arguments.
     """
     background_rgb(background)
     if not isinstance(source, str | os.PathLike | np.ndarray):
@@ -40,7 +40,7 @@ def load_first_frame(
 
 
 def resize_to(image: Image, height: int, width: int, fit: Fit = "stretch") -> Image:
-    """uint8 RGB (h, w, 3) to (height, width, 3), by the official script's cv2.resize: bilinear, no
+    """Resize uint8 RGB (h, w, 3) to (height, width, 3) as the official script: cv2.resize, bilinear, without
     antialiasing."""
     import cv2
 
@@ -61,14 +61,14 @@ def resize_to(image: Image, height: int, width: int, fit: Fit = "stretch") -> Im
 
 
 def model_input(image: Image, dtype: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
-    """uint8 RGB (h, w, 3) as x / 127.5 - 1, (1, 3, h, w) in `dtype`. In float16 both operations round, as in
-    the official script."""
+    """Convert uint8 RGB (h, w, 3) to x / 127.5 - 1, (1, 3, h, w) in `dtype`. In float16 both operations
+    round, as in the official script."""
     x = image.astype(dtype).transpose(2, 0, 1)[None]
     return np.ascontiguousarray(x / dtype(127.5) - dtype(1))
 
 
 def encode_png(image: Image) -> bytes:
-    """uint8 RGB (h, w, 3) as the bytes of a PNG file."""
+    """Encode uint8 RGB (h, w, 3) as a PNG file."""
     import cv2
 
     done, png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
@@ -77,21 +77,21 @@ def encode_png(image: Image) -> bytes:
 
 
 def png_base64(image: Image) -> str:
-    """uint8 RGB (h, w, 3) as a PNG file in base64, to be kept in JSON; `image_from_base64` reads it back."""
+    """Encode uint8 RGB (h, w, 3) as a PNG file in base64, for JSON; `image_from_base64` is the inverse."""
     return base64.b64encode(encode_png(image)).decode("ascii")
 
 
 def image_from_base64(text: str) -> Image:
-    """What `png_base64` wrote. Raises InputError for anything else."""
+    """Decode the result of `png_base64` to uint8 RGB (h, w, 3). Raises InputError for anything else."""
     try:
         png = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise InputError(f"the stored first frame is no base64: {error}.") from error
+        raise InputError(f"the stored first frame is not base64: {error}.") from error
     return decode_image(png, "the stored first frame (a PNG in base64)", formats=("PNG",))
 
 
 def _inside(h: int, w: int, height: int, width: int) -> tuple[int, int]:
-    """The largest size of ratio h : w inside height x width, each side at least 1."""
+    """The largest size with ratio h : w inside height x width, each side at least 1."""
     scale = min(height / h, width / w)
     return max(1, min(height, round(h * scale))), max(1, min(width, round(w * scale)))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours of an image file: conversion to sRGB, and the background of transparent pixels."""
+"""Colours of image files: conversion to sRGB, and parsing of the background colour."""
 
 import io
 import logging
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from PIL import Image as PIL
 
 SAME_LEVELS = 2
-"""A profile that moves no colour by more is sRGB: makers round its curves differently, and an image in sRGB
-keeps its values."""
+"""Tolerance in levels: a profile that changes no colour by more counts as sRGB, so the image keeps its
+values. Vendors round sRGB's curves differently."""
 
 CodingPoints = tuple[int, int]
-"""Colour primaries and transfer characteristics, as ITU-T H.273 numbers them."""
+"""Colour primaries and transfer characteristics, numbered as in ITU-T H.273."""
 
 _SRGB_LIKE = {(primaries, transfer) for primaries in (1, 2) for transfer in (1, 2, 6, 13)}
-"""BT.709 primaries or none said; transfers that files with sRGB samples name."""
+"""BT.709 or unspecified primaries; transfer characteristics that files with sRGB samples use."""
 
 _DISPLAY_P3 = {(12, transfer) for transfer in (1, 2, 6, 13)}
 
@@ -37,7 +37,7 @@ log = logging.getLogger("lamp_trt")
 
 
 def background_rgb(text: str) -> tuple[int, int, int]:
-    """A colour as "#rrggbb", "#rgb" or a name of CSS ("white"). Raises InputError for anything else."""
+    """Parse a colour: "#rrggbb", "#rgb" or a CSS name ("white"). Raises InputError for anything else."""
     from PIL import ImageColor
 
     if isinstance(text, str):
@@ -46,16 +46,18 @@ def background_rgb(text: str) -> tuple[int, int, int]:
             red, green, blue = ImageColor.getrgb(name)[:3]
             return red, green, blue
     raise InputError(
-        f"background is {text!r:.100}; expected a colour like #ffffff or a name of CSS like white, black, "
-        "grey, skyblue."
+        f"background is {text!r:.100}; expected a colour like #ffffff or a CSS name like white, black, grey, "
+        "skyblue."
     )
 
 
 def to_srgb(image: "PIL.Image", icc: bytes | None, points: CodingPoints | None, name: str) -> "PIL.Image":
-    """An opaque 8-bit image (mode L, RGB, CMYK, YCbCr or LAB) as RGB in sRGB.
+    """Convert an opaque 8-bit image (mode L, RGB, CMYK, YCbCr or LAB) to RGB in sRGB.
 
-    icc: its embedded profile; relative colorimetric with black point compensation, as photo editors do. A
-    profile that cannot be used is ignored with a warning. points: used if there is no profile.
+    icc     embedded profile, applied with relative colorimetric intent and black point compensation, as in
+            photo editors; an unusable profile is ignored with a warning
+    points  used without a profile
+    name    subject of log messages
     """
     from PIL import ImageCms
 
@@ -82,7 +84,7 @@ def to_srgb(image: "PIL.Image", icc: bytes | None, points: CodingPoints | None, 
 
 
 def coding_points(data: bytes) -> CodingPoints | None:
-    """What a file says of its colours by numbers: PNG's cICP chunk, AVIF's `colr` box of type `nclx`."""
+    """Coding points stored in a file: PNG's cICP chunk, AVIF's `colr` box of type `nclx`; None if absent."""
     if data.startswith(b"\x89PNG"):
         at = data.find(b"\0\0\0\x04cICP", 0, max(data.find(b"IDAT"), 0))
         return None if at < 0 else (data[at + 8], data[at + 9])
@@ -93,7 +95,7 @@ def coding_points(data: bytes) -> CodingPoints | None:
 
 
 def _profile_of(points: CodingPoints | None, name: str) -> bytes | None:
-    """The ICC profile of colours given by numbers; None for sRGB, and, with a warning, for unknown ones."""
+    """An ICC profile for coding points; None for sRGB and, with a warning, for unsupported ones."""
     if points is None or points in _SRGB_LIKE:
         return None
     if points in _DISPLAY_P3:
@@ -107,7 +109,7 @@ def _profile_of(points: CodingPoints | None, name: str) -> bytes | None:
 
 
 def matrix_profile(colorants: Any, curve: Any) -> bytes:
-    """An ICC profile (version 4) of RGB colorants (XYZ under D50) and ICC's parametric curve of type 3."""
+    """An ICC profile (version 4) from RGB colorants (XYZ under D50) and a parametric curve of type 3."""
 
     def fixed(values: Any) -> bytes:
         return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
@@ -135,7 +137,7 @@ def matrix_profile(colorants: Any, curve: Any) -> bytes:
 
 
 def _converted(image: "PIL.Image", profile: Any) -> "PIL.Image":
-    """To RGB in sRGB by LittleCMS. A profile that is sRGB within SAME_LEVELS changes no value."""
+    """Convert to RGB in sRGB with LittleCMS. Keeps all values if the profile is sRGB within SAME_LEVELS."""
     from PIL import Image, ImageCms
 
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION

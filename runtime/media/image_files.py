@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading of image files: any of FORMATS to uint8 RGB in sRGB, upright and opaque, or an InputError.
+"""Reader of image files in any of FORMATS: returns uint8 RGB in sRGB, upright and opaque.
 
 docs/first_frames.md lists the outcome for each format and property.
 """
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
     from PIL import ImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000")
-"""Pillow's names of all that is read. Its other plugins are never asked: some of them start programs."""
+"""Pillow's names of the accepted formats. Its other plugins are never used: some of them run programs."""
 
 READABLE = "PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, PPM and JPEG 2000"
 
 MAX_FILE_BYTES = 2**29
-"""Of an image file: all of it is in memory while it is decoded."""
+"""Maximum size of an image file, all of which is in memory during decoding."""
 
 MAX_PIXELS = 2**27
-"""An image of more (16384 x 8192) is refused by its header: a small file can hold an image that fills the
-memory."""
+"""Maximum number of pixels (16384 x 8192), checked in the header: a small file can hold a huge image."""
 
 _OTHER_BRANDS = {
     b"heic": "HEIC",
@@ -48,7 +47,7 @@ _OTHER_BRANDS = {
     b"isom": "a video",
     b"qt  ": "a video",
 }
-"""Of files in ISO's container (`ftyp` at byte 4)."""
+"""Brands of unsupported files in the ISO container (`ftyp` at byte 4)."""
 
 _TRANSPOSITIONS = {
     2: "FLIP_LEFT_RIGHT",
@@ -59,10 +58,10 @@ _TRANSPOSITIONS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-"""Orientation (EXIF tag 274) to the transposition that undoes it."""
+"""Orientation (EXIF tag 274) → the transposition that reverts it."""
 
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
-"""Tags of TIFF."""
+"""TIFF tags."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -74,7 +73,7 @@ _MAGIC = {
     b"GIF8": "a GIF",
     b"BM": "a BMP",
 }
-"""Begin of files of the formats that are read."""
+"""First bytes of files in accepted formats."""
 
 _END_MARKER = b"\xff\xd9"
 """EOI of JPEG, EOC of JPEG 2000. Coded data cannot contain it."""
@@ -85,7 +84,8 @@ _process_settings = threading.Lock()
 
 
 def read_image(path: str | os.PathLike[str], background: str = "white") -> NDArray[np.uint8]:
-    """An image file as uint8 RGB (h, w, 3), see decode_image. InputError also for a missing or huge file."""
+    """Read an image file as uint8 RGB (h, w, 3), see decode_image. Raises InputError also for a missing or
+    too large file."""
     name = f"the image {os.fspath(path)!r:.300}"
     if not os.path.isfile(path):
         raise InputError(f"{name} does not exist or is not a file.")
@@ -102,12 +102,12 @@ def read_image(path: str | os.PathLike[str], background: str = "white") -> NDArr
 def decode_image(
     data: bytes, name: str, background: str = "white", formats: tuple[str, ...] = FORMATS
 ) -> NDArray[np.uint8]:
-    """The first picture of an image file's bytes as uint8 RGB (h, w, 3).
+    """Decode the first image of a file's bytes to uint8 RGB (h, w, 3).
 
-    It is turned as its orientation says, converted to sRGB, reduced to 8 bits a sample, and composited over
-    `background` (see background_rgb) where it is transparent. An 8-bit sRGB image keeps its values exactly.
-    name: the subject of messages. Raises InputError if the image is damaged, cut off, of another format or
-    larger than MAX_PIXELS.
+    The image is rotated according to its orientation, converted to sRGB, reduced to 8 bits per sample, and
+    transparent pixels are composited over `background` (see background_rgb). An 8-bit sRGB image keeps its
+    values exactly. name: the subject of messages. Raises InputError if the image is damaged, truncated, of
+    another format or larger than MAX_PIXELS.
     """
     colour = background_rgb(background)
     try:
@@ -119,14 +119,14 @@ def decode_image(
         raise
     except MemoryError as error:
         raise InputError(f"{name} cannot be read: it does not fit into the memory.") from error
-    except Exception as error:  # whatever type a decoder meets in a damaged file
+    except Exception as error:  # decoders raise many types for damaged files
         raise _refusal(data, name, error) from error
     if image.info.get("icc_profile", b"") is None:
         log.warning("%s: its colour profile is damaged, it is read as sRGB", name)
     if upright.mode == "F" or (upright.mode == "I" and image.format != "PPM"):
         raise InputError(
             f"{name} cannot be read: its samples are signed, 32-bit or float, without a defined white. "
-            "Save it with 8 or 16 bits a sample."
+            "Save it with 8 or 16 bits per sample."
         )
     opaque, alpha = split_alpha(upright, image.info.get("transparency"), *_depth(image, data))
     rgb = np.asarray(to_srgb(opaque, image.info.get("icc_profile"), coding_points(data), name))
@@ -138,10 +138,10 @@ def decode_image(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings from Pillow meanwhile: its errors are reported by us, its hints on metadata are noise. And
-    no truncated images, which some training scripts make Pillow accept for their whole process.
+    """A context without Pillow's warnings and with LOAD_TRUNCATED_IMAGES off.
 
-    Python's warning filters and Pillow's switch belong to the process, so only one thread at a time may
+    Errors are reported by decode_image; Pillow's warnings on metadata are not useful. Some training scripts
+    make Pillow accept truncated images. Both settings are global to the process, so one thread at a time may
     change them.
     """
     from PIL import ImageFile
@@ -157,10 +157,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageFile":
-    """The image with its header read, of an allowed size, and with its end in place."""
+    """Open an image, check its size and that it is not truncated; reads only the header.
+
+    Raises InputError for an image that is too large, other exceptions for a damaged one.
+    """
     from PIL import AvifImagePlugin, Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-    # Their import registers them; asked for one that is not registered, Pillow imports all its plugins.
+    # Their import registers them. For an unregistered format Pillow would import all its plugins.
     del AvifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin
     _silence_libtiff()
     try:
@@ -178,7 +181,7 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
         if data.find(_END_MARKER, max(coded, 0)) < 0:
             raise EOFError("its end is missing")
     if image.format == "BMP" and image.mode == "1" and data[28] != 1:
-        raise ValueError("bytes of two colours, which Pillow takes for bits")
+        raise ValueError("two colours stored as bytes, which Pillow reads as bits")
     if image.format == "PNG":
         image.verify()  # the checksums, which loading ignores
         image = Image.open(io.BytesIO(_without_texts(data)), formats=formats)
@@ -188,8 +191,8 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
 
 
 def _without_texts(data: bytes) -> bytes:
-    """A PNG without its compressed texts and comments, of which Pillow refuses more than 1 MB; other files as
-    they are. XMP stays, for the orientation in it."""
+    """A PNG without its text chunks, because Pillow rejects more than 1 MB of them; other files unchanged.
+    XMP is kept for its orientation."""
     if not data.startswith(_PNG):
         return data
     kept, at = [_PNG], len(_PNG)
@@ -205,7 +208,7 @@ def _without_texts(data: bytes) -> bytes:
 
 
 def _check_tiff(tags: Any) -> None:
-    """Raise ValueError for a TIFF that Pillow would read wrongly."""
+    """Raise ValueError for a TIFF that Pillow reads incorrectly."""
     if 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
         raise ValueError("signed samples, which have no defined white")
     separate, uncompressed = tags.get(_PLANAR, 1) == 2, tags.get(_COMPRESSION, 1) == 1
@@ -214,19 +217,19 @@ def _check_tiff(tags: Any) -> None:
 
 
 def _silence_libtiff() -> None:
-    """libtiff writes to stderr unless it is told not to, which Pillow does for warnings only."""
+    """Disable libtiff's error output on stderr; Pillow disables only its warnings."""
     from PIL import _imaging
 
     try:
         handle = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
-    except (AttributeError, OSError):  # a Pillow that hides its libtiff
+    except (AttributeError, OSError):  # a Pillow that does not export libtiff's symbols
         return
     handle.argtypes, handle.restype = [ctypes.c_void_p], ctypes.c_void_p
     handle(None)
 
 
 def _refusal(data: bytes, name: str, error: Exception) -> InputError:
-    """InputError for an image that Pillow cannot decode."""
+    """The InputError for an image that Pillow cannot decode."""
     from PIL import UnidentifiedImageError
 
     if data[4:8] == b"ftyp" and not {b"avif", b"avis"} & {data[i : i + 4] for i in range(8, 64, 4)}:
@@ -249,25 +252,27 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
 
 
 def _upright(image: "ImageFile.ImageFile", name: str) -> "PIL.Image":
-    """The loaded image as its orientation says: EXIF's, or XMP's where EXIF has none; in AVIF `irot` and
-    `imir` only. Pillow has already turned a TIFF."""
+    """Rotate the loaded image to its orientation: EXIF's, or XMP's if EXIF has none.
+
+    AVIF uses only `irot` and `imir`. Pillow rotates a TIFF itself.
+    """
     from PIL import ExifTags, Image
 
     if image.format == "AVIF":
-        image.info.pop("xmp", None)  # its boxes count, also where they say upright
+        image.info.pop("xmp", None)  # the boxes take precedence, even if they mean upright
     exif = image.info.get("exif")
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001  (its types are as various as damaged EXIF blocks)
         orientation, exif = None, exif or b"damaged"
     if orientation is None and _is_damaged(exif):
-        log.warning("%s has damaged EXIF data, its orientation is not known", name)
+        log.warning("%s has damaged EXIF data, its orientation is unknown", name)
     method = _TRANSPOSITIONS.get(orientation) if isinstance(orientation, int) else None
     return image.transpose(Image.Transpose[method]) if method else image
 
 
 def _is_damaged(exif: bytes | None) -> bool:
-    """Whether a block of EXIF breaks off, or is none."""
+    """Whether an EXIF block is truncated or invalid."""
     from PIL import Image
 
     if not exif:
@@ -282,8 +287,8 @@ def _is_damaged(exif: bytes | None) -> bool:
 
 
 def _depth(image: "ImageFile.ImageFile", data: bytes) -> tuple[int, bool]:
-    """Bits of a sample as the file has them (8 where Pillow has already scaled them), and whether 0 is white
-    in samples that Pillow leaves so."""
+    """Bits per sample in the file (8 if Pillow has already scaled them), and whether 0 means white in samples
+    that Pillow does not invert."""
     if image.format == "PNG":
         return data[24], False  # IHDR
     tags = getattr(image, "tag_v2", None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of a decoded image: reduced to 8 bits, and separated from transparency."""
+"""Conversion of a decoded image's samples to 8 bits, and separation of transparency."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ Alpha = NDArray[np.uint8]
 def split_alpha(
     image: "PIL.Image", key: Any, bits: int = 8, zero_is_white: bool = False
 ) -> tuple["PIL.Image", Alpha | None]:
-    """The image with 8 bits a sample and without transparency (mode L, RGB, CMYK, YCbCr or LAB), and its
+    """The image with 8 bits per sample and without transparency (mode L, RGB, CMYK, YCbCr or LAB), and its
     alpha, None if it has none.
 
-    key: Pillow's `transparency`: the palette entries, or the colour in samples of `bits`, that are
-    transparent. zero_is_white: of 16-bit grey. Of 16 bits the upper 8 are kept, as OpenCV does.
+    key            Pillow's `transparency`: the transparent palette entries, or colour in samples of `bits`
+    zero_is_white  of 16-bit grey images
+    The upper 8 of 16 bits are kept, as in OpenCV.
     """
     if image.mode.startswith("I"):
         return _deep_grey(image, key, bits, zero_is_white)
@@ -36,7 +37,7 @@ def split_alpha(
 
 
 def over(rgb: NDArray[np.uint8], alpha: Alpha, background: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """uint8 RGB (h, w, 3) composited over one colour: (alpha * rgb + (255 - alpha) * background) / 255,
+    """Composite uint8 RGB (h, w, 3) over one colour: (alpha * rgb + (255 - alpha) * background) / 255,
     rounded to nearest."""
     out = np.empty_like(rgb)
     opaque = alpha.astype(np.uint32)
@@ -58,8 +59,8 @@ def _deep_grey(
 
 
 def _keyed(samples: NDArray[np.uint8], key: Any, bits: int) -> Alpha:
-    """0 where all samples of a pixel have the value of `key`, which is one of `bits`. 16-bit samples have
-    been reduced by then, so that their upper halves are compared."""
+    """Alpha that is 0 where all samples of a pixel equal `key`, a value of `bits` bits. 16-bit samples are
+    already reduced, so only the upper bytes are compared."""
     colour = np.array(key, np.int64)
     colour = colour >> 8 if bits == 16 else colour * 255 // (2**bits - 1)
     same = samples == colour

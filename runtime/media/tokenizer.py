@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's tokenizer from its published folder: byte-level BPE through the tokenizers library.
+"""CLIP's tokenizer, loaded from its published folder: byte-level BPE with the tokenizers library.
 
-The ids are those of transformers' CLIPTokenizer, quirks included: special tokens are also recognised inside a
-prompt (SDXL's second tokenizer pads with "!", so any "!" gets the padding's id there).
+The ids equal those of transformers' CLIPTokenizer, including its quirks: special tokens are also recognised
+inside a prompt (SDXL's second tokenizer pads with "!", so any "!" gets the padding's id there).
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from tokenizers.models import BPE
 
 MAX_TOKENS = 77
-"""Positions of CLIP's text encoders, begin and end of text included."""
+"""Positions of CLIP's text encoders, including begin and end of text."""
 
 MAX_PROMPT_CHARS = 100_000
-"""Of a prompt, of which 77 tokens are read; a megabyte takes seconds to tokenize."""
+"""Maximum length of a prompt, of which 77 tokens are used; a megabyte takes seconds to tokenize."""
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """input_ids: int64 (1, max_length). truncated_text: the end of the prompt that did not fit, "" if all
-    did."""
+    """A tokenized prompt. input_ids: int64 (1, max_length). truncated_text: the end of the prompt that did
+    not fit, or ""."""
 
     input_ids: NDArray[np.int64]
     truncated_text: str
@@ -39,7 +39,7 @@ class TokenizedPrompt:
 
 @dataclass(frozen=True)
 class CLIPTokenizer:
-    """Made by `load_tokenizer`."""
+    """CLIP's tokenizer, created by `load_tokenizer`."""
 
     backend: "Tokenizer"
     eos_token_id: int
@@ -47,7 +47,7 @@ class CLIPTokenizer:
     max_length: int = MAX_TOKENS
 
     def __call__(self, prompt: str) -> TokenizedPrompt:
-        """Begin of text, the prompt's first max_length - 2 tokens, end of text, padding.
+        """Tokenize: begin of text, the prompt's first max_length - 2 tokens, end of text, padding.
 
         Raises InputError as `prompt_text`.
         """
@@ -64,10 +64,10 @@ class CLIPTokenizer:
 
 
 def prompt_text(prompt: str) -> str:
-    """The prompt as text; a pair of surrogates becomes its character.
+    """The prompt with surrogate pairs replaced by their characters.
 
-    Raises InputError if it is no string, is longer than MAX_PROMPT_CHARS, or holds half of a pair, as which
-    Python passes on bytes that it could not decode.
+    Raises InputError if it is not a string, is longer than MAX_PROMPT_CHARS, or contains a lone surrogate,
+    with which Python represents bytes that it could not decode.
     """
     if not isinstance(prompt, str):
         raise InputError(f"the prompt is {prompt!r:.100}; expected a string.")
@@ -80,14 +80,16 @@ def prompt_text(prompt: str) -> str:
         return prompt.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"the prompt {prompt!a:.200} is not all text: it was not UTF-8, or the locale is not. Set "
+            f"the prompt {prompt!a:.200} is not all text: it is not UTF-8, or the locale is not. Set "
             "PYTHONUTF8=1 or LC_ALL=C.UTF-8, or give the prompt in a UTF-8 file, by --prompts FILE."
         ) from error
 
 
 def load_tokenizer(folder: str | Path, max_length: int = MAX_TOKENS) -> CLIPTokenizer:
-    """The tokenizer of a folder in any layout that engine/files/tokenizer.py reads. Raises CheckpointError if
-    files are missing or do not fit."""
+    """Load the tokenizer of a folder in any layout that engine/files/tokenizer.py reads.
+
+    Raises CheckpointError if files are missing or inconsistent.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 
     folder = Path(folder)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generated video, and how it becomes a file: H.264 in mp4, animated GIF or WebP, or a folder of PNGs.
+"""Generated videos and their files: H.264 in mp4, animated GIF or WebP, or a folder of PNGs.
 
-The same frames give the same bytes: one encoder thread, no dates.
+The same frames give the same bytes: encoders use one thread and write no dates.
 """
 
 import errno
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from av import VideoFrame
 
 MAX_NAME_BYTES = 200
-"""Of a destination: its sidecar and its temporary folder have longer names, and file systems take 255."""
+"""Maximum length of a destination's name. Its sidecar's and temporary folder's are longer; the limit of file
+systems is 255."""
 
 MAX_PATH_BYTES = 4096 - MAX_NAME_BYTES
-"""Linux takes 4096, the temporary name included."""
+"""Maximum length of a destination's path; Linux's limit of 4096 includes the temporary name."""
 
 Frames = NDArray[np.uint8]
 PathLike = str | os.PathLike[str]
@@ -36,12 +37,14 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Video:
-    """What a pipeline returns.
+    """A video made by a pipeline.
 
-    frames: uint8 RGB (f, h, w, 3). first_frame: uint8 RGB, the image the video starts from: a given one as
-    fitted to the video's size, one that SDXL made at its own size.
-    latents: float32 (1, 4, f, h // 8, w // 8), as they were decoded. timings: seconds by stage.
-    settings: what it takes to generate the video again; JSON values.
+    frames       uint8 RGB (f, h, w, 3)
+    first_frame  uint8 RGB, the image that the video starts from: a given one fitted to the video's size, or
+                 SDXL's at its own size
+    latents      float32 (1, 4, f, h // 8, w // 8), before decoding
+    timings      seconds by stage
+    settings     the settings that reproduce the video, as JSON values
     """
 
     frames: Frames
@@ -55,8 +58,8 @@ class Video:
         return f"Video({f} frames, {w}x{h})"
 
     def save(self, path: PathLike, fps: float = FPS) -> Path:
-        """Writes the frames as `save_frames` does, and the settings beside them as JSON (`sidecar_path`):
-        both or, where writing fails, neither."""
+        """Write the frames as `save_frames` does, and the settings next to them as JSON (`sidecar_path`). If
+        writing fails, neither is left."""
         text = json_text({**self.settings, "fps": finite_number("fps", fps)})
         destination, rate = _checked(self.frames, path, fps)
         with written(sidecar_path(destination), destination) as (sidecar, partial):
@@ -66,17 +69,17 @@ class Video:
 
 
 def sidecar_path(destination: PathLike) -> Path:
-    """Where the settings of a video are: clip.mp4.json for clip.mp4, clip.json for the folder clip."""
+    """Path of a video's settings file: clip.mp4.json for clip.mp4, clip.json for the folder clip."""
     path = Path(destination)
     return path.with_name(f"{path.name}.json")
 
 
 def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
-    """Writes uint8 RGB (f, h, w, 3) as .mp4, .gif or .webp, or as frame_000.png... in a folder (no suffix).
+    """Write uint8 RGB (f, h, w, 3) as .mp4, .gif or .webp, or as frame_000.png... in a folder (no suffix).
 
-    An existing file, or folder of such PNGs, is replaced. GIF keeps 256 colours and a clock of 1/100 s, WebP
-    one of 1/1000 s, on which delays alternate where a frame's is no multiple: 120 and 130 ms at 8 fps.
-    Raises InputError as `check_destination` does, and what `written` raises if writing fails.
+    An existing file, or folder of such PNGs, is replaced. GIF has 256 colours and a time resolution of 1/100
+    s, WebP of 1/1000 s; delays alternate if a frame's duration is not a multiple: 120 and 130 ms at 8 fps.
+    Raises InputError as `check_destination` does, and as `written` does if writing fails.
     """
     destination, rate = _checked(frames, path, fps)
     with written(destination) as (partial,):
@@ -85,7 +88,7 @@ def save_frames(frames: Frames, path: PathLike, fps: float = FPS) -> Path:
 
 
 def _checked(frames: Frames, path: PathLike, fps: float) -> tuple[Path, Fraction]:
-    """Where and how fast; InputError for what cannot be saved."""
+    """The checked destination and frame rate. Raises InputError for frames that cannot be saved."""
     if not isinstance(frames, np.ndarray):
         raise InputError(f"frames are {type(frames).__name__}; expected a NumPy array, uint8 (f, h, w, 3).")
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
@@ -106,7 +109,7 @@ def _encode(frames: Frames, partial: Path, rate: Fraction) -> None:
 
 
 def frame_rate(fps: float) -> Fraction:
-    """`fps` as the fraction that a video file holds. Raises InputError outside of 0.1 to 100."""
+    """`fps` as a fraction, as video files store it. Raises InputError outside 0.1 to 100."""
     rate = finite_number("fps", fps)
     if not 0.1 <= rate <= 100:
         raise InputError(f"fps is {fps!r:.100}; expected a number from 0.1 to 100.")
@@ -114,7 +117,7 @@ def frame_rate(fps: float) -> Fraction:
 
 
 def check_format(path: PathLike, height: int, width: int, fps: float = FPS) -> Path:
-    """The path, if its name is one that a video of this size and rate can have; InputError otherwise."""
+    """The path, if its name and format suit a video of this size and rate. Raises InputError otherwise."""
     rate = frame_rate(fps)
     destination = file_path("the output", path)
     _check_name(destination)
@@ -140,9 +143,10 @@ def check_format(path: PathLike, height: int, width: int, fps: float = FPS) -> P
 
 
 def check_destination(path: PathLike, height: int, width: int, fps: float = FPS) -> Path:
-    """The path, if a video of this size and rate can be saved there; InputError otherwise, as `check_format`
-    too, OutputError where the file system is read-only. Asked before a video is made, it spares a wait for
-    one that can't be kept."""
+    """The path, if a video of this size and rate can be saved there; to be called before the video is made.
+
+    Raises InputError otherwise and as `check_format`, and OutputError on a read-only file system.
+    """
     destination = check_format(path, height, width, fps)
     suffix = destination.suffix.lower()
     if not os.path.isdir(destination.parent):
@@ -152,7 +156,9 @@ def check_destination(path: PathLike, height: int, width: int, fps: float = FPS)
     if not os.access(destination.parent, os.W_OK | os.X_OK):
         raise InputError(f"the folder {str(destination.parent)!r} cannot be written to; choose another.")
     if suffix == "" and destination.exists() and not destination.is_dir():
-        raise InputError(f"the output {str(path)!r} is a file, and a folder of PNGs is to go there.")
+        raise InputError(
+            f"the output {str(path)!r} is an existing file, expected a folder for PNGs; choose another name."
+        )
     if destination.is_dir():
         foreign = [entry.name for entry in destination.iterdir() if not entry.match("frame_*.png")]
         if foreign or suffix in _ENCODERS:
@@ -162,7 +168,7 @@ def check_destination(path: PathLike, height: int, width: int, fps: float = FPS)
 
 
 def _check_name(destination: Path) -> None:
-    """InputError for a path that no file can have, or whose name leaves no room for its sidecar's."""
+    """Raise InputError for an invalid path, or a name too long for its sidecar's."""
     try:
         encoded = os.fsencode(destination)
     except UnicodeEncodeError:
@@ -182,10 +188,10 @@ def _write_pngs(frames: Frames, folder: Path) -> None:
 
 
 def _write_mp4(frames: Frames, path: Path, fps: Fraction) -> None:
-    """H.264 4:2:0, index in front: what every browser plays. Colours are BT.709 and say so.
+    """Write H.264 4:2:0 with the index in front, which every browser plays. Colours are tagged as BT.709.
 
-    Without x264's macroblock tree: its assembly reads memory that nobody wrote, so that equal frames would
-    now and then give other bytes.
+    x264's macroblock tree is off: its assembly reads uninitialized memory, so equal frames would sometimes
+    give different bytes.
     """
     import av
 
@@ -220,7 +226,7 @@ def _write_webp(frames: Frames, path: Path, fps: Fraction) -> None:
 
 
 def _write_gif(frames: Frames, path: Path, fps: Fraction) -> None:
-    """One palette of 256 colours from all frames, then error diffusion: no flicker between palettes."""
+    """Write a GIF with one palette of 256 colours for all frames, which avoids flicker, and dithering."""
     import av
 
     height, width = frames.shape[1:3]
@@ -255,7 +261,7 @@ def _av_frames(frames: Frames, fps: Fraction) -> Iterator["VideoFrame"]:
 
 
 _FASTEST = {".gif": 50, ".webp": 90}
-"""fps whose delays browsers keep: GIF's are multiples of 10 ms, and of 10 ms or less browsers make 100 ms, in
-animated WebP too. Source: FrameTimeout.h of Firefox; Chromium and WebKit do the same."""
+"""Highest fps that browsers play. GIF's delays are multiples of 10 ms; browsers replace delays of 10 ms or
+less by 100 ms, also in WebP. Source: FrameTimeout.h of Firefox; Chromium and WebKit do the same."""
 
 _ENCODERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}

@@ -299,7 +299,7 @@ def test_engines_are_built_by_options_that_reach_their_builder(
             2,
             "resident_motions is 'pinned', which is TensorRT's",
         ),
-        (["--engine-dir=/nowhere"], 2, "engine_dir is '/nowhere', which is no folder"),
+        (["--engine-dir=/nowhere"], 2, "engine_dir is '/nowhere', not a folder"),
         (["--expect-bundle", "0" * 64], 1, "expected 0000"),
     ],
 )

@@ -127,7 +127,7 @@ def test_the_command_line_takes_hoists(toy: Path, tmp_path: Path) -> None:
 def test_an_unknown_hoist_is_bad_usage(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["build", f"--sd={toy / 'sd'}", "--out", str(tmp_path / "b"), "--hoist", "text,tine"]
     assert main(command) == 2
-    assert "there is no hoist 'tine'; choose of text, time, prefix" in capsys.readouterr().err
+    assert "unknown hoist 'tine'; choose from text, time, prefix" in capsys.readouterr().err
 
 
 def test_a_motion_with_shared_tensors_of_its_own_is_refused_beside_hoisted_networks(

@@ -13,11 +13,12 @@ from lamp_trt.runtime.algorithm.ddim import alphas_cumprod, ddim_schedule
 from lamp_trt.runtime.algorithm.histogram import match_histograms
 from lamp_trt.runtime.algorithm.latents import (
     adain,
-    ddim_step,
+    apply_row,
     denoise_step,
     final_adain,
     guided,
     mix_noise,
+    step_table,
     with_first_frame,
 )
 from lamp_trt.runtime.media.image import model_input, resize_to
@@ -79,10 +80,11 @@ def test_a_teacher_forced_step_is_the_official_step(
     """From the golden's own latents and UNet output: guidance, DDIM and AdaIN of each recorded step."""
     arrays = golden(loop)
     schedule, scale = ddim_schedule(len(arrays["timesteps"])), float(arrays["guidance"])
+    rows = step_table(schedule, guidance_scale=scale, adain="none")
     for index, step in enumerate(arrays["sel_steps"].tolist()):
         latents = arrays["latents_after"][step - 1][None] if step else arrays["init_latents"]
         pred = arrays["unet_raw_sel"][index]
-        stepped = ddim_step(latents, pred, schedule.alpha_t[step], schedule.alpha_prev[step], scale)
+        stepped = apply_row(latents, pred, rows[step])
         after = denoise_step(latents, pred, step, schedule, guidance_scale=scale)
         for got, name in (
             (guided(pred, scale)[0, :, 1:], "noise_pred_cfg_sel"),

@@ -405,7 +405,7 @@ def test_generate_goes_from_text_to_video_and_image_makes_its_first_frame(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out=picture.jpg"], "no .png file"),
+        (["--out=picture.jpg"], "not a .png file"),
         (["--out=/nowhere/picture.png"], "'/nowhere' does not exist"),
         (["--seed=-1"], "seed is -1"),
         (["--num-threads=0"], "num_threads is 0"),

@@ -139,10 +139,10 @@ def test_shards_are_joined(unet_folder: Path, state: dict[str, Tensor]) -> None:
 def test_a_shard_that_is_missing_or_elsewhere_is_refused(unet_folder: Path, state: dict[str, Tensor]) -> None:
     index = write_shards(unet_folder, state)
     (unet_folder / f"{STEM}-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors', which is not beside it"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors', which is not in its folder"):
         load_lamp_unet(unet_folder)
     index.write_text(json.dumps({"weight_map": {"conv_in.conv2d.weight": "../unet/config.json"}}))
-    with pytest.raises(CheckpointError, match="which is not beside it"):
+    with pytest.raises(CheckpointError, match="which is not in its folder"):
         load_lamp_unet(unet_folder)
 
 

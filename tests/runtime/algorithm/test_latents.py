@@ -11,7 +11,7 @@ from lamp_trt.runtime.algorithm.latents import (
     StepMode,
     adain,
     adain_mode,
-    ddim_step,
+    apply_row,
     denoise_step,
     final_adain,
     guided,
@@ -145,11 +145,13 @@ def test_half_precision_predictions_are_computed_in_float32() -> None:
     assert guided(pred, 7.5).dtype == np.float32
 
 
-def test_a_ddim_step_works_on_images() -> None:
+def test_a_step_of_an_image_is_guidance_and_ddim() -> None:
     latents, pred = normal(1, 4, 5, 7), normal(2, 4, 5, 7, seed=1)
-    cx, ce = step_coefficients(0.3, 0.4)
+    schedule = ddim_schedule(3)
+    row = step_table(schedule, guidance_scale=5, adain="none", step_frame_0=True)[1]
+    cx, ce = step_coefficients(schedule.alpha_t[1], schedule.alpha_prev[1])
     want = cx * latents + ce * (pred[:1] + 5 * (pred[1:] - pred[:1]))
-    np.testing.assert_allclose(ddim_step(latents, pred, 0.3, 0.4, 5), want, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(apply_row(latents, pred, row), want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["official", "paper"])

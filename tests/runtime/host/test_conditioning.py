@@ -83,5 +83,5 @@ def test_nothing_runs_at_a_step_before_it_is_asked_for() -> None:
 
 
 def test_an_input_that_nothing_gives_is_named() -> None:
-    with pytest.raises(EngineError, match=r"takes b\.key, which no network of the bundle gives"):
+    with pytest.raises(EngineError, match=r"takes b\.key, which no network of the bundle computes"):
         given(Recorder(("sample", "timestep", "b.key")))

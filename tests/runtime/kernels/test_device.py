@@ -57,7 +57,7 @@ def test_streams_come_from_cuda_core_torch_or_a_handle(monkeypatch: pytest.Monke
     assert device.stream_from(protocol) is protocol
     assert device.stream_from(SimpleNamespace(cuda_stream=11)) == ("stream", 11)
     assert device.stream_from(13) == ("stream", 13)
-    with pytest.raises(InputError, match="str is no CUDA stream"):
+    with pytest.raises(InputError, match="str is not a CUDA stream"):
         device.stream_from("0")
 
 
@@ -122,7 +122,7 @@ def test_cuda_tensors_become_device_arrays() -> None:
     assert (array[1].pointer, array[1].shape) == (4108, (3,))
     with pytest.raises(InputError, match=r"has strides \(4, 8\); make it contiguous"):
         device_array(cuda_tensor(strides=(4, 8)))
-    with pytest.raises(InputError, match="ndarray is no CUDA array"):
+    with pytest.raises(InputError, match="ndarray is not a CUDA array"):
         device_array(np.zeros(3))
     with pytest.raises(InputError, match=r"rows 1\.\.2 of an array of shape \(2, 3\) do not exist"):
         array.rows(1, 3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.ddim import DDIMSchedule, ddim_schedule
-from lamp_trt.runtime.algorithm.latents import ddim_step, denoise_step, step_table
+from lamp_trt.runtime.algorithm.latents import apply_row, denoise_step, step_table
 from lamp_trt.runtime.algorithm.noise import Purpose
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LoopArrays, begin_loop, latent_step
@@ -381,7 +381,7 @@ def test_sdxls_loop_steps_its_only_frame_without_adain(memory: Memory, size: tup
     for i in range(3):
         loop.noise_pred[:] = normal(*loop.noise_pred.shape, seed=i)
         latent_step(launch, loop.arrays)
-        want = ddim_step(want, loop.noise_pred, schedule.alpha_t[i], schedule.alpha_prev[i], 5)
+        want = apply_row(want, loop.noise_pred, loop.rows[i])
     assert loop.arrays.final_latents.shape == (1, 4, *size)
     assert_close(loop.latents[:1], want, KERNEL_LOOP_ATOL)
     np.testing.assert_array_equal(loop.sample[1], loop.latents[0].astype(np.float16))

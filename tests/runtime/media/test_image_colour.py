@@ -415,7 +415,7 @@ def test_colours_by_name_and_number(text: str) -> None:
     "text", ["", "nocolour", "#12345", "#1234567", "#11223344", "rgb(1,2,3)", "0", None, 3]
 )
 def test_what_is_no_colour_is_refused_before_any_file_is_read(text: Any) -> None:
-    with pytest.raises(InputError, match="expected a colour like #ffffff or a name of CSS"):
+    with pytest.raises(InputError, match="expected a colour like #ffffff or a CSS name"):
         background_rgb(text)
     for source in ("missing.png", np.zeros((4, 4, 3), np.uint8)):
         with pytest.raises(InputError, match="background is"):
