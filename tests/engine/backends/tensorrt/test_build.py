@@ -302,6 +302,25 @@ def test_the_bars_follow_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not monitor.step_complete("Building", 1)
 
 
+def test_the_thread_that_compiles_is_on_the_gpu_that_was_asked_for(
+    half: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def set_device(name: str, ordinal: int) -> None:
+        calls.append((name, ordinal, threading.get_ident()))
+
+    monkeypatch.setattr(trt, "is_rtx", lambda module: False)
+    monkeypatch.setattr(tensorrt_build, "cuda", set_device)
+    monkeypatch.setattr(tensorrt_build, "architecture", lambda ordinal: "sm_90")
+    monkeypatch.setattr(tensorrt_build, "_compile", lambda *_: set_device("compile", 3))
+    options = TensorRtOptions(networks=("vae_encoder",), device=3, timing_cache=False)
+    build_engines(half, options, tmp_path)
+    *_, (_, _, compiling) = calls
+    assert calls[-2:] == [("cudaSetDevice", 3, compiling), ("compile", 3, compiling)]
+    assert compiling != threading.get_ident()
+
+
 # --- timing cache, which TensorRT-RTX does not keep --------------------------------------------------------
 
 
