@@ -55,7 +55,7 @@ MUTATIONS = (
         "dropped sorting: a key depends on the order of a config's fields",
         "json.dumps(inputs, sort_keys=True, default=list)",
         "json.dumps(inputs, default=list)",
-        ("tests/export/test_build.py",),
+        ("tests/export/test_recipe.py",),
     ),
     Mutation(
         "export/networks.py",
@@ -230,7 +230,7 @@ MUTATIONS = (
         "ids are sorted as texts",
         "sorted(listed.items(), key=lambda item: int(item[0]))",
         "sorted(listed.items(), key=lambda item: str(item[0]))",
-        ("tests/runtime/media/test_tokenizer.py",),
+        ("tests/engine/files/test_tokenizer_files.py", "tests/runtime/media/test_tokenizer.py"),
     ),
     Mutation(
         "engine/bundle/manifest.py",
