@@ -130,7 +130,10 @@ MUTATIONS = (
         "the thread that compiles uses the default GPU",
         'cuda("cudaSetDevice", options.device)  # each thread has a current device of its own',
         "pass",
-        ("tests/engine/backends/tensorrt/test_build.py",),
+        (
+            "tests/engine/backends/tensorrt/test_build.py::"
+            "test_the_thread_that_compiles_is_on_the_gpu_that_was_asked_for",
+        ),
     ),
     Mutation(
         "benchmarks/verify/checks/bundle.py",
@@ -216,7 +219,7 @@ MUTATIONS = (
         "lost state: a capture right after a switch",
         "self._motion, self._warm = motion, False",
         "self._motion = motion",
-        ("tests/engine/backends/tensorrt/test_motions.py",),
+        ("tests/engine/backends/tensorrt/test_motions.py::test_after_a_switch_a_capture_needs_a_run_again",),
     ),
     Mutation(
         "export/checkpoints/scheduler.py",
