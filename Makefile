@@ -16,10 +16,11 @@ export HF_HUB_OFFLINE := 1
 
 TORTURE_MINUTES ?= 20
 
-# Two tests at a time, each on one thread: tiny networks gain nothing from a second one.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two tests at a time, each on one thread: tiny networks gain nothing from a second one. Files in the order of
+# tests/schedule.py.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-all test-install torture lint lock system-packages clean
+.PHONY: install demo test test-all mutate test-install torture lint lock system-packages clean
 
 install: $(INSTALLED)
 
@@ -50,6 +51,10 @@ test: lint
 
 test-all: lint
 	$(TESTS)
+
+# Whether the tests notice faults that are seeded into the largest modules: about 15 minutes
+mutate: $(INSTALLED)
+	$(BIN)/python -m tests.mutate_product
 
 # The documented installations, the lowest versions, and the suite on the last Python, from PyPI alone: an hour
 test-install: $(INSTALLED)

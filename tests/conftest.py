@@ -20,12 +20,14 @@ import pytest
 import lamp_trt  # noqa: F401 - before any test imports onnxruntime, which would report home else
 
 pytest_plugins = [
+    "tests.fixtures.shared",
     "tests.fixtures.toy",
     "tests.fixtures.sdxl",
     "tests.fixtures.hoisted",
     "tests.doubles.ninth_network",
     "tests.fixtures.torture",
     "tests.skip_summary",
+    "tests.schedule",
 ]
 
 Arrays = Mapping[str, np.ndarray]

@@ -7,13 +7,14 @@ import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from lamp_trt.benchmarks.bench.compare import RULER, Change
+from lamp_trt.benchmarks.bench.compare import RULER, Change, Verdict
 from lamp_trt.benchmarks.bench.contact_sheet import AMPLIFICATION, MOST_FRAMES, contact_sheet, sheet_png
 from lamp_trt.benchmarks.bench.entries.ceilings import COPY
 from lamp_trt.benchmarks.bench.entries.memory import Fit, fits
@@ -26,7 +27,7 @@ from lamp_trt.benchmarks.report import numbers
 from lamp_trt.benchmarks.report.html import page
 from lamp_trt.benchmarks.report.markdown import markdown, table_lines
 from lamp_trt.benchmarks.report.svg import Scale
-from lamp_trt.benchmarks.report.tables import speed_up_table, tables
+from lamp_trt.benchmarks.report.tables import changes_table, speed_up_table, tables
 from lamp_trt.benchmarks.studies import readme_tables
 from lamp_trt.benchmarks.studies.cpu_tables import unet_cpu_table
 from lamp_trt.engine.backends.onnxruntime.profile import seconds_by_operator
@@ -182,6 +183,13 @@ def test_losses_are_shown_like_wins(result: BenchResult) -> None:
     result.measurements[3] = measurement("lamp_unet", "networks", "onnxruntime", 2.0)
     (lost,) = speed_up_table(result).rows
     assert lost[-1] == "0.50x slower"
+
+
+def test_what_became_slower_is_shown_first() -> None:
+    verdicts: tuple[Verdict, ...] = ("same", "too few samples", "faster", "slower")
+    changes = [Change(verdict, "onnxruntime", 1.0, 1.0, 0.05, verdict) for verdict in verdicts]
+    rows = changes_table(SimpleNamespace(changes=changes)).rows  # type: ignore[arg-type]
+    assert [row[-1] for row in rows] == ["slower", "faster", "too few samples", "same"]
 
 
 def test_what_fits_counts_the_largest_scratch_once(result: BenchResult) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import lamp_trt
+from lamp_trt.benchmarks.verify.metrics import distance
 from lamp_trt.cli import main
+from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
 from lamp_trt.engine.bundle.paths import graph_path, weights_path
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError
@@ -19,9 +21,10 @@ from lamp_trt.export.build import build_bundle
 from lamp_trt.export.motions import add_motion
 from lamp_trt.export.planned import BuildReport
 from tests.export.test_build import altered_checkpoint
+from tests.export.test_onnx import random_inputs
 from tests.fixtures.sdxl import FIRST_FRAME_SIZE
 from tests.fixtures.toy import toy_options
-from tests.tolerances import HOISTED_LATENTS_ATOL
+from tests.tolerances import HOISTED_LATENTS_ATOL, HOISTED_RTOL
 
 ALL = tuple(HOISTS)
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -53,6 +56,19 @@ def test_videos_are_the_plain_bundles(hoisted_bundle: Path, toy_bundle: Path) ->
             for pipe in pipes
         )
         np.testing.assert_allclose(ours.latents, expected.latents, rtol=0, atol=HOISTED_LATENTS_ATOL)
+
+
+@pytest.mark.parametrize("unet", HOISTED)
+def test_unets_are_the_plain_bundles(unet: str, hoisted_bundle: Path, sdxl_bundle: Path) -> None:
+    plain, hoisted = Bundle.open(sdxl_bundle), Bundle.open(hoisted_bundle)
+    arrays = random_inputs(plain.network(unet).inputs)
+    arrays["sample"][1] = arrays["sample"][0]  # as guidance has it
+    (expected,) = OnnxRuntimeEngine(plain, unet, num_threads=1).run(arrays).values()
+    for network in (*HOISTED[unet], unet):
+        engine = OnnxRuntimeEngine(hoisted, network, num_threads=1)
+        arrays |= engine.run({tensor.name: arrays[tensor.name] for tensor in engine.inputs})
+    assert distance(expected[0], expected[1]).rel_l2 > 1e-3  # the texts differ
+    assert distance(arrays["noise_pred"], expected).rel_l2 <= HOISTED_RTOL
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from lamp_trt.export.networks import (
     TextEncoderNetwork,
     VaeDecoderNetwork,
     VaeEncoderNetwork,
+    _end_of_text,
 )
 from lamp_trt.export.onnx import Location, export_graph
 from tests.fixtures.toy import TOY_SIZE, toy_options
@@ -260,6 +261,16 @@ def test_fp16_graphs_stay_within_twice_pytorchs_own_error(network: str, toy: Pat
         yardstick = distance(half, single)
         assert yardstick.finite
         assert distance(actual[tensor.name], single).rel_l2 <= FP16_YARDSTICK * yardstick.rel_l2
+
+
+@pytest.mark.parametrize("eos_token_id", [2, 49407])
+def test_a_text_ends_at_its_first_end_token_whatever_the_config_calls_it(eos_token_id: int) -> None:
+    ids = [[49406, 5, 49407, 49407], [49406, 49407, 49407, 49407], [49406, 5, 6, 49407]]
+    assert _end_of_text(torch.tensor(ids), eos_token_id).tolist() == [2, 1, 3]
+
+
+def test_an_end_token_need_not_be_the_largest_id() -> None:
+    assert _end_of_text(torch.tensor([[1, 9, 7, 7], [7, 8, 9, 7]]), 7).tolist() == [2, 0]
 
 
 def test_equal_inputs_give_equal_graph_bytes(toy: Path, toy_bundle: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operations and bytes of a graph, against formulas."""
 
+import dataclasses
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -16,6 +18,7 @@ from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.families import NETWORKS
 from lamp_trt.export.networks import LampUnetNetwork, empty_module, wrap
 from lamp_trt.export.onnx import Location, export_graph
+from lamp_trt.export.toy.lamp import CONFIG
 from tests.fixtures.full_size_graph import full_size_graph
 from tests.fixtures.lamp_flops import LampFlops
 
@@ -23,6 +26,9 @@ SMALL = {"block_out_channels": [16, 32], "attention_head_dim": 4, "cross_attenti
 SMALL |= {"norm_num_groups": 8, "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"]}
 SMALL |= {"up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"]}
 SMALL_SIZES = {"batch": 2, "num_frames": 3, "latent_height": 5, "latent_width": 7, "tokens": 77}
+TOY = dataclasses.asdict(CONFIG)
+TOY_WIDTHS, TOY_FLOPS = (16, 16, 32, 32), (4, 8, 8, 32)
+"""Of toy_bundle: channels by level; frames, latent height and width, text width."""
 FULL_WIDTHS, FULL_ATTENTION = (320, 640, 1280, 1280), (True, True, True, False)
 
 PUBLISHED_GFLOP = {
@@ -123,9 +129,16 @@ def test_a_graph_of_unknown_size_is_refused() -> None:
         graph_flops(model)
 
 
-@pytest.mark.parametrize(
-    "official", [pytest.param(True, id="official", marks=pytest.mark.slow), pytest.param(False, id="lean")]
-)
+def test_a_bundles_lamp_unet_costs_what_its_layers_do(toy_bundle: Path) -> None:
+    expected = LampFlops(*TOY_FLOPS)
+    expected.unet(TOY_WIDTHS, FULL_ATTENTION)
+    model = onnx.load(toy_bundle / "lamp_unet.onnx", load_external_data=False)
+    assert by_layer(model) == expected.flops
+    assert sum(graph_flops(model).values()) == expected.flops.total()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("official", [True, False], ids=["official", "lean"])
 def test_a_small_lamp_unet_costs_what_its_layers_do(official: bool) -> None:
     expected = LampFlops(3, 5, 7, 24, official)
     expected.unet((16, 32), (True, False))
@@ -134,11 +147,11 @@ def test_a_small_lamp_unet_costs_what_its_layers_do(official: bool) -> None:
     assert sum(graph_flops(model).values()) == expected.flops.total()
 
 
-def test_every_weight_of_a_lamp_unet_is_counted_once() -> None:
-    module = empty_module("unet", SMALL, torch.float32)
-    weights = sum(weight for weight, _ in graph_bytes(small_graph(official=False)).values())
+def test_every_weight_of_a_lamp_unet_is_counted_once(toy_bundle: Path) -> None:
+    model = onnx.load(toy_bundle / "lamp_unet.onnx", load_external_data=False)
+    weights = sum(weight for weight, _ in graph_bytes(model).values())
     constants = 2 * 8 * 4 + 4096  # frequencies, shapes, indices
-    parameters = 4 * sum(tensor.numel() for tensor in module.parameters())
+    parameters = 4 * sum(tensor.numel() for tensor in empty_module("unet", TOY, torch.float32).parameters())
     assert parameters <= weights <= parameters + constants
 
 

@@ -99,6 +99,13 @@ def test_entries_take_turns_and_the_budget_ends_them() -> None:
     assert machine.order == ["+long", "+short", "-short", "-long"]
 
 
+def test_a_call_that_would_end_after_the_budget_is_not_begun() -> None:
+    machine = Machine()
+    (m,) = run_entries([machine.entry("x", 1.0)], 6.5, machine).measurements
+    assert len(m.samples_s) == 4  # after a second of set-up and a cold call
+    assert machine.time == pytest.approx(6, abs=0.1)
+
+
 def test_what_the_budget_does_not_reach_is_named() -> None:
     machine = Machine()
     harvest = run_entries([machine.entry("a", 5.0), machine.entry("b", 5.0)], 4, machine)

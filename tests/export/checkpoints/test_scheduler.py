@@ -168,6 +168,13 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(
     assert len(str(caught.value)) < 1000
 
 
+def test_what_betas_leave_of_the_signal_depends_on_their_schedule() -> None:
+    wider = {**SD_SCHEDULER, "beta_end": 0.028}
+    check_scheduler(ROOT, wider)
+    with pytest.raises(CheckpointError, match=r"which leave 4.7e-07 of the signal at the end"):
+        check_scheduler(ROOT, {**wider, "beta_schedule": "linear"})
+
+
 def test_numbers_too_large_for_a_double_are_refused(tmp_path: Path) -> None:
     text = json.dumps(SD_SCHEDULER).replace("0.012", "1e400")
     (tmp_path / "scheduler_config.json").write_text(text)

@@ -16,6 +16,7 @@ from lamp_trt.runtime.algorithm.latents import (
     final_adain,
     guided,
     mix_noise,
+    posterior_sample,
     step_table,
     with_first_frame,
 )
@@ -28,6 +29,17 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(axis=(-2, -1), dtype=np.float64), x.std(axis=(-2, -1), dtype=np.float64)
+
+
+def test_a_log_variance_that_is_not_finite_shows_in_the_sample_instead_of_being_clamped() -> None:
+    mean, noise = normal(1, 4, 5, 7), normal(1, 4, 5, 7, seed=1)
+    logvar = np.full_like(mean, -40)  # clamped to -30
+    logvar[0, 0, 0, :3] = np.nan, np.inf, -np.inf
+    sample = posterior_sample(mean, logvar, noise, 0.5)[:, :, 0]
+    assert np.isnan(sample[0, 0, 0, :3]).all()
+    sound = np.isfinite(logvar)
+    expected = (mean + np.exp(np.float32(-15)) * noise) * 0.5
+    np.testing.assert_allclose(sample[sound], expected[sound], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 16])

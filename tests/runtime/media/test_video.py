@@ -191,6 +191,7 @@ def test_a_folder_in_the_sidecars_place_is_kept(tmp_path: Path) -> None:
     [
         ("clip.avi", 64, 96, r"ends in '\.avi'; choose \.mp4, \.gif, \.webp"),
         ("clip.mp4", 63, 96, "even width and height, the video is 96x63"),
+        ("clip.mp4", 64, 95, "even width and height, the video is 95x64"),
         ("none/clip.mp4", 64, 96, "does not exist"),
     ],
 )

@@ -1,71 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines built by the real builder of TensorRT-RTX, which needs no GPU for it; what only TensorRT can do is
-checked on the options that it would be given."""
+"""Engines built by the real builder of TensorRT-RTX, which needs no GPU for it."""
 
 import dataclasses
 import errno
-import logging
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import onnx
 import pytest
 
-from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.tensorrt import build as tensorrt_build
 from lamp_trt.engine.backends.tensorrt import trt
-from lamp_trt.engine.backends.tensorrt.build import Target, build_engines
+from lamp_trt.engine.backends.tensorrt.build import build_engines
 from lamp_trt.engine.backends.tensorrt.graph import graph_weights, tensorrt_model
-from lamp_trt.engine.backends.tensorrt.key import engine_key, find_engine
-from lamp_trt.engine.backends.tensorrt.network import add_profile, parse_network
-from lamp_trt.engine.backends.tensorrt.options import ShapeRange, TensorRtOptions
+from lamp_trt.engine.backends.tensorrt.key import find_engine
+from lamp_trt.engine.backends.tensorrt.network import parse_network
+from lamp_trt.engine.backends.tensorrt.options import TensorRtOptions
 from lamp_trt.engine.backends.tensorrt.progress import interruptible, progress_monitor
 from lamp_trt.engine.bundle import atomic_files
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.dtypes import BY_STORED
-from lamp_trt.engine.errors import BundleError, EngineError, InputError
+from lamp_trt.engine.errors import BundleError, EngineError
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.engine.precompute import HOISTS
-from tests.fixtures.recast_bundle import recast
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install 'lamp-trt[rtx]' builds without a GPU")
-
-
-@pytest.fixture(autouse=True)
-def rtx_builds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real builder, also where TensorRT is installed beside it."""
-    monkeypatch.setattr(trt, "tensorrt", lambda: rtx)
-
-
-@pytest.fixture(scope="module")
-def half(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The toy bundle in fp16. Tests do not change it."""
-    return recast(Bundle.open(toy_bundle), tmp_path_factory.mktemp("half") / "toy")
-
-
-@pytest.fixture
-def copy(half: Bundle, tmp_path: Path) -> Bundle:
-    """One that may be changed."""
-    shutil.copytree(half.path, tmp_path / "copy")
-    return dataclasses.replace(half, path=tmp_path / "copy")
-
-
-def enterprise(version: str) -> ModuleType:
-    """TensorRT's module as far as decisions depend on it."""
-    module = ModuleType("tensorrt")
-    module.__dict__["__version__"] = version
-    return module
-
-
-def targets(bundle: Bundle, module: ModuleType, **options: Any) -> list[Target]:
-    return list(tensorrt_build._targets(bundle, module, TensorRtOptions(**options)))
+pytestmark = pytest.mark.usefixtures("rtx_builds")
 
 
 def edit_graph(bundle: Bundle, network: str, edit: Callable[[onnx.ModelProto], None]) -> None:
@@ -237,262 +203,6 @@ def test_what_rtx_cannot_do_is_refused_before_anything_is_built(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- profiles ------------------------------------------------------------------------------------------
-
-
-def small_network(shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
-    """A builder, its configuration and y = relu(x) with x of `shape`."""
-    builder = rtx.Builder(trt.logger(rtx))
-    network = builder.create_network(0)
-    relu = network.add_activation(network.add_input("x", rtx.float16, shape), rtx.ActivationType.RELU)
-    relu.get_output(0).name = "y"
-    network.mark_output(relu.get_output(0))
-    return builder, builder.create_builder_config(), network
-
-
-def ranged(least: tuple[int, ...], optimal: tuple[int, ...], greatest: tuple[int, ...]) -> ShapeRange:
-    return ShapeRange("network", "x", least, optimal, greatest)
-
-
-def test_open_axes_get_the_profile_that_was_asked_for() -> None:
-    builder, config, network = small_network((-1, 4, 8))
-    add_profile(builder, config, network, [ranged((1, 4, 8), (2, 4, 8), (16, 4, 8))])
-    assert config.num_optimization_profiles == 1
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    assert plan.nbytes > 0
-
-
-def test_fixed_axes_need_none() -> None:
-    builder, config, network = small_network((2, 4, 8))
-    add_profile(builder, config, network, [])
-    assert config.num_optimization_profiles == 0
-    add_profile(builder, config, network, [ranged((2, 4, 8), (2, 4, 8), (2, 4, 8))])
-
-
-@pytest.mark.parametrize(
-    ("shape", "profile", "message"),
-    [
-        ((-1, 4, 8), None, "x has open axes, -1x4x8: give its --profile"),
-        ((2, 4, 8), ((1, 4, 8), (2, 4, 8), (4, 4, 8)), "whose x is 2x4x8 and nothing else"),
-        ((-1, 4, 8), ((1, 4, 4), (2, 4, 8), (4, 4, 8)), "network.x=1x4x4:2x4x8:4x4x8 does not fit"),
-        ((-1, 4, 8), ((1, 4), (2, 4), (4, 4)), "does not fit the graph, whose x is -1x4x8"),
-    ],
-)
-def test_profiles_that_do_not_fit_are_refused(
-    shape: tuple[int, ...], profile: tuple[Any, Any, Any] | None, message: str
-) -> None:
-    builder, config, network = small_network(shape)
-    with pytest.raises(InputError, match=message):
-        add_profile(builder, config, network, [ranged(*profile)] if profile else [])
-
-
-def test_a_bundle_of_fixed_sizes_takes_no_range(half: Bundle, tmp_path: Path) -> None:
-    wider = ShapeRange.parse("vae_decoder.latents=1x4x8x8:1x4x8x8:4x4x8x8")
-    with pytest.raises(InputError, match="sizes belong to the bundle"):
-        build_engines(half, TensorRtOptions(networks=("vae_decoder",), profiles=(wider,)), tmp_path)
-    unknown = ShapeRange.parse("vae_decoder.noise=1x4:1x4:1x4")
-    with pytest.raises(InputError, match=r"profile names vae_decoder\.noise"):
-        build_engines(half, TensorRtOptions(profiles=(unknown,)), tmp_path)
-
-
-def test_a_profile_is_read_as_it_is_written() -> None:
-    text = "vae_decoder.latents=1x4x40x64:4x4x40x64:16x4x40x64"
-    profile = ShapeRange.parse(text)
-    assert profile == ShapeRange("vae_decoder", "latents", (1, 4, 40, 64), (4, 4, 40, 64), (16, 4, 40, 64))
-    assert str(profile) == text
-
-
-@pytest.mark.parametrize("text", ["", "a.b", "a=1:1:1", "a.b=1:1", "a.b=1xq:1:1", ".b=1:1:1", "a.=1:1:1"])
-def test_a_profile_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"expected NETWORK\.INPUT=LEAST:OPTIMAL:GREATEST"):
-        ShapeRange.parse(text)
-
-
-@pytest.mark.parametrize("text", ["a.b=2:1:3", "a.b=1:3:2", "a.b=0:1:1", "a.b=1x1:1:1"])
-def test_a_profile_that_does_not_rise_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="does not rise"):
-        ShapeRange.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"optimization_level": 6}, r"optimization level is 6; choose 0 \(fast build\) to 5"),
-        ({"optimization_level": -1}, "optimization level is -1"),
-        ({"workspace_bytes": 0}, "workspace is 0 bytes"),
-        ({"hardware_compatibility": "all"}, "'all'; choose one of none, ampere_plus"),
-        ({"device": -1}, "device is -1"),
-    ],
-)
-def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        TensorRtOptions(**options)
-
-
-# --- which engines, for which TensorRT -------------------------------------------------------------------
-
-
-def test_one_refittable_unet_serves_all_motions(half: Bundle) -> None:
-    found = targets(half, enterprise("10.16.1"), networks=("lamp_unet", "vae_decoder"))
-    assert found == [
-        Target("lamp_unet", "horse_run", True, False),
-        Target("vae_decoder", None, False, False),
-    ]
-
-
-@pytest.mark.parametrize("module", [enterprise("11.3.0"), rtx], ids=["11.3", "rtx"])
-def test_without_refit_each_motion_gets_an_engine_and_a_warning_says_so(
-    module: ModuleType, half: Bundle, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, "lamp_trt"):
-        found = targets(half, module, networks=("lamp_unet",))
-    assert found == [Target("lamp_unet", motion, False, False) for motion in ("horse_run", "rain")]
-    assert "each of the motions horse_run, rain gets an engine" in caplog.text
-    with pytest.raises(EngineError, match="motions cannot be exchanged"):
-        targets(half, module, networks=("lamp_unet",), refit=True)
-
-
-def test_frozen_engines_can_be_asked_for(half: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    found = targets(half, enterprise("11.4.0"), networks=("lamp_unet",), refit=False, motions=("rain",))
-    assert found == [Target("lamp_unet", "rain", False, False)]
-    assert caplog.text == ""
-
-
-def test_a_motion_with_a_whole_unet_gets_an_engine_of_its_own(half: Bundle) -> None:
-    motions = dict(half.manifest.motions)
-    motions["rain"] = dataclasses.replace(motions["rain"], kind="full")
-    bundle = dataclasses.replace(half, manifest=dataclasses.replace(half.manifest, motions=motions))
-    assert targets(bundle, enterprise("10.16.1"), networks=("lamp_unet",)) == [
-        Target("lamp_unet", "horse_run", True, False),
-        Target("lamp_unet", "rain", False, False),
-    ]
-
-
-def test_a_refittable_unet_is_never_stripped(half: Bundle) -> None:
-    found = targets(half, enterprise("10.16.1"), networks=("lamp_unet", "vae_encoder"), weight_stripped=True)
-    assert [(target.refittable, target.stripped) for target in found] == [(True, False), (False, True)]
-
-
-def test_flags_say_what_was_asked_for_and_never_exclude_each_other() -> None:
-    flag = rtx.BuilderFlag
-
-    def flags(target: Target, **options: Any) -> list[Any]:
-        return tensorrt_build._flags(rtx, target, TensorRtOptions(**options))
-
-    assert flags(Target("vae_decoder", None, False, False)) == []
-    assert flags(Target("lamp_unet", "rain", True, False)) == [flag.REFIT_INDIVIDUAL]
-    assert flags(Target("vae_decoder", None, False, True)) == [flag.STRIP_PLAN, flag.REFIT_IDENTICAL]
-    both = {"weight_streaming": True, "version_compatible": True}
-    assert flags(Target("vae_decoder", None, False, False), **both) == [
-        flag.WEIGHT_STREAMING,
-        flag.VERSION_COMPATIBLE,
-    ]
-
-
-def test_every_option_changes_the_key_and_the_configuration(half: Bundle) -> None:
-    parsed, target = parse_network(half, rtx, "vae_encoder", None), Target("vae_encoder", None, False, False)
-
-    def configured(**options: Any) -> Any:
-        return tensorrt_build._config(parsed, target, TensorRtOptions(**options))
-
-    def stem(**options: Any) -> str:
-        return tensorrt_build._key(half, rtx, "sm_90", target, TensorRtOptions(**options)).stem
-
-    assert configured(optimization_level=1).builder_optimization_level == 1
-    pool = rtx.MemoryPoolType.WORKSPACE
-    assert configured(workspace_bytes=1 << 28).get_memory_pool_limit(pool) == 1 << 28
-    assert configured(detailed=True).profiling_verbosity == rtx.ProfilingVerbosity.DETAILED
-    assert configured(weight_streaming=True).get_flag(rtx.BuilderFlag.WEIGHT_STREAMING)
-    asked: list[dict[str, Any]] = [
-        {},
-        {"optimization_level": 1},
-        {"workspace_bytes": 1 << 28},
-        {"detailed": True},
-        {"hardware_compatibility": "same_compute_capability"},
-        {"weight_streaming": True},
-        {"version_compatible": True},
-    ]
-    assert len({stem(**options) for options in asked}) == len(asked)
-
-
-def test_hardware_compatibility_is_passed_on(half: Bundle) -> None:
-    """TensorRT-RTX ignores it, so the configuration is one that only takes notes."""
-    parsed = parse_network(half, rtx, "text_encoder", None)
-    taking_notes = SimpleNamespace(create_builder_config=SimpleNamespace)
-    for name in ("ampere_plus", "same_compute_capability"):
-        config = tensorrt_build._config(
-            dataclasses.replace(parsed, builder=taking_notes),
-            Target("text_encoder", None, False, False),
-            TensorRtOptions(hardware_compatibility=name),  # type: ignore[arg-type]
-        )
-        level = getattr(rtx.HardwareCompatibilityLevel, name.upper())
-        assert config.hardware_compatibility_level == level
-
-
-# --- keys ----------------------------------------------------------------------------------------------
-
-
-def test_a_refittable_engine_is_the_same_for_every_motion(half: Bundle) -> None:
-    module = enterprise("10.16.1")
-    refittable, frozen = (
-        [
-            engine_key(half, "lamp_unet", module, "sm_90", motion=motion, refittable=refit)
-            for motion in ("horse_run", "rain")
-        ]
-        for refit in (True, False)
-    )
-    assert refittable[0] == refittable[1]
-    assert refittable[0].motion == ""
-    assert frozen[0] != frozen[1]
-    assert frozen[1].motion == half.manifest.files["motions/rain.safetensors"].sha256
-    assert frozen[0].weights == refittable[0].weights
-
-
-@pytest.mark.parametrize(
-    ("built_for", "built_by", "refusal"),
-    [
-        ("sm_90", "tensorrt 10.16.1", ""),
-        ("sm_80+", "tensorrt 10.16.1", ""),
-        ("sm_90", "tensorrt 10.x", ""),
-        ("sm_80+", "tensorrt 10.x", ""),
-        ("sm_89", "tensorrt 10.16.1", "was built for sm_89, this device is sm_90"),
-        ("sm_90", "tensorrt 10.14.1", "was built by tensorrt 10.14.1, this is tensorrt 10.16.1"),
-        ("sm_90", "tensorrt 11.x", "was built by tensorrt 11.x, this is tensorrt 10.16.1"),
-        ("any RTX", "tensorrt 10.16.1", "was built for any RTX, this device is sm_90"),
-    ],
-)
-def test_portable_engines_are_found_where_they_run(
-    built_for: str, built_by: str, refusal: str, half: Bundle, tmp_path: Path
-) -> None:
-    module = enterprise("10.16.1")
-    key = engine_key(half, "vae_decoder", module, built_for)
-    key = dataclasses.replace(key, compiler=built_by, flags={"detailed": True})
-    compiled.store(tmp_path, key, "plan", {}, lambda file: None)
-    if not refusal:
-        assert find_engine(half, "vae_decoder", module, "sm_90", None, tmp_path).key == key
-        return
-    with pytest.raises(EngineError) as caught:
-        find_engine(half, "vae_decoder", module, "sm_90", None, tmp_path)
-    command = f"Build it: lamp-trt build --backend tensorrt --out {half.path} --engine-dir {tmp_path}"
-    engine = f"the tensorrt engine for vae_decoder in {tmp_path}"
-    assert str(caught.value) == f"{engine} {refusal}. {command}"
-
-
-def test_a_refittable_engine_is_preferred_and_either_can_be_asked_for(half: Bundle, tmp_path: Path) -> None:
-    module = enterprise("10.16.1")
-    keys = {
-        refit: engine_key(half, "lamp_unet", module, "sm_90", motion="rain", refittable=refit)
-        for refit in (True, False)
-    }
-    compiled.store(tmp_path, keys[False], "plan", {}, lambda file: None)
-    find = lambda **kind: find_engine(half, "lamp_unet", module, "sm_90", "rain", tmp_path, **kind).key  # noqa: E731
-    assert find() == keys[False]
-    compiled.store(tmp_path, keys[True], "plan", {}, lambda file: None)
-    assert find() == keys[True]
-    assert find(refittable=False) == keys[False]
-
-
 # --- graphs --------------------------------------------------------------------------------------------
 
 
@@ -592,6 +302,25 @@ def test_the_bars_follow_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not monitor.step_complete("Building", 1)
 
 
+def test_the_thread_that_compiles_is_on_the_gpu_that_was_asked_for(
+    half: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def set_device(name: str, ordinal: int) -> None:
+        calls.append((name, ordinal, threading.get_ident()))
+
+    monkeypatch.setattr(trt, "is_rtx", lambda module: False)
+    monkeypatch.setattr(tensorrt_build, "cuda", set_device)
+    monkeypatch.setattr(tensorrt_build, "architecture", lambda ordinal: "sm_90")
+    monkeypatch.setattr(tensorrt_build, "_compile", lambda *_: set_device("compile", 3))
+    options = TensorRtOptions(networks=("vae_encoder",), device=3, timing_cache=False)
+    build_engines(half, options, tmp_path)
+    *_, (_, _, compiling) = calls
+    assert calls[-2:] == [("cudaSetDevice", 3, compiling), ("compile", 3, compiling)]
+    assert compiling != threading.get_ident()
+
+
 # --- timing cache, which TensorRT-RTX does not keep --------------------------------------------------------
 
 
@@ -635,87 +364,3 @@ def test_a_timing_cache_of_another_gpu_is_begun_anew(
     tensorrt_build._attach_timing_cache(rtx, config, path)
     assert config.attached == b""
     assert "it is replaced" in caplog.text
-
-
-# --- which TensorRT ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("version", ["10.14.1.48", "10.16.1", "11.0.0.114", "11.4.0", "11.9"])
-def test_versions_that_we_know_are_taken(version: str) -> None:
-    trt.check_version(enterprise(version))
-    assert trt.compiler(enterprise(version)) == f"tensorrt {version}"
-
-
-@pytest.mark.parametrize("version", ["8.6.1", "10.13.3", "12.0.0"])
-def test_other_versions_are_refused_with_the_range(version: str) -> None:
-    with pytest.raises(EngineError, match=rf"tensorrt is {version}.*'tensorrt>=10.14,<12'"):
-        trt.check_version(enterprise(version))
-
-
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [
-        (enterprise("10.16.1"), None),
-        (enterprise("11.2.1"), None),
-        (enterprise("11.3.0.99"), "can lose a bias"),
-        (enterprise("11.4.0"), None),
-        (rtx, "marks no single weights"),
-    ],
-    ids=["10.16", "11.2", "11.3", "11.4", "rtx"],
-)
-def test_refit_is_refused_where_it_is_wrong(module: ModuleType, reason: str | None) -> None:
-    given = trt.why_no_refit(module)
-    assert trt.can_refit(module) == (reason is None)
-    assert given is None if reason is None else reason in str(given)
-
-
-@pytest.mark.parametrize(
-    ("installed", "expected"),
-    [
-        ({"tensorrt": enterprise("11.4.0"), "tensorrt_rtx": rtx}, "tensorrt 11.4.0"),
-        ({"tensorrt_rtx": rtx}, f"tensorrt_rtx {rtx.__version__}"),
-        ({}, "TensorRT is not installed: pip install"),
-        ({"tensorrt": OSError("libnvinfer.so.10: no such file")}, "does not load: libnvinfer"),
-        ({"tensorrt": ModuleNotFoundError("no tensorrt_libs", name="tensorrt_libs")}, "incomplete"),
-        ({"tensorrt": enterprise("nonsense")}, "has no valid __version__"),
-    ],
-    ids=["both", "rtx", "none", "no library", "incomplete", "no version"],
-)
-def test_tensorrt_is_taken_before_rtx_and_a_broken_one_is_told(
-    installed: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()  # of the fixture that fixes the module
-
-    def import_module(name: str) -> ModuleType:
-        found = installed.get(name, ModuleNotFoundError(name, name=name))
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    monkeypatch.setattr("lamp_trt.engine.backends.tensorrt.trt.importlib.import_module", import_module)
-    trt.tensorrt.cache_clear()
-    try:
-        answer = trt.compiler(trt.tensorrt())
-    except EngineError as error:
-        answer = str(error)
-    finally:
-        trt.tensorrt.cache_clear()
-    assert expected in answer
-
-
-def test_tensorrts_messages_go_to_our_log_and_errors_into_ours(caplog: pytest.LogCaptureFixture) -> None:
-    logger, severity = trt.logger(rtx), rtx.ILogger.Severity
-    logger.errors.clear()
-    with caplog.at_level(logging.DEBUG, "lamp_trt"):
-        for level, text in (
-            (severity.ERROR, "no kernel"),
-            (severity.ERROR, "no kernel"),
-            (severity.INTERNAL_ERROR, "worse"),
-            (severity.WARNING, "noise"),
-            (severity.INFO, "detail"),
-        ):
-            logger.log(level, text)
-    levels = [record.levelname for record in caplog.records]
-    assert levels == ["WARNING", "WARNING", "WARNING", "INFO", "DEBUG"]
-    assert trt.taken_errors(rtx) == "no kernel; worse"
-    assert trt.taken_errors(rtx) == "TensorRT gave no reason"
