@@ -132,6 +132,7 @@ class OnnxRuntimeCudaEngine(BaseEngine):
     def _new_session(self, motion: str | None) -> Any:
         onnxruntime = import_onnxruntime()
 
+        from lamp_trt.engine.backends.onnxruntime.cuda_graph import use_cuda_kernels
         from lamp_trt.engine.graph.locate import take_motion_as_inputs
 
         if PROVIDER not in onnxruntime.get_available_providers():
@@ -140,6 +141,7 @@ class OnnxRuntimeCudaEngine(BaseEngine):
                 "pip install 'lamp-trt[gpu]' (the two packages overwrite each other)."
             )
         model = bundle_model(self._bundle, self._network, motion)
+        use_cuda_kernels(model)
         if motion is not None:
             self._motion_shapes = take_motion_as_inputs(model)
         session = new_session(
