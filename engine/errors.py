@@ -37,6 +37,10 @@ class EngineError(LampError, RuntimeError):
     """A compiled engine, its compiler or its device failed."""
 
 
+class UnavailableError(EngineError):
+    """What a backend needs is not on this machine: a library, a compiler, a GPU."""
+
+
 class OutputError(LampError, RuntimeError):
     """A result cannot be written, for a reason that is the machine's: a full disk, say."""
 

@@ -23,7 +23,7 @@ from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.bundle.manifest import MotionEntry
 from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.errors import EngineError, InputError, UnavailableError
 from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.files.links import utf8_path
 from lamp_trt.engine.networks import IOTensor
@@ -143,7 +143,7 @@ class AotInductorCudaEngine(BaseEngine):
         import torch
 
         if not torch.cuda.is_available():
-            raise EngineError(
+            raise UnavailableError(
                 "this torch has no CUDA, or finds no GPU: pip install a CUDA build of torch; "
                 "`lamp-trt doctor` checks the GPU."
             )
@@ -180,16 +180,24 @@ class AotInductorCudaEngine(BaseEngine):
                 self._bound[tensor.name].copy_(value)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
-        """Recorded by torch, which keeps the memory of intermediate values in a pool of the graph's own."""
+        """Recorded by torch, which keeps the memory of intermediate values in a pool of the graph's own. The
+        engine is unusable after a capture that failed."""
         import torch
 
         self._check(stream)
         graph = torch.cuda.CUDAGraph()
-        with (
-            self._on_stream(),
-            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            work()
+        try:
+            with (
+                self._on_stream(),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                work()
+        except BaseException as error:
+            self.unusable = (
+                f"{self._network} failed while it was captured, which may leave torch's allocator in the "
+                f"capture ({error}): load the bundle in a new process."
+            )
+            raise
 
         def replay() -> None:
             self._check(stream)
@@ -334,7 +342,7 @@ def import_torch() -> ModuleType:
     try:
         return importlib.import_module("torch")
     except ImportError as error:
-        raise EngineError(
+        raise UnavailableError(
             f"AOTInductor packages need torch, which does not import ({error}): "
             "pip install 'lamp-trt[aotinductor]'."
         ) from error
