@@ -3,264 +3,178 @@
 
     python -m lamp_trt.benchmarks.proof [PART ...] [--backend NAME ...] [--folder FOLDER] [--out FOLDER]
                                             [--budget SECONDS]
+    python -m lamp_trt.benchmarks.proof plan --out DIR       # the same as scripts for a machine that is lent
+    python -m lamp_trt.benchmarks.proof report --folder FOLDER --out DIR
 
-Parts, in this order if none is named, most telling first: `kernels`, which everything rests on; `unet`, the
-LAMP UNet on every backend (parity, capture, motions, memory, time), for it takes nearly all of a video's
-time; `peers`, PyTorch on the same, which its times are held against; `sdxl`, all that for SDXL's UNet; then
-what decides options: `hoists` (what each hoist of docs/lean.md gives and costs), `tensorrt` (its builds, its
-timing cache, what refit costs); and last `pipeline`, a prompt to a video at full size, which needs most.
-Weights are random. Each check is printed as it ends and written at once to <part>-proof-<gpu>.json, so that
-a cut-off loses nothing; what the budget leaves no time for is written as not run. With --folder, a later call
-goes on with the checkpoints, bundles and engines of an earlier one. Exit code 0: every check passed, or named
-what it lacks.
+Parts, in this order if none is named: `prepare`, which makes checkpoints, bundles and engines; `kernels`,
+which everything rests on; `unet`, the LAMP UNet on every backend (parity, capture, motions, memory, time),
+for it takes nearly all of a video's time; `profile`, where a step's time goes, kernel by kernel; `peers`,
+PyTorch on the same, which its times are held against; `sdxl`, all that for SDXL's UNet; then what decides
+options: `hoists` (what each hoist of docs/lean.md gives and costs), `tensorrt` (its builds, its timing cache,
+what refit costs); and last `pipeline`, a prompt to a video at full size, which needs most.
+Weights are random. Each check is printed as it ends and written to <part>-proof-<gpu>.json when it starts and
+when it ends, so that a cut-off loses nothing; what the budget leaves no time for is written as not run. With
+--folder, a later call goes on with the checkpoints, bundles, engines and results of an earlier one. Exit code
+0: every check passed, or named what it lacks.
 """
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from lamp_trt.benchmarks.proof import gpu
 from lamp_trt.benchmarks.proof.check import Check, Unavailable
-from lamp_trt.benchmarks.proof.timing import file_name, machine
-from lamp_trt.engine.backends.backend import BuildRequest
-from lamp_trt.engine.backends.registry import backends_on, device_engine, find_backend
-from lamp_trt.engine.backends.tensorrt import BACKEND as TENSORRT
-from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.errors import EngineError
+from lamp_trt.benchmarks.proof.names import report_name
+from lamp_trt.benchmarks.proof.outcomes import Outcome, PartReport, cut_off
+from lamp_trt.benchmarks.proof.parts import INDEPENDENT, PARTS
+from lamp_trt.benchmarks.proof.session import WHOLE, Session, on_gpus
+from lamp_trt.benchmarks.proof.timing import machine
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One check's end: result is "passed", "failed", "skipped" or "not run"."""
-
-    claim: str
-    result: str
-    figures: str
-    seconds: float
-
-
-def on_gpus() -> tuple[str, ...]:
-    """Names of the backends that run on GPUs."""
-    return tuple(backend.name for backend in backends_on(0))
-
-
-@dataclass
-class Session:
-    """What one command works with. results: figures of the part under way, for its report."""
-
-    out: Path
-    folder: Path
-    deadline: float
-    backends: tuple[str, ...] = field(default_factory=on_gpus)
-    results: dict[str, Any] = field(default_factory=dict)
-    _works: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def lamp(self) -> Any:
-        """The LAMP UNet's Work, shared by the parts that need it."""
-        from lamp_trt.benchmarks.proof.work import LAMP
-
-        return self._work(LAMP)
-
-    @property
-    def sdxl(self) -> Any:
-        """Likewise of SDXL's UNet."""
-        from lamp_trt.benchmarks.proof.work import SDXL
-
-        return self._work(SDXL)
-
-    def _work(self, subject: Any) -> Any:
-        if subject.network not in self._works:
-            from lamp_trt.benchmarks.proof.work import Work
-            from lamp_trt.runtime.cuda.device import CudaDevice
-
-            device = next((work.device for work in self._works.values()), None) or CudaDevice()
-            self._works[subject.network] = Work(self.folder, device, load_network, subject)
-        return self._works[subject.network]
-
-
-def kernels(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof.kernels import checks as proof_kernels
-
-    return proof_kernels.checks(session.out)
-
-
-def unet(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof.unet import UnetProof
-
-    session.results = session.lamp.results
-    for backend in session.backends:
-        yield from UnetProof(session.lamp, backend).checks()
-
-
-def peers(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof import peers as proof_peers
-
-    session.results = session.lamp.results
-    return proof_peers.checks(session.lamp)
-
-
-def sdxl(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof import peers as proof_peers
-    from lamp_trt.benchmarks.proof.unet import UnetProof
-
-    session.results = session.sdxl.results
-    for backend in session.backends:
-        yield from UnetProof(session.sdxl, backend).checks()
-    yield from proof_peers.checks(session.sdxl)
-
-
-def hoists(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof.hoists import HoistsProof
-
-    table: list[dict[str, Any]] = []
-    session.results = {"hoists": table}
-    for work in (session.lamp, session.sdxl):
-        for backend in session.backends:
-            yield from HoistsProof(work, backend, table).checks()
-
-
-def tensorrt(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof.tensorrt import TensorRtProof
-
-    session.results = session.lamp.results
-    return TensorRtProof(session.lamp).checks()
-
-
-def pipeline(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof.pipeline import PipelineProof
-
-    session.results = {}
-    for backend in session.backends:
-        yield from PipelineProof(session.folder, backend, session.results).checks()
-
-
-PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
-    "kernels": kernels,
-    "unet": unet,
-    "peers": peers,
-    "sdxl": sdxl,
-    "hoists": hoists,
-    TENSORRT.name: tensorrt,
-    "pipeline": pipeline,
-}
-
-
-def load_network(backend: str, work: Any, network: str) -> Any:
-    """A network of a work's bundle on a backend, compiled first where that is needed; Unavailable where it
-    cannot be."""
-    try:
-        bundle = work.bundle
-        compile_networks(backend, work, bundle)
-        return device_engine(
-            backend,
-            bundle,
-            network,
-            device=work.device.ordinal,
-            stream=work.device.stream,
-            motion=work.subject.motion if network == work.subject.network else None,
-        )
-    except ModuleNotFoundError as error:
-        raise Unavailable(f"{error.name} is not installed") from error
-
-
-def compile_networks(backend: str, work: Any, bundle: Bundle) -> None:
-    """All of the bundle's, into it, those that are not there yet."""
-    record = find_backend(backend)
-    if record.build is None:
-        return
-    start = time.perf_counter()
-    try:
-        record.library()
-    except EngineError as error:
-        raise Unavailable(str(error)) from error
-    motions = work.subject.motions[: 1 if work.hoist else None]
-    record.build(BuildRequest(bundle, device="cuda", motions=motions, checkpoints=work.options))
-    seconds = time.perf_counter() - start
-    if seconds > 1:
-        print(f"{backend}: compiled in {seconds:.1f} s", flush=True)
+class TimeIsUp(BaseException):
+    """`timeout` or a person asked this process to end."""
 
 
 def make(claim: str, function: Callable[[], str]) -> Outcome:
-    """Makes one check, on its own stream, and prints how it went. A failed one does not stop the others."""
+    """Makes one check, on its own stream. A failed one does not stop the others."""
     start = time.perf_counter()
+    detail = ""
     try:
-        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        with gpu.own_stream():
             result, figures = "passed", function()
+        gpu.release_cached()
     except Unavailable as reason:
         result, figures = "skipped", str(reason)
-    except Exception:  # noqa: BLE001
-        result, figures = "failed", traceback.format_exc()
-    torch.cuda.empty_cache()
-    return _told(Outcome(claim, result, figures, time.perf_counter() - start))
-
-
-def run_part(name: str, session: Session, facts: dict[str, str]) -> list[Outcome]:
-    """Every check of a part, the report written after each."""
-    path = session.out / f"{name}-proof-{file_name(facts['gpu'])}.json"
-    outcomes: list[Outcome] = []
-    for claim, function in PARTS[name](session):
-        if time.monotonic() > session.deadline:
-            outcomes.append(_told(Outcome(claim, "not run", "the budget was spent", 0.0)))
+    except Exception as error:  # noqa: BLE001
+        if isinstance(error, ImportError) and not (error.name or "").startswith("lamp_trt"):
+            result, figures = "skipped", f"what it needs is not installed, or too old: {error}"
         else:
-            outcomes.append(make(claim, function))
-        report = {
-            "machine": facts,
-            "checks": [asdict(outcome) for outcome in outcomes],
-            "figures": session.results,
-        }
-        path.write_text(json.dumps(report, indent=1) + "\n")
+            result, figures, detail = "failed", f"{type(error).__name__}: {error}", traceback.format_exc()
+    return Outcome(claim, result, figures, time.perf_counter() - start, detail)
+
+
+def run_part(name: str, session: Session, facts: Mapping[str, str]) -> list[Outcome]:
+    """Every check of a part. TimeIsUp ends the check under way, and is raised again once all have a row."""
+    report = PartReport.open(session.out / report_name(name, facts["gpu"]), facts)
+    outcomes: list[Outcome] = []
+    over: TimeIsUp | None = None
+    for claim, function in _checks(name, session):
+        before = report.earlier.get(claim)
+        start = time.monotonic()
+        if name in INDEPENDENT and before is not None and before.result == "passed":
+            outcome = before
+        elif over is not None or start > session.deadline:
+            outcome = Outcome(claim, "not run", "the time was spent")
+        else:
+            report.started(claim, session.results)
+            try:
+                outcome = make(claim, function)
+            except TimeIsUp as error:
+                over, outcome = error, cut_off(claim, time.monotonic() - start)
+        outcomes.append(report.ended(outcome, session.results))
+        print(outcome, flush=True)
+    if over is not None:
+        raise over
     return outcomes
 
 
+def _checks(name: str, session: Session) -> Iterator[Check]:
+    """A part's checks; one that fails in its place where they cannot be listed."""
+    try:
+        yield from PARTS[name](session)
+    except Exception as error:  # noqa: BLE001
+        raised = error
+
+        def fail() -> str:
+            raise raised
+
+        yield f"{name}: its checks can be made", fail
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    if not gpu.present():
+        print("no CUDA device: these proofs need one", file=sys.stderr)
+        return 1
+    facts = machine()
+    print(json.dumps(facts), flush=True)
+    deadline = time.monotonic() + options.budget
+    signal.signal(signal.SIGTERM, _raise_time_is_up)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        session = Session(
+            options.out,
+            folder,
+            deadline,
+            tuple(options.backend or on_gpus()),
+            tuple(options.subject),
+            tuple(options.mode),
+            options.together,
+            not options.no_timings,
+        )
+        return run_parts(options.parts or list(PARTS), session, facts)
+
+
+def run_parts(parts: Sequence[str], session: Session, facts: Mapping[str, str]) -> int:
+    """The exit code: 1 if a check failed."""
+    outcomes: list[Outcome] = []
+    try:
+        for name in parts:
+            outcomes += run_part(name, session, facts)
+    except TimeIsUp:
+        print("the time was spent", flush=True)
+    return 1 if any(outcome.result == "failed" for outcome in outcomes) else 0
+
+
+def _raise_time_is_up(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; what is left takes a moment
+    raise TimeIsUp
+
+
+def _parser() -> argparse.ArgumentParser:
+    from lamp_trt.benchmarks.proof.peers import MODES
+    from lamp_trt.benchmarks.proof.work import LAMP, SDXL
+
     parser = argparse.ArgumentParser(
         prog="python -m lamp_trt.benchmarks.proof",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+
+    def part(name: str) -> str:
+        if name not in PARTS:
+            raise argparse.ArgumentTypeError(f"there is no part {name!r}; choose of {', '.join(PARTS)}")
+        return name
+
+    parser.add_argument("parts", nargs="*", type=part, metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument(
-        "--backend",
-        action="append",
-        choices=on_gpus(),
-        help="of unet, sdxl, hoists and pipeline; may be repeated; default: all",
+        "--backend", action="append", choices=on_gpus(), help="one to take, may be repeated; default: all"
     )
+    parser.add_argument(
+        "--subject",
+        action="append",
+        default=[],
+        choices=(LAMP.network, SDXL.network, WHOLE),
+        help="of prepare and profile, may be repeated; default: all",
+    )
+    parser.add_argument(
+        "--mode", action="append", default=[], choices=tuple(MODES), help="of peers; default: all"
+    )
+    parser.add_argument("--together", action="store_true", help="hoists: all of them together only")
+    parser.add_argument("--no-timings", action="store_true", help="kernels: check them only")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parents[1] / "results", help="results folder"
     )
     parser.add_argument("--budget", type=float, default=480.0, help="start no check after so many seconds")
     parser.add_argument(
-        "--folder", type=Path, help="for checkpoints and bundles, kept; default: a temporary one"
+        "--folder", type=Path, help="for checkpoints, bundles and engines, kept; default: a temporary one"
     )
-    options = parser.parse_args(arguments)
-    unknown = [name for name in options.parts if name not in PARTS]
-    if unknown:
-        parser.error(f"there is no part {unknown[0]!r}; choose of {', '.join(PARTS)}")
-    if not torch.cuda.is_available():
-        print("no CUDA device: these proofs need one", file=sys.stderr)
-        return 1
-    facts = machine()
-    print(json.dumps(facts), flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + options.budget
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        session = Session(options.out, folder, deadline, tuple(options.backend or on_gpus()))
-        parts = options.parts or list(PARTS)
-        outcomes = [outcome for name in parts for outcome in run_part(name, session, facts)]
-    return 1 if any(outcome.result == "failed" for outcome in outcomes) else 0
-
-
-def _told(outcome: Outcome) -> Outcome:
-    print(f"{outcome.result:8}{outcome.seconds:6.1f} s  {outcome.claim}: {outcome.figures}", flush=True)
-    return outcome
+    return parser
