@@ -12,8 +12,8 @@ import numpy as np
 
 import lamp_trt
 from lamp_trt.benchmarks.proof.check import Check, Unavailable, require_diffusers
-from lamp_trt.benchmarks.proof.engines import FOLDER, compile_networks
-from lamp_trt.benchmarks.proof.locks import locked
+from lamp_trt.benchmarks.proof.prepared.engines import FOLDER, compile_networks
+from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.benchmarks.proof.random_checkpoints import (
     finished,
     write_component,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lamp_trt.benchmarks.proof import gpu
-from lamp_trt.benchmarks.proof.locks import locked
+from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.engine.bundle.weights import write_weight_file
 from lamp_trt.engine.families import SDXL
 from lamp_trt.engine.networks import is_motion_tensor

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.proof import gpu
 from lamp_trt.benchmarks.proof.check import Unavailable, require_diffusers
-from lamp_trt.benchmarks.proof.locks import locked
+from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.benchmarks.proof.random_checkpoints import finished, write_lamp_unet, write_sdxl_unet
 from lamp_trt.benchmarks.verify.network_inputs import seeded_inputs
 from lamp_trt.benchmarks.verify.plain_engine import plain_inputs

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from lamp_trt.benchmarks.proof import gpu, parts, run, timing
+from lamp_trt.benchmarks.proof import gpu, timing
 from lamp_trt.benchmarks.proof.check import Check
+from lamp_trt.benchmarks.proof.commands import parts, run
 
 NAME = "NVIDIA H200"
 

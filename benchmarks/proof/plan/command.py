@@ -17,11 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.benchmarks.proof.commands.session import on_gpus
 from lamp_trt.benchmarks.proof.names import UNKNOWN
 from lamp_trt.benchmarks.proof.plan import wheels
 from lamp_trt.benchmarks.proof.plan.schedule import DETACHED, KILL_AFTER_S, WAIT, Call, Schedule, schedule
 from lamp_trt.benchmarks.proof.plan.scripts import ScriptOptions, command_of, script
-from lamp_trt.benchmarks.proof.session import on_gpus
 from lamp_trt.engine.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]

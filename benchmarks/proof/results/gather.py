@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.benchmarks.proof.commands.outcomes import (
+    MEASURED,
+    STARTED,
+    Outcome,
+    cut_off,
+    merged,
+    read_report,
+)
 from lamp_trt.benchmarks.proof.names import REPORT_SUFFIX
-from lamp_trt.benchmarks.proof.outcomes import MEASURED, STARTED, Outcome, cut_off, merged, read_report
 
 PARTS = ("prepare", "kernels", "unet", "profile", "peers", "sdxl", "hoists", "tensorrt", "pipeline")
 """As in parts.py, which imports what a report does not need."""

@@ -15,15 +15,17 @@ from typing import Any
 
 import pytest
 
-from lamp_trt.benchmarks.proof import engines, peers, run
+from lamp_trt.benchmarks.proof import peers
 from lamp_trt.benchmarks.proof.check import Unavailable
-from lamp_trt.benchmarks.proof.command import main
-from lamp_trt.benchmarks.proof.engines import compile_networks, load_network
+from lamp_trt.benchmarks.proof.commands import run
+from lamp_trt.benchmarks.proof.commands.command import main
+from lamp_trt.benchmarks.proof.commands.outcomes import Outcome, PartReport
+from lamp_trt.benchmarks.proof.commands.parts import PARTS
 from lamp_trt.benchmarks.proof.kernels import checks as kernel_checks
-from lamp_trt.benchmarks.proof.locks import locked
-from lamp_trt.benchmarks.proof.outcomes import Outcome, PartReport
-from lamp_trt.benchmarks.proof.parts import PARTS
 from lamp_trt.benchmarks.proof.pipeline import PipelineProof
+from lamp_trt.benchmarks.proof.prepared import engines
+from lamp_trt.benchmarks.proof.prepared.engines import compile_networks, load_network
+from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.benchmarks.proof.results.gather import PARTS as REPORTED
 from lamp_trt.benchmarks.proof.timing import COMMIT, UNKNOWN, machine
 from lamp_trt.engine.backends.registry import find_backend
@@ -140,7 +142,7 @@ import sys, time
 from pathlib import Path
 import pytest
 from tests.doubles.gpu_machine import gpu_machine
-from lamp_trt.benchmarks.proof import run
+from lamp_trt.benchmarks.proof.commands import run
 signal = run.signal.signal
 patch = pytest.MonkeyPatch()
 machine = gpu_machine(patch)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lamp_trt.benchmarks.proof.command import main
-from lamp_trt.benchmarks.proof.parts import PARTS
+from lamp_trt.benchmarks.proof.commands.command import main
+from lamp_trt.benchmarks.proof.commands.parts import PARTS
 from lamp_trt.benchmarks.proof.plan import wheels
 from lamp_trt.benchmarks.proof.plan.schedule import MEASUREMENTS, schedule
 from lamp_trt.engine.errors import InputError

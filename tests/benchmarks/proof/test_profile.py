@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from lamp_trt.benchmarks.proof.outcomes import PartReport
+from lamp_trt.benchmarks.proof.commands.outcomes import PartReport
 from lamp_trt.benchmarks.proof.profile import kinds
 from lamp_trt.benchmarks.proof.profile.checks import KERNELS, OPERATORS, ProfileProof
 from lamp_trt.benchmarks.proof.profile.events import operator_launches

@@ -6,8 +6,8 @@ import json
 import tarfile
 from pathlib import Path
 
-from lamp_trt.benchmarks.proof.command import main
-from lamp_trt.benchmarks.proof.outcomes import Outcome, PartReport
+from lamp_trt.benchmarks.proof.commands.command import main
+from lamp_trt.benchmarks.proof.commands.outcomes import Outcome, PartReport
 from lamp_trt.benchmarks.proof.results.gather import gathered
 from lamp_trt.benchmarks.proof.results.pack import Limits, put
 

@@ -15,13 +15,13 @@ import torch
 
 from lamp_trt.benchmarks.proof import peers as proof_peers
 from lamp_trt.benchmarks.proof import pipeline as proof_pipeline
-from lamp_trt.benchmarks.proof import run as proof_run
 from lamp_trt.benchmarks.proof.check import Check, Unavailable
+from lamp_trt.benchmarks.proof.commands import run as proof_run
+from lamp_trt.benchmarks.proof.commands.outcomes import Outcome
+from lamp_trt.benchmarks.proof.commands.parts import PARTS
+from lamp_trt.benchmarks.proof.commands.session import Session, on_gpus
 from lamp_trt.benchmarks.proof.hoists import HoistsProof, Row
-from lamp_trt.benchmarks.proof.outcomes import Outcome
-from lamp_trt.benchmarks.proof.parts import PARTS
 from lamp_trt.benchmarks.proof.random_checkpoints import write_component
-from lamp_trt.benchmarks.proof.session import Session, on_gpus
 from lamp_trt.benchmarks.proof.unet import UnetProof
 from lamp_trt.benchmarks.proof.work import LAMP, SDXL, Work
 from lamp_trt.engine.bundle.reader import Bundle

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.benchmarks.proof.check import Unavailable
-from lamp_trt.benchmarks.proof.locks import locked
+from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.engine.backends.backend import BuildRequest
 from lamp_trt.engine.backends.registry import device_engine, find_backend
 from lamp_trt.engine.bundle.reader import Bundle

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from lamp_trt.benchmarks.proof.check import Check
-from lamp_trt.benchmarks.proof.engines import FOLDER, compile_networks
-from lamp_trt.benchmarks.proof.session import WHOLE, Session
+from lamp_trt.benchmarks.proof.commands.session import WHOLE, Session
+from lamp_trt.benchmarks.proof.prepared.engines import FOLDER, compile_networks
 from lamp_trt.engine.backends.registry import find_backend
 
 

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         case ["report"]:
             from lamp_trt.benchmarks.proof.results.command import main as command
         case _:
-            from lamp_trt.benchmarks.proof.run import main as run_main
+            from lamp_trt.benchmarks.proof.commands.run import main as run_main
 
             return run_main(given)
     return command(given[1:])

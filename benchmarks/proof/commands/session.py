@@ -64,7 +64,7 @@ class Session:
 
     def work(self, subject: Any) -> Any:
         if subject.network not in self._works:
-            from lamp_trt.benchmarks.proof.engines import load_network
+            from lamp_trt.benchmarks.proof.prepared.engines import load_network
             from lamp_trt.benchmarks.proof.work import Work
             from lamp_trt.runtime.cuda.device import CudaDevice
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lamp_trt.benchmarks.proof.check import Check
-from lamp_trt.benchmarks.proof.session import Session
+from lamp_trt.benchmarks.proof.commands.session import Session
 from lamp_trt.engine.backends.tensorrt import BACKEND as TENSORRT
 
 
 def prepare(session: Session) -> Iterator[Check]:
-    from lamp_trt.benchmarks.proof import prepare as proof_prepare
+    from lamp_trt.benchmarks.proof.prepared import prepare as proof_prepare
 
     session.results = {}
     return proof_prepare.checks(session)

@@ -31,10 +31,10 @@ from typing import Any
 
 from lamp_trt.benchmarks.proof import gpu
 from lamp_trt.benchmarks.proof.check import Check, Unavailable
+from lamp_trt.benchmarks.proof.commands.outcomes import Outcome, PartReport, cut_off
+from lamp_trt.benchmarks.proof.commands.parts import INDEPENDENT, PARTS
+from lamp_trt.benchmarks.proof.commands.session import WHOLE, Session, on_gpus
 from lamp_trt.benchmarks.proof.names import report_name
-from lamp_trt.benchmarks.proof.outcomes import Outcome, PartReport, cut_off
-from lamp_trt.benchmarks.proof.parts import INDEPENDENT, PARTS
-from lamp_trt.benchmarks.proof.session import WHOLE, Session, on_gpus
 from lamp_trt.benchmarks.proof.timing import machine
 
 
@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--together", action="store_true", help="hoists: all of them together only")
     parser.add_argument("--no-timings", action="store_true", help="kernels: check them only")
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parents[1] / "results", help="results folder"
+        "--out", type=Path, default=Path(__file__).parents[2] / "results", help="results folder"
     )
     parser.add_argument("--budget", type=float, default=480.0, help="start no check after so many seconds")
     parser.add_argument(
