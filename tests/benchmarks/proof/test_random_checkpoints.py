@@ -14,7 +14,8 @@ from lamp_trt.export.published import SDXL_UNET, config_of
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 from lamp_trt.runtime.algorithm.latents import denoise_step
 
-STEPS = 50
+STEPS, EVERY = 50, 10
+"""Steps of a loop, and how many of them one prediction serves: a call takes seconds."""
 
 LARGEST = 65504 / 8
 """Of a value, where fp16 ends at 65504: full depth adds up at most four times as many residuals."""
@@ -44,8 +45,9 @@ def test_fifty_steps_of_a_lamp_unet_of_full_width_stay_in_fp16s_range(tmp_path: 
     text = torch.from_numpy(rng.standard_normal((2, 77, 768)).astype(np.float32))
     for step in range(STEPS):
         sample = torch.from_numpy(np.repeat(latents, 2, axis=0))
-        with torch.inference_mode():
-            noise_pred = unet(sample, schedule.timesteps[step], text).numpy()
+        if step % EVERY == 0:
+            with torch.inference_mode():
+                noise_pred = unet(sample, schedule.timesteps[step], text).numpy()
         latents = denoise_step(latents, noise_pred, step, schedule, guidance_scale=12.5)
     print(f"largest value within {seen.largest:.1f}, largest latent {np.abs(latents).max():.2f}")
     assert seen.largest < LARGEST
@@ -72,10 +74,11 @@ def test_fifty_steps_of_sdxls_unet_of_full_width_stay_in_fp16s_range(tmp_path: P
     conditions = {"text_embeds": pooled, "time_ids": torch.tensor([[640.0, 1024, 0, 0, 640, 1024]] * 2)}
     for step in range(STEPS):
         sample = torch.from_numpy(np.repeat(latents, 2, axis=0))
-        with torch.inference_mode():
-            (pred,) = unet(
-                sample, schedule.timesteps[step], text, added_cond_kwargs=conditions, return_dict=False
-            )
+        if step % EVERY == 0:
+            with torch.inference_mode():
+                (pred,) = unet(
+                    sample, schedule.timesteps[step], text, added_cond_kwargs=conditions, return_dict=False
+                )
         u, c = pred.numpy()
         guided = u + 5.0 * (c - u)
         a, b = schedule.alpha_t[step], schedule.alpha_prev[step]
