@@ -37,6 +37,10 @@ class EngineError(LampError, RuntimeError):
     """A compiled engine, its compiler or its device failed."""
 
 
+class UnavailableError(EngineError):
+    """A requirement of a backend is missing on this machine: a library, a compiler, a GPU."""
+
+
 class OutputError(LampError, RuntimeError):
     """A result cannot be written because of the machine, for example a full disk."""
 

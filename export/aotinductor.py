@@ -30,10 +30,11 @@ from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, packag
 from lamp_trt.engine.backends.backend import BuildRequest
 from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.errors import EngineError, InputError, UnavailableError
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.progress import progress
 from lamp_trt.export.attention_choice import KERNELS, attention_calls, cuda_seconds, fastest
+from lamp_trt.export.gpu_linking import linkable_driver
 from lamp_trt.export.networks import exported_network
 from lamp_trt.export.recipe import Recipe, recipe_from_options
 
@@ -91,21 +92,30 @@ def build_requested(request: BuildRequest) -> list[CompiledEngine]:
     device = "cpu" if request.device == "auto" else request.device
     options = AotInductorOptions(device, bool(request.flags.get("max_autotune")))
     return build_packages(
-        request.bundle, recipe_from_options(request.checkpoints), options, request.engine_dir
+        request.bundle,
+        recipe_from_options(request.checkpoints),
+        options,
+        request.engine_dir,
+        request.networks,
     )
 
 
 def build_packages(
-    bundle: Bundle, recipe: Recipe, options: AotInductorOptions, engine_dir: Path | None = None
+    bundle: Bundle,
+    recipe: Recipe,
+    options: AotInductorOptions,
+    engine_dir: Path | None = None,
+    networks: tuple[str, ...] = (),
 ) -> list[CompiledEngine]:
     """Compile the missing packages of `recipe`'s networks, which `bundle` must hold; returns all of them.
 
-    engine_dir: None for the bundle's own folder. Raises EngineError if the compiler or the device is missing,
-    compilation fails or the disk is full.
+    engine_dir: None for the bundle's own folder. networks: all if empty. Raises EngineError if there is no
+    compiler, the device is not there, compiling fails or the disk is full.
     """
     folder = engine_dir or bundle.engine_folder
     device = _device_name(options)
-    keys = {name: package_key(bundle, name, device, options.flags) for name in recipe.networks}
+    wanted = networks or recipe.networks
+    keys = {name: package_key(bundle, name, device, options.flags) for name in wanted}
     missing = [name for name, key in keys.items() if not compiled.has(folder, key)]
     if missing:
         _require_compiler()
@@ -166,7 +176,8 @@ def compile_module(
                 "cpp.dynamic_threads": True,
                 "max_autotune": options.max_autotune,
             }
-            with _preferred_attention(attention):
+            linking = nullcontext() if device.type == "cpu" else linkable_driver()
+            with _preferred_attention(attention), linking:
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(path), inductor_configs=settings
                 )
@@ -230,7 +241,7 @@ def _device_name(options: AotInductorOptions) -> str:
     if options.device == "cpu":
         return cpu_name()
     if not torch.cuda.is_available():
-        raise EngineError(
+        raise UnavailableError(
             f"packages for {options.device} are compiled on a machine with that GPU, but torch finds none "
             "here. `lamp-trt doctor` checks the GPU."
         )
@@ -241,7 +252,7 @@ def _require_compiler() -> None:
     """Raise EngineError if the C++ compiler that torch calls is missing."""
     compiler = os.environ.get("CXX") or "g++"
     if shutil.which(compiler) is None:
-        raise EngineError(
+        raise UnavailableError(
             f"AOTInductor compiles C++, but {compiler} is not installed: install one (apt install g++), or "
             "set the environment variable CXX to yours. The backend onnxruntime needs none."
         )

@@ -29,12 +29,17 @@ Row = dict[str, Any]
 
 
 class HoistsProof:
-    """One UNet on one backend. table: a row for each form is added to it, the plain one's first."""
+    """One UNet on one backend.
 
-    def __init__(self, work: Work, backend: str, table: list[Row]) -> None:
+    table     a row for each form is added to it, the plain one's first
+    together  leave out the forms with one hoist each, which take a compilation each
+    """
+
+    def __init__(self, work: Work, backend: str, table: list[Row], *, together: bool = False) -> None:
         self.work, self.backend, self.table = work.hoisting(()), backend, table
         hoists = hoisted_from(work.subject.network, tuple(HOISTS))
-        self.forms = [work.hoisting(hoist) for hoist in (hoists, *((name,) for name in hoists))]
+        alone = () if together else tuple((name,) for name in hoists)
+        self.forms = [work.hoisting(hoist) for hoist in (hoists, *alone)]
         self._plain = UnetProof(self.work, backend)
         self._form: tuple[UnetProof, Row] | None = None
 

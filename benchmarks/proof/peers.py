@@ -22,8 +22,9 @@ MODES: dict[str, str | None] = {
 """Ways to run each formulation; each is also replayed from a CUDA graph."""
 
 
-def checks(work: Work) -> Iterator[Check]:
-    for mode in MODES:
+def checks(work: Work, modes: tuple[str, ...] = ()) -> Iterator[Check]:
+    """modes: of MODES, all if empty."""
+    for mode in modes or tuple(MODES):
         for formulation in formulations(work):
             yield (
                 f"PyTorch {mode}, {formulation} formulation of {work.subject.title}, is timed",

@@ -5,6 +5,7 @@ weights."""
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ import numpy as np
 
 import lamp_trt
 from lamp_trt.benchmarks.proof.check import Check, Unavailable, require_diffusers
+from lamp_trt.benchmarks.proof.prepared.engines import FOLDER, compile_networks
+from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.benchmarks.proof.random_checkpoints import (
     finished,
     write_component,
-    write_lamp_unet,
     write_scheduler,
     write_sdxl_index,
 )
-from lamp_trt.benchmarks.proof.work import FULL_SIZE, MOTIONS
+from lamp_trt.benchmarks.proof.work import LAMP as LAMP_UNET
+from lamp_trt.benchmarks.proof.work import MOTIONS
+from lamp_trt.benchmarks.proof.work import SDXL as SDXL_UNET
+from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.families import SDXL
 from lamp_trt.export import published
 
+CHECKPOINTS = "checkpoints"
 PROMPT = "a horse runs on the road"
 
 
@@ -40,17 +46,22 @@ class PipelineProof:
         yield f"{self.backend}: prompt to video, twice the same bits, timed", self.text_to_video
         yield f"{self.backend}: image to video, timed", self.image_to_video
 
-    def load(self) -> str:
-        require_diffusers("the VAEs and SDXL's UNet are modules")
-        bundle = self.folder / "whole"
-        if not (bundle / "bundle.json").exists():
-            from lamp_trt.export.build import build_bundle
-            from lamp_trt.export.recipe import BuildOptions
+    def make_bundle(self) -> str:
+        return str(self._bundle().path)
 
-            made = finished(self.folder / "checkpoints", write_checkpoints)
-            motions = {MOTIONS[0]: made / "lamp"}
-            build_bundle(bundle, BuildOptions(made / "sd", motions, made / "sdxl", precision="fp16"))
-        self._pipe = lamp_trt.load(bundle, device="cuda", backend=self.backend)
+    def compile(self) -> str:
+        """The UNets last: they take longest, and other processes may be compiling them."""
+        bundle = self._bundle()
+        networks = sorted(bundle.manifest.networks, key=lambda name: name.endswith("unet"))
+        options, folder = whole_options(self.folder), self.folder / FOLDER
+        compile_networks(self.backend, bundle, options, folder, MOTIONS[:1], tuple(networks))
+        return f"{len(networks)} networks"
+
+    def load(self) -> str:
+        self.compile()
+        self._pipe = lamp_trt.load(
+            self._bundle().path, device="cuda", backend=self.backend, engine_dir=self.folder / FOLDER
+        )
         files = self._pipe.bundle.manifest.files
         return f"{sum(file.size for file in files.values()) / 1e9:.2f} GB in {len(files)} files"
 
@@ -60,6 +71,18 @@ class PipelineProof:
     def image_to_video(self) -> str:
         picture = np.random.default_rng(0).integers(0, 256, (320, 512, 3), dtype=np.uint8)
         return self._videos("image to video", {"first_frame": picture})
+
+    def _bundle(self) -> Bundle:
+        """Made when it is first asked for."""
+        require_diffusers("the VAEs and SDXL's UNet are modules")
+        path = self.folder / "whole"
+        if not (path / "bundle.json").exists():
+            from lamp_trt.export.build import build_bundle
+
+            with locked(self.folder, f"{path.name}-bundle"):
+                write_checkpoints(self.folder)
+                build_bundle(path, whole_options(self.folder))
+        return Bundle.open(path)
 
     def _videos(self, what: str, options: dict[str, Any]) -> str:
         if self._pipe is None:
@@ -71,9 +94,24 @@ class PipelineProof:
         return json.dumps(third.timings)
 
 
+def whole_options(folder: Path) -> Any:
+    """The BuildOptions of the bundle, over what `write_checkpoints` wrote."""
+    from lamp_trt.export.recipe import BuildOptions
+
+    made, motions = folder / CHECKPOINTS, {MOTIONS[0]: folder / MOTIONS[0]}
+    return BuildOptions(made / "sd", motions, made / "sdxl", precision="fp16")
+
+
 def write_checkpoints(folder: Path) -> None:
-    """Write Stable Diffusion, SDXL and LAMP in published form and size, random, 10 GB: folders sd, sdxl,
-    lamp."""
+    """Write Stable Diffusion, SDXL and LAMP in published form and size, random: 10 GB. Both UNets are shared
+    with the parts that prove them alone."""
+    for subject, name in ((LAMP_UNET, MOTIONS[0]), (SDXL_UNET, "sdxl")):
+        finished(folder / name, partial(subject.checkpoints[name], config=subject.full_size()))
+    finished(folder / CHECKPOINTS, partial(_write_others, unet=folder / "sdxl" / "unet"))
+
+
+def _write_others(folder: Path, unet: Path) -> None:
+    """Write everything except the UNets. unet: SDXL's, which is linked to."""
     from lamp_trt.export.toy.tokenizer import write_tokenizer
 
     def component(path: Path, name: str) -> None:
@@ -83,10 +121,13 @@ def write_checkpoints(folder: Path) -> None:
     for name in ("text_encoder", "vae"):
         component(sd / name, name)
     for part in SDXL.components:
-        component(sdxl / part.folder, part.name)
+        if part.name == SDXL.unet_component:
+            sdxl.mkdir(parents=True, exist_ok=True)
+            (sdxl / part.folder).symlink_to(unet.resolve())
+        else:
+            component(sdxl / part.folder, part.name)
     write_tokenizer(sd / "tokenizer")
     write_tokenizer(sdxl / "tokenizer")
     write_tokenizer(sdxl / "tokenizer_2", pad_token="!")
     write_scheduler(sd)
     write_sdxl_index(sdxl)
-    write_lamp_unet(folder / "lamp", FULL_SIZE)

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from lamp_trt.benchmarks.proof import gpu
+from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.engine.bundle.weights import write_weight_file
 from lamp_trt.engine.families import SDXL
 from lamp_trt.engine.networks import is_motion_tensor
@@ -27,9 +29,9 @@ DAMPED = 0.1
 
 
 def write_component(folder: Path, config: Mapping[str, Any], shapes: Shapes, motion: int = 0) -> Path:
-    """Write config.json and fp16 weights to `folder`. A tensor's values depend on its name and shape
-    alone; of a LAMP UNet's motion tensors also on `motion`, so that checkpoints share what motions
-    share."""
+    """Write config.json and fp16 weights to `folder`. A tensor's values depend on its name, its shape and
+    the kind of device that draws them; of a LAMP UNet's motion tensors also on `motion`, so that checkpoints
+    share what motions share."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dict(config)))
     stem = "model" if "CLIP" in str(config.get("architectures")) else "diffusion_pytorch_model"
@@ -64,12 +66,13 @@ def write_sdxl_unet(folder: Path, config: Mapping[str, Any]) -> Path:
 
 
 def finished(folder: Path, write: Callable[[Path], object]) -> Path:
-    """Return `folder`, written first if it is missing. A half-written one has another name."""
-    if not folder.exists():
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        write(part)
-        part.rename(folder)
+    """Return `folder`, written first by one process if it is missing. A partial one has another name."""
+    with locked(folder.parent, folder.name):
+        if not folder.exists():
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            write(part)
+            part.rename(folder)
     return folder
 
 
@@ -87,13 +90,15 @@ def write_scheduler(folder: Path) -> None:
 
 def _values(name: str, shape: tuple[int, ...], motion: int) -> memoryview:
     of_motion = f"{motion} " if is_motion_tensor(name) else ""
-    generator = torch.Generator()
+    # Of a UNet: a second on a GPU, fifteen on a CPU.
+    device = "cuda" if gpu.present() else "cpu"
+    generator = torch.Generator(device)
     generator.manual_seed(zlib.crc32(f"{of_motion}{name}".encode()))
-    values = torch.randn(shape, generator=generator)
+    values = torch.randn(shape, generator=generator, device=device)
     if len(shape) == 1:
         values = 0.1 * values + ("norm" in name and name.endswith("weight"))
     else:
         values *= math.prod(shape[1:]) ** -0.5
     if name.startswith("conv_out."):
         values *= DAMPED
-    return values.half().reshape(-1).view(torch.uint8).numpy().data
+    return values.half().reshape(-1).view(torch.uint8).cpu().numpy().data

@@ -2,6 +2,7 @@
 """Timing on a GPU with CUDA events, and the facts that belong to a published number."""
 
 import datetime
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from lamp_trt.benchmarks.proof import gpu
+from lamp_trt.benchmarks.proof.names import COMMIT, UNKNOWN
 
 WARM_UP_RUNS = 5
 COPY_BYTES = 2**30
@@ -66,28 +70,26 @@ def copy_bandwidth_gbs() -> float:
 
 
 def machine() -> dict[str, str]:
-    """Return GPU, power limit, driver, CUDA, torch, commit, date."""
-    query = ["nvidia-smi", "--query-gpu=name,power.limit,driver_version", "--format=csv,noheader", "--id=0"]
-    name, power_limit, driver = (field.strip() for field in _output(*query).split(","))
+    """Return GPU, power limit, driver, CUDA, torch, commit, date; UNKNOWN for what cannot be found out."""
+    here = Path(__file__).resolve().parents[1]
+    query = ["nvidia-smi", "--query-gpu=power.limit,driver_version", "--format=csv,noheader", "--id=0"]
+    fields = [field.strip() for field in _output(*query).split(",")]
+    power_limit, driver = fields if len(fields) == 2 else (UNKNOWN, UNKNOWN)
     return {
-        "gpu": name,
+        "gpu": gpu.name(),
         "power_limit": power_limit,
         "driver": driver,
         "cuda": torch.version.cuda or "none",
         "torch": torch.__version__,
-        "commit": _output(
-            "git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD", missing="unknown"
-        ),
+        "commit": os.environ.get(COMMIT) or _output("git", "-C", str(here), "rev-parse", "HEAD"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
 
-def _output(*command: str, missing: str | None = None) -> str:
-    """Return the output of a program. missing: the value if it fails, None to raise."""
-    done = subprocess.run(command, capture_output=True, text=True, check=missing is None)
-    return done.stdout.strip() if done.returncode == 0 else str(missing)
-
-
-def file_name(gpu: str) -> str:
-    """Return a GPU's name as part of a file's: h100-80gb-hbm3 for "NVIDIA H100 80GB HBM3"."""
-    return gpu.removeprefix("NVIDIA ").lower().replace(" ", "-")
+def _output(*command: str) -> str:
+    """Return the output of a program, UNKNOWN if it is not installed or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return UNKNOWN
+    return done.stdout.strip() if done.returncode == 0 else UNKNOWN

@@ -143,6 +143,17 @@ class UnetProof:
         self.work.results[self.backend]["switch_s"] = seconds[1:]
         return f"{seconds[1]:.3f} s and {seconds[2]:.3f} s, capture included; motions {apart:.2f} apart"
 
+    def begin_loop(self) -> None:
+        """Everything before a loop's first step; waits."""
+        self.work.device.synchronize()
+        self._begin()
+        self.work.device.synchronize()
+
+    def launch_step(self) -> None:
+        """One step, launched and not replayed; waits."""
+        self.loaded.loop.enqueue(1, launch=True)
+        self.work.device.synchronize()
+
     def close(self) -> str:
         engines, device = self.loaded.engines, self.work.device
         before = device.free_bytes()

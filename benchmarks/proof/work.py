@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from lamp_trt.benchmarks.proof import gpu
 from lamp_trt.benchmarks.proof.check import Unavailable, require_diffusers
+from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.benchmarks.proof.random_checkpoints import finished, write_lamp_unet, write_sdxl_unet
 from lamp_trt.benchmarks.verify.composed_engine import original_inputs
 from lamp_trt.benchmarks.verify.network_inputs import seeded_inputs
@@ -169,7 +171,8 @@ class Work:
         path = self.folder / f"{self.subject.network}-{self.form.replace(',', '-')}"
         if path not in self._made:
             try:
-                self._make(path)
+                with locked(self.folder, f"{path.name}-bundle"):
+                    self._make(path)
             except ModuleNotFoundError as error:
                 raise Unavailable(f"{error.name} is not installed") from error
             self._made.add(path)
@@ -189,7 +192,7 @@ class Work:
                 self.subject.network, self.checkpoint, Arithmetic(dtype), inputs, self.torch_device
             )
             self._reference[dtype] = outputs["noise_pred"]
-            torch.cuda.empty_cache()
+            gpu.release_cached()
         return self._reference[dtype]
 
     def _make(self, bundle: Path) -> None:

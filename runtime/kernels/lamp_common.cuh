@@ -108,9 +108,10 @@ __device__ __forceinline__ void copy_row(const unsigned* table, unsigned* out, u
   for (int i = threadIdx.x; i < words; i += blockDim.x) out[i] = table[static_cast<long long>(row) * words + i];
 }
 
-/* One 8-byte store, so that the host never sees half of it. */
+/* One 8-byte store, so that the host never sees half of it, after everything that was written before it. */
 __device__ __forceinline__ void report(LampProgress* progress, unsigned steps_done, unsigned first_overflow) {
   if (progress == nullptr) return;
+  __threadfence_system();
   *reinterpret_cast<volatile unsigned long long*>(progress) =
       static_cast<unsigned long long>(first_overflow) << 32 | steps_done;
 }

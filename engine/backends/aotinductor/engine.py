@@ -24,7 +24,7 @@ from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.bundle.manifest import MotionEntry
 from lamp_trt.engine.bundle.paths import weights_path
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.errors import EngineError, InputError, UnavailableError
 from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.files.links import utf8_path
 from lamp_trt.engine.networks import IOTensor
@@ -145,7 +145,7 @@ class AotInductorCudaEngine(BaseEngine):
         import torch
 
         if not torch.cuda.is_available():
-            raise EngineError(
+            raise UnavailableError(
                 "this torch has no CUDA, or finds no GPU: pip install a CUDA build of torch; "
                 "`lamp-trt doctor` checks the GPU."
             )
@@ -182,16 +182,24 @@ class AotInductorCudaEngine(BaseEngine):
                 self._bound[tensor.name].copy_(value)
 
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
-        """Record with torch, which keeps intermediate values in a memory pool of the graph."""
+        """Record with torch, which keeps intermediate values in a memory pool of the graph. The engine is
+        unusable after a failed capture."""
         import torch
 
         self._check(stream)
         graph = torch.cuda.CUDAGraph()
-        with (
-            self._on_stream(),
-            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            work()
+        try:
+            with (
+                self._on_stream(),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                work()
+        except BaseException as error:
+            self.unusable = (
+                f"{self._network} failed while it was captured, which may leave torch's allocator in the "
+                f"capture ({error}): load the bundle in a new process."
+            )
+            raise
 
         def replay() -> None:
             self._check(stream)
@@ -336,7 +344,7 @@ def import_torch() -> ModuleType:
     try:
         return importlib.import_module("torch")
     except ImportError as error:
-        raise EngineError(
+        raise UnavailableError(
             f"AOTInductor packages need torch, which does not import ({error}): "
             "pip install 'lamp-trt[aotinductor]'."
         ) from error

@@ -14,7 +14,7 @@ from lamp_trt.engine.backends.contract import BaseEngine
 from lamp_trt.engine.backends.onnxruntime import BACKEND
 from lamp_trt.engine.backends.onnxruntime.session import import_onnxruntime, new_session
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.errors import EngineError, UnavailableError
 from lamp_trt.engine.graph.model import bundle_model, motion_arrays, shared_file
 from lamp_trt.engine.networks import IOTensor
 
@@ -132,14 +132,16 @@ class OnnxRuntimeCudaEngine(BaseEngine):
     def _new_session(self, motion: str | None) -> Any:
         onnxruntime = import_onnxruntime()
 
+        from lamp_trt.engine.backends.onnxruntime.cuda_graph import use_cuda_kernels
         from lamp_trt.engine.graph.locate import take_motion_as_inputs
 
         if PROVIDER not in onnxruntime.get_available_providers():
-            raise EngineError(
+            raise UnavailableError(
                 f"this ONNX Runtime has no {PROVIDER}: pip uninstall onnxruntime, then "
                 "pip install 'lamp-trt[gpu]' (the two packages overwrite each other)."
             )
         model = bundle_model(self._bundle, self._network, motion)
+        use_cuda_kernels(model)
         if motion is not None:
             self._motion_shapes = take_motion_as_inputs(model)
         session = new_session(
@@ -150,7 +152,7 @@ class OnnxRuntimeCudaEngine(BaseEngine):
             {"session.disable_cpu_ep_fallback": "1"},
         )
         if session.get_providers()[:1] != [PROVIDER]:
-            raise EngineError(
+            raise UnavailableError(
                 f"ONNX Runtime fell back to {', '.join(session.get_providers())} for {self._network}: its "
                 f"{PROVIDER} does not start. `lamp-trt doctor` checks driver, CUDA and cuDNN."
             )

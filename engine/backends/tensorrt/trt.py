@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from lamp_trt.engine.dtypes import DType
-from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.errors import EngineError, UnavailableError
 
 OLDEST, NEWEST_EXCLUDED = (10, 14), (12, 0)
 """10.14 introduced Attention of ONNX opset 23; 12 is not released yet."""
@@ -32,15 +32,15 @@ def tensorrt() -> ModuleType:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name != name:
-                raise EngineError(
+                raise UnavailableError(
                     f"{name} is installed but incomplete ({error}): install it again."
                 ) from error
             continue
         except (ImportError, OSError, RuntimeError) as error:
-            raise EngineError(f"{name} is installed but does not load: {error}") from error
+            raise UnavailableError(f"{name} is installed but does not load: {error}") from error
         check_version(module)
         return module
-    raise EngineError(
+    raise UnavailableError(
         "TensorRT is not installed: pip install 'lamp-trt[tensorrt]', or 'lamp-trt[rtx]' for TensorRT-RTX "
         "(GeForce and RTX cards, not data-centre GPUs)."
     )

@@ -12,7 +12,8 @@ import torch
 
 from lamp_trt.benchmarks.proof.kernels import forms as kernel_forms
 from lamp_trt.benchmarks.proof.kernels import times as kernels
-from lamp_trt.benchmarks.proof.timing import Timing, file_name
+from lamp_trt.benchmarks.proof.names import file_name
+from lamp_trt.benchmarks.proof.timing import Timing
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule, step_coefficients
 from lamp_trt.runtime.algorithm.histogram import match_histograms, uint8_frames
 from lamp_trt.runtime.algorithm.latents import denoise_step

@@ -2,7 +2,6 @@
 """The proofs that wait for a GPU, made on the double of one at a small size: they hold, and can fail."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -16,8 +15,11 @@ import torch
 
 from lamp_trt.benchmarks.proof import peers as proof_peers
 from lamp_trt.benchmarks.proof import pipeline as proof_pipeline
-from lamp_trt.benchmarks.proof import run as proof_run
 from lamp_trt.benchmarks.proof.check import Check, Unavailable
+from lamp_trt.benchmarks.proof.commands import run as proof_run
+from lamp_trt.benchmarks.proof.commands.outcomes import Outcome
+from lamp_trt.benchmarks.proof.commands.parts import PARTS
+from lamp_trt.benchmarks.proof.commands.session import Session, on_gpus
 from lamp_trt.benchmarks.proof.hoists import HoistsProof, Row
 from lamp_trt.benchmarks.proof.random_checkpoints import write_component
 from lamp_trt.benchmarks.proof.unet import UnetProof
@@ -31,7 +33,7 @@ from tests.tolerances import PROOF_REL_L2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Outcomes = dict[str, proof_run.Outcome]
+Outcomes = dict[str, Outcome]
 
 TOGETHER = {"lamp_unet": "text,time,prefix", "sdxl_unet": "text,time"}
 """All that can be hoisted out of a UNet."""
@@ -58,15 +60,15 @@ def outcomes(checks: Iterable[Check]) -> Outcomes:
     made = {}
     for claim, function in checks:
         try:
-            made[claim] = proof_run.Outcome(claim, "passed", function(), 0.0)
+            made[claim] = Outcome(claim, "passed", function(), 0.0)
         except Unavailable as reason:
-            made[claim] = proof_run.Outcome(claim, "skipped", str(reason), 0.0)
+            made[claim] = Outcome(claim, "skipped", str(reason), 0.0)
         except AssertionError as error:
-            made[claim] = proof_run.Outcome(claim, "failed", str(error), 0.0)
+            made[claim] = Outcome(claim, "failed", str(error), 0.0)
     return made
 
 
-def failed(made: Outcomes) -> list[proof_run.Outcome]:
+def failed(made: Outcomes) -> list[Outcome]:
     return [outcome for outcome in made.values() if outcome.result == "failed"]
 
 
@@ -231,9 +233,9 @@ def test_a_checkpoint_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
 
 
 def test_parts_take_either_unet_to_every_backend(works: dict[str, Work], tmp_path: Path) -> None:
-    session = proof_run.Session(tmp_path, tmp_path, deadline=0.0, _works=dict(works))
-    claims = {part: [claim for claim, _ in proof_run.PARTS[part](session)] for part in ("sdxl", "hoists")}
-    for backend in proof_run.on_gpus():
+    session = Session(tmp_path, tmp_path, deadline=0.0, _works=dict(works))
+    claims = {part: [claim for claim, _ in PARTS[part](session)] for part in ("sdxl", "hoists")}
+    for backend in on_gpus():
         assert f"{backend}: SDXL's UNet loads" in claims["sdxl"]
         for title, form in (("the LAMP UNet", "prefix"), ("SDXL's UNet", "time")):
             assert (
@@ -243,7 +245,7 @@ def test_parts_take_either_unet_to_every_backend(works: dict[str, Work], tmp_pat
     assert sum(claim.startswith("PyTorch") for claim in claims["sdxl"]) == len(proof_peers.MODES)
     assert session.results == {"hoists": []}
     one = dataclasses.replace(session, backends=("onnxruntime",))
-    assert {claim.partition(":")[0] for claim, _ in proof_run.unet(one)} == {"onnxruntime"}
+    assert {claim.partition(":")[0] for claim, _ in PARTS["unet"](one)} == {"onnxruntime"}
 
 
 def test_motions_of_random_checkpoints_share_what_motions_share(tmp_path: Path) -> None:
@@ -257,33 +259,6 @@ def test_motions_of_random_checkpoints_share_what_motions_share(tmp_path: Path) 
     assert abs(first["norm.weight"] - 1).max() < 0.5
 
 
-def test_reports_are_written_after_each_check_and_the_budget_ends_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "some-proof-none.json"
-    session = proof_run.Session(tmp_path, tmp_path, deadline=0.0)
-    clock = iter([-1.0, 1.0, 2.0])
-    monkeypatch.setattr(proof_run.time, "monotonic", lambda: next(clock))
-    written: list[int] = []
-
-    def count() -> str:
-        written.append(len(json.loads(path.read_text())["checks"]) if path.exists() else 0)
-        session.results["figure"] = 7
-        return "fine"
-
-    def make(claim: str, function: Any) -> proof_run.Outcome:
-        return proof_run.Outcome(claim, "passed", function(), 0.1)
-
-    monkeypatch.setattr(proof_run, "make", make)
-    monkeypatch.setitem(proof_run.PARTS, "some", lambda _: iter([("a", count), ("b", count), ("c", count)]))
-    results = [outcome.result for outcome in proof_run.run_part("some", session, {"gpu": "none"})]
-    assert results == ["passed", "not run", "not run"]
-    report = json.loads(path.read_text())
-    assert [check["result"] for check in report["checks"]] == results
-    assert report["figures"] == {"figure": 7}
-    assert written == [0]
-
-
 def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
@@ -291,7 +266,7 @@ def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -
     assert "no CUDA device" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         proof_run.main(["everything"])
-    parts = ", ".join(proof_run.PARTS)
+    parts = ", ".join(PARTS)
     assert f"there is no part 'everything'; choose of {parts}" in capsys.readouterr().err
 
 
@@ -304,5 +279,6 @@ def test_the_pipelines_bundle_is_reported_by_the_size_of_its_files(
     files = loaded.bundle.manifest.files
     on_disk = sum((toy_bundle / name).stat().st_size for name in files)
     assert on_disk > 1_000_000
+    monkeypatch.setattr(proof_pipeline, "compile_networks", lambda *_: None)
     figures = proof_pipeline.PipelineProof(tmp_path, "tensorrt").load()
     assert figures == f"{on_disk / 1e9:.2f} GB in {len(files)} files"

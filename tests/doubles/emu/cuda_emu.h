@@ -10,6 +10,7 @@
    another block may do in the meantime is tested by their random order alone.                                        */
 #pragma once
 
+#include <atomic>
 #include <cuda_fp16.h>
 #include <vector_functions.h>
 #include <vector_types.h>
@@ -353,6 +354,9 @@ int run(void (*kernel)(A...), const unsigned* grid, const unsigned* dim, void** 
   }
 }
 
+/* Fences of the whole system so far: what orders a kernel's writes for the host. */
+inline std::atomic<unsigned> system_fences{0};
+
 }  // namespace emu
 
 #define EMU_EXPORT(kernel)                                                                                             \
@@ -371,6 +375,7 @@ inline void __syncthreads() { ::emu::barrier("__syncthreads"); }
 inline int __syncthreads_or(int x) { return ::emu::barrier("__syncthreads_or", x != 0) != 0; }
 inline void __syncwarp(unsigned mask = ~0u) { ::emu::collect(mask, 0, EMU_LANE, "__syncwarp", true); }
 inline void __threadfence() {}
+inline void __threadfence_system() { ::emu::system_fences.fetch_add(1); }
 template <class T>
 T __shfl_sync(unsigned m, T v, int source) {
   return ::emu::shuffle(m, v, source & 31, "__shfl_sync");

@@ -34,3 +34,5 @@ extern "C" void emu_philox(const unsigned* counter, const unsigned* key, unsigne
   const uint4 bits = lamp::philox4x32({counter[0], counter[1], counter[2], counter[3]}, {key[0], key[1]});
   out[0] = bits.x, out[1] = bits.y, out[2] = bits.z, out[3] = bits.w;
 }
+
+extern "C" unsigned emu_system_fences() { return ::emu::system_fences.load(); }

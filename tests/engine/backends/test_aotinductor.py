@@ -20,6 +20,7 @@ from lamp_trt.engine.backends.aotinductor import engine as aotinductor_engine
 from lamp_trt.engine.backends.aotinductor import key as aotinductor_key
 from lamp_trt.engine.backends.aotinductor.engine import AotInductorCudaEngine, AotInductorEngine
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, package_key
+from lamp_trt.engine.backends.backend import BuildRequest
 from lamp_trt.engine.backends.registry import choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
@@ -261,6 +262,21 @@ def test_a_graphs_digest_is_that_of_its_network_alone(bundle: Bundle, tmp_path: 
     assert digest(enlarge) != same
 
 
+def test_a_hypervisors_features_are_no_part_of_a_cpus_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(*features: str) -> str:
+        monkeypatch.setattr(aotinductor_key, "_cpu_features", lambda: frozenset(features))
+        return cpu_name()
+
+    plain = named("avx2", "avx512f", "fma")
+    assert (
+        named("avx2", "avx512f", "fma", "hypervisor", "md_clear", "arch_capabilities", "tsc_known_freq")
+        == plain
+    )
+    assert cuda_name((9, 0)) == f"sm_90 in {plain}"
+    for instructions in ("amx_tile", "avx512_bf16", "something_new"):
+        assert named("avx2", "avx512f", "fma", instructions) != plain
+
+
 # --- building ---------------------------------------------------------------------------------------------
 
 
@@ -300,6 +316,23 @@ def test_an_interrupted_build_goes_on_with_the_network_that_it_was_at(
     assert {engine.extra["attention"] for engine in engines} == {"flash"}
     assert build_packages(bundle, toy_recipe, AotInductorOptions(), tmp_path) == engines
     assert len(compiled_now) == len(VIDEO_NETWORKS)
+
+
+def test_only_the_networks_that_are_asked_for_are_compiled(
+    toy: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_module(module: Any, inputs: Any, path: Path, options: AotInductorOptions) -> str:
+        path.write_bytes(b"package")
+        return "auto"
+
+    monkeypatch.setattr(aotinductor, "compile_module", compile_module)
+    monkeypatch.setenv("CXX", sys.executable)
+    request = BuildRequest(
+        Bundle.open(toy_bundle), engine_dir=tmp_path, networks=("vae_decoder",), checkpoints=toy_options(toy)
+    )
+    (engine,) = aotinductor.build_requested(request)
+    assert engine.key.network == "vae_decoder"
+    assert len(list(tmp_path.glob("*.pt2"))) == 1
 
 
 def test_without_a_compiler_it_is_named_before_anything_is_compiled(
@@ -420,6 +453,23 @@ def test_a_capture_is_torchs_on_the_same_stream_in_a_pool_of_its_own(bundle: Bun
     replay()
     replay()
     assert [stream and stream.pointer for stream in graph.replayed_on] == [STREAM, STREAM]
+
+
+def test_an_engine_whose_capture_failed_runs_nothing_more(bundle: Bundle, cuda: CudaTorch) -> None:
+    """torch's allocator may still be in the capture: what it hands out then belongs to the graph's pool."""
+    bound = BoundBlock(bundle)
+    bound.run()
+
+    def work() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(EngineError, match="not permitted when stream is capturing"):
+        bound.engine.capture(STREAM, work)
+    for use in (bound.run, lambda: bound.engine.capture(STREAM, lambda: None)):
+        with pytest.raises(
+            EngineError, match=r"failed while it was captured.*load the bundle in a new process"
+        ):
+            use()
 
 
 def test_what_is_not_bound_or_not_its_stream_is_refused(bundle: Bundle, cuda: CudaTorch) -> None:

@@ -97,6 +97,7 @@ def test_a_run_is_enqueued_between_the_bound_addresses_without_a_wait(
     assert options["user_compute_stream"] == str(0x5EED)
     assert (options["device_id"], options["enable_cuda_graph"]) == ("1", "1")
     assert session.config == {"session.disable_cpu_ep_fallback": "1"}
+    assert "GroupNormalization" not in {node.op_type for node in session.model.graph.node}
     with pytest.raises(EngineError, match="sample is bound to no address"):
         engine.enqueue(0x5EED)
     bind_all(engine)

@@ -20,7 +20,7 @@ from lamp_trt.benchmarks.bench import machine_facts, run
 from lamp_trt.benchmarks.bench.entries.networks import network_entries
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.subject import Subject
-from lamp_trt.benchmarks.proof.run import on_gpus
+from lamp_trt.benchmarks.proof.commands.session import on_gpus
 from lamp_trt.benchmarks.verify.options import Checkpoints, VerifyOptions
 from lamp_trt.benchmarks.verify.run import verify_bundle
 from lamp_trt.cli import main

@@ -15,7 +15,7 @@ from lamp_trt.runtime.algorithm.noise import Purpose
 from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LoopArrays, begin_loop, latent_step
 from lamp_trt.runtime.kernels.launch import NO_STEP
-from tests.doubles.cpu_kernels import Loop, Memory, RecordingLauncher, device, launcher
+from tests.doubles.cpu_kernels import ON_GPU, Loop, Memory, RecordingLauncher, device, launcher, library
 from tests.tolerances import KERNEL_CONSTANT_FRAME, KERNEL_LOOP_ATOL, KERNEL_STEP_ATOL
 
 ADAIN_EPS = 1e-8
@@ -129,6 +129,19 @@ def test_the_final_latents_place_does_not_depend_on_the_number_of_steps(memory: 
     final = loop.arrays.final_latents
     assert (final.pointer, final.shape) == (loop.latents.ctypes.data, (1, 4, 3, 4, 4))
     np.testing.assert_array_equal(loop.sample[0], loop.latents[0])
+
+
+@pytest.mark.skipif(ON_GPU, reason="the emulator counts fences")
+def test_what_a_step_wrote_is_ordered_before_its_report_to_the_host(memory: Memory) -> None:
+    """By a fence of the whole system: one of the device does not order what the host sees."""
+    loop, launch = Loop(memory, (2, 4, 3, 4, 4)), launcher()
+    fences = library().emu_system_fences
+    before = fences()
+    start(loop, 3, launch)
+    loop.noise_pred[:] = 0
+    for step in range(3):
+        latent_step(launch, loop.arrays)
+        assert fences() - before >= step + 2
 
 
 @st.composite
