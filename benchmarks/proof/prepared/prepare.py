@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preparation that takes long and needs no idle GPU: checkpoints, bundles, engines. May run in several processes at once,
-each for its own subjects; a part that needs what is being made waits for it."""
+"""Preparation that takes long and needs no idle GPU: checkpoints, bundles, engines. May run in several
+processes at once, each for its own subjects; a part that needs what is being made waits for it.
+"""
 
 from collections.abc import Iterator
 from functools import partial
