@@ -193,7 +193,8 @@ def _check_class(where: Path, name: Any) -> None:
         return
     if not isinstance(name, str):
         raise CheckpointError(
-            f"{where} names no scheduler class (_class_name {name!r:.100}); supported: {', '.join(CLASSES)}."
+            f"{where} names no class of scheduler (_class_name {name!r:.100}); "
+            f"supported: {', '.join(CLASSES)}."
         )
     reason = next((why for starts, why in _CLASS_REASONS if name.startswith(starts)), _OTHERS)
     raise CheckpointError(

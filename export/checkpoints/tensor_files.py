@@ -125,7 +125,7 @@ def _open_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorInfo]]:
     except _UNPICKLING_ERRORS as error:
         raise CheckpointError(
             f"{file} is refused, only pickles of plain tensors are read: {_why_refused(file, error)}. "
-            "Give a safetensors file."
+            "Use a safetensors file."
         ) from error
     tensors = _state_dict(file, state)
     for name, tensor in tensors.items():

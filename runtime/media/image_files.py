@@ -181,7 +181,7 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
         if data.find(_END_MARKER, max(coded, 0)) < 0:
             raise EOFError("its end is missing")
     if image.format == "BMP" and image.mode == "1" and data[28] != 1:
-        raise ValueError("two colours stored as bytes, which Pillow reads as bits")
+        raise ValueError("bytes of two colours, which Pillow reads as bits")
     if image.format == "PNG":
         image.verify()  # the checksums, which loading ignores
         image = Image.open(io.BytesIO(_without_texts(data)), formats=formats)

@@ -357,7 +357,7 @@ def test_checkpoints_that_do_not_fit_are_refused_and_leave_the_bundle_alone(
         ({"width": 0}, "width is 0"),
         ({"num_frames": 0}, "frames is 0; a video has at least 1"),
         ({"precision": "fp8"}, "precision is 'fp8'; choose one of bf16, fp16, fp32"),
-        ({"only": ("unet",)}, "no network 'unet'; --only takes text_encoder"),
+        ({"only": ("unet",)}, "unknown network 'unet'; --only takes text_encoder"),
         ({"motions": {"../x": Path("/tmp")}}, "'../x' cannot name a motion"),
         ({"sd": None, "motions": None}, "nothing to build: give --sd DIR"),
     ],

@@ -168,7 +168,7 @@ def _offsets(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda refs: {n: r for n, r in refs.items() if n != "conv.bias"}, r"no tensor conv\.bias"),
+        (lambda refs: {n: r for n, r in refs.items() if n != "conv.bias"}, r"lack the tensor conv\.bias"),
         (lambda refs: {**refs, "conv.bias": _ref("F16", (4,), 8)}, r"conv\.bias is F16 .* needs FLOAT"),
         (lambda refs: {**refs, "conv.bias": _ref("F32", (5,), 20)}, r"\[5\].* needs FLOAT \[4\]"),
     ],

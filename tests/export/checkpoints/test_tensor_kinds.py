@@ -273,7 +273,7 @@ def test_adapters_and_whole_models_are_recognised_by_their_tensors(
     tensors = {name: torch.zeros(2)}
     path = unet / f"{STEM}{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(tensors, path)  # type: ignore[operator]
-    with pytest.raises(CheckpointError, match=f"is no unet but {kind}"):
+    with pytest.raises(CheckpointError, match=f"is not a unet but {kind}"):
         check_tensors(find_component(unet, "unet"), {})
 
 
