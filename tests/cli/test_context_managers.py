@@ -97,30 +97,17 @@ def test_only_scoped_places_set_torchs_number_of_threads() -> None:
     assert users == {"engine/torch_threads.py", "export/toy/training.py"}
 
 
-def test_a_copy_that_fails_gives_its_device_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    device, held = HostDevice(), set[int]()
-    empty, release = device.empty, device.release
-
-    def counted(*arguments: object) -> object:
-        array = empty(*arguments)  # type: ignore[arg-type]
-        held.add(array.pointer)
-        return array
-
-    def given_back(*arrays: object) -> None:
-        held.difference_update(array.pointer for array in arrays)  # type: ignore[attr-defined]
-        release(*arrays)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(device, "empty", counted)
-    monkeypatch.setattr(device, "release", given_back)
+def test_a_copy_that_fails_closes_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = HostDevice()
     monkeypatch.setattr(cuda_device, "CudaDevice", lambda ordinal: device)
     monkeypatch.setattr(ceilings, "GPU_COPY_BYTES", 4096)
 
     def check(copy: Callable[[], float]) -> None:
         copy()
-        assert len(held) == 2
+        assert not device.closed
 
     fail_in(ceilings._device_copy(0), check)
-    assert not held
+    assert device.closed
 
 
 def test_parameters_hidden_from_the_optimizer_have_their_values_again() -> None:

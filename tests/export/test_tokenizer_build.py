@@ -69,7 +69,7 @@ def test_verify_says_what_transformers_does_not_read(resaved: Path, toy: Path, t
     path = resaved / "tokenizer" / "tokenizer.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     build_text_encoder(resaved, toy, tmp_path / "bundle")
-    with pytest.raises(CheckpointError, match=r"is not read by CLIPTokenizer\.from_pretrained of"):
+    with pytest.raises(CheckpointError, match=r"cannot be read by CLIPTokenizer\.from_pretrained of"):
         tokenizer_check(Bundle.open(tmp_path / "bundle"), "tokenizer", resaved / "tokenizer", PROMPTS)
 
 
@@ -78,7 +78,7 @@ def test_a_tokenizer_with_more_ids_than_the_text_encoder_is_refused(resaved: Pat
     document = json.loads(path.read_text())
     document["model"]["vocab"]["rain</w></w>"] = 5000
     path.write_text(json.dumps(document))
-    with pytest.raises(CheckpointError, match=r"has ids up to 5000, the text encoder in .* takes 1538"):
+    with pytest.raises(CheckpointError, match=r"has ids up to 5000, but the text encoder in .* takes 1538"):
         recipe_from_options(toy_options(toy, sd=resaved))
 
 

@@ -85,7 +85,7 @@ class AotInductorEngine(BaseEngine):
 
         self.require_usable()
         if not self._attached:
-            raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
+            raise EngineError(f"{self._network} has no motion because a switch failed: set a motion.")
         check_arrays(self._network, self.inputs, arrays)
         tensors = [torch.from_numpy(np.require(arrays[t.name], requirements=["C", "W"])) for t in self.inputs]
         with _explained(self._network), torch_threads(self._num_threads):
@@ -214,7 +214,7 @@ class AotInductorCudaEngine(BaseEngine):
             return False
         complete = self._weights.is_full(self._motion) or self._weights.is_full(motion)
         values = self._weights.all(motion) if complete else self._weights.of_motion(motion)
-        self.unusable = f"{self._network} has no motion since a switch failed; load it again."
+        self.unusable = f"{self._network} has no motion because a switch failed: load it again."
         with self._on_stream():
             self._fill(values)
         self._motion, self.unusable = motion, None

@@ -86,7 +86,7 @@ class OnnxRuntimeCudaEngine(BaseEngine):
         if stream != self._stream:
             raise EngineError(f"{self._network} was loaded for another stream than it is enqueued on.")
         if self._session is None:
-            raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
+            raise EngineError(f"{self._network} has no motion because a switch failed: set a motion.")
         onnxruntime = import_onnxruntime()
 
         if self._binding is None:

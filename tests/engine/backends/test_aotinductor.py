@@ -177,7 +177,7 @@ def test_a_switch_that_fails_leaves_no_motion_until_one_is_set(
         patch.setattr(engine._model, "load_constants", fail)
         with pytest.raises(EngineError, match="AOTInductor failed in lamp_unet: out of luck"):
             engine.set_motion("b")
-    with pytest.raises(EngineError, match="no motion since a switch failed"):
+    with pytest.raises(EngineError, match="no motion because a switch failed"):
         run(engine)
     engine.set_motion("a")
     np.testing.assert_array_equal(run(engine), first)
@@ -500,7 +500,7 @@ def test_a_failed_switch_and_a_closed_engine_say_so(
         patch.setattr(bound.engine, "_fill", fail)
         with pytest.raises(EngineError, match="unspecified launch failure"):
             bound.engine.set_motion("b")
-    with pytest.raises(EngineError, match="no motion since a switch failed; load it again"):
+    with pytest.raises(EngineError, match="no motion because a switch failed: load it again"):
         bound.run()
     closed = BoundBlock(bundle)
     with closed.engine as engine:

@@ -71,7 +71,7 @@ def test_a_switch_that_fails_with_a_new_session_runs_nothing_until_another_one_i
         patch.setattr(cpu, "motion_arrays", fail)
         with pytest.raises(EngineError, match="no memory"):
             engine.set_motion("rain")
-    with pytest.raises(EngineError, match="no motion since a switch failed; set one"):
+    with pytest.raises(EngineError, match="no motion because a switch failed: set a motion"):
         engine.run(arrays)
     engine.set_motion("rain")
     assert np.isfinite(engine.run(arrays)["noise_pred"]).all()

@@ -163,7 +163,7 @@ def test_a_switch_that_fails_half_way_runs_nothing_until_another_one_is_done(
         patch.setattr(DeviceValue, "update_inplace", fail)
         with pytest.raises(RuntimeError, match="illegal memory access"):
             engine.set_motion("rain")
-    with pytest.raises(EngineError, match="no motion since a switch failed; set one"):
+    with pytest.raises(EngineError, match="no motion because a switch failed: set a motion"):
         engine.enqueue(0x5EED)
     assert engine.set_motion("rain")  # by a new session
     engine.enqueue(0x5EED)
