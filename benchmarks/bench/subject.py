@@ -7,7 +7,7 @@ from typing import Any
 
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.verify.network_inputs import Arrays, bundle_ids, seeded_inputs
-from lamp_trt.engine.backends.backend import parse_device
+from lamp_trt.engine.backends.backend import Backend, parse_device
 from lamp_trt.engine.backends.registry import backends, backends_on, choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS
@@ -57,8 +57,11 @@ class Subject:
         `backends_without_engines` names."""
         if self.options.backend != "auto":
             return (self.options.backend,)
-        able = (backend.name for backend in backends_on(self.ordinal) if backend.runs(self.bundle))
+        able = (backend.name for backend in backends_on(self.ordinal) if self._able(backend))
         return tuple(name for name in able if name not in self.backends_without_engines)
+
+    def _able(self, backend: Backend) -> bool:
+        return backend.runs(self.bundle) and backend.computes(self.bundle, self.options.cpu_precision)
 
     @cached_property
     def backends_without_engines(self) -> tuple[str, ...]:
@@ -73,7 +76,10 @@ class Subject:
     @property
     def pipeline_backend(self) -> str:
         """What a pipeline runs on, as `lamp_trt.load` chooses it, and with the same errors."""
-        return choose_backend(self.ordinal, self.options.backend, self.bundle, self.options.engine_dir)
+        options = self.options
+        return choose_backend(
+            self.ordinal, options.backend, self.bundle, options.engine_dir, options.cpu_precision
+        )
 
     def motion_of(self, network: str) -> str | None:
         return self.bundle.manifest.default_motion if network == LAMP.unet else None

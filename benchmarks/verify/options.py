@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lamp_trt.engine.backends.backend import parse_device
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.families import MOTION_CHECKPOINT
 from lamp_trt.engine.networks import Origin
 from lamp_trt.runtime.algorithm.config import GenerationConfig
@@ -69,6 +70,10 @@ class VerifyOptions(Placement):
     @property
     def on_gpu(self) -> bool:
         return parse_device(self.device) is not None
+
+    def computed_in(self, precision: Precision) -> Precision:
+        """How roughly a network of `precision` is computed, weights and values."""
+        return "bf16" if self.cpu_precision == "bf16" else precision
 
     @property
     def loading(self) -> Placement:

@@ -4,6 +4,8 @@
 from pathlib import Path
 from typing import Literal
 
+from lamp_trt.engine.dtypes import Precision
+
 CpuPrecision = Literal["fp32", "bf16"]
 """The arithmetic of a network on the CPU, whatever its weights are stored in."""
 
@@ -27,3 +29,9 @@ def why_no_bf16() -> str:
     if cpu_features() & _BF16_PRODUCTS:
         return ""
     return f"this CPU has neither of {' and '.join(sorted(_BF16_PRODUCTS))} (/proc/cpuinfo)"
+
+
+def arithmetic(precision: Precision, asked: CpuPrecision | None) -> CpuPrecision:
+    """What a network of `precision` is computed in by a backend that offers both: as asked, else bf16 for
+    bf16 where the CPU multiplies it, and fp32."""
+    return asked or ("bf16" if precision == "bf16" and not why_no_bf16() else "fp32")

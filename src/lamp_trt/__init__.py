@@ -22,6 +22,7 @@ from lamp_trt._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lamp_trt.engine.backends.backend import Residence
+    from lamp_trt.engine.backends.cpu import CpuPrecision
     from lamp_trt.runtime.pipeline import LampPipeline
 
 __all__ = ["load"]
@@ -57,14 +58,15 @@ def load(
     resident_motions: "Residence" = "mapped",
     expect_bundle: str | None = None,
     verify_files: bool = False,
+    cpu_precision: "CpuPrecision | None" = None,
 ) -> "LampPipeline":
     """Load a bundle that `lamp-trt build` made. `close`, or a `with` block, gives the pipeline's memory back.
 
     bundle       its folder; every file is checked against its digest (remembered while a file is unchanged)
     device       "auto" or "cpu", or a GPU: "cuda", "cuda:1"
-    backend      "auto" takes ONNX Runtime on the CPU (AOTInductor for a bundle in bf16), and on a GPU the
-                 first that has engines for this bundle: "tensorrt", "aotinductor", or "onnxruntime", which
-                 needs none
+    backend      "auto" takes OpenVINO on the CPU, where it is not installed ONNX Runtime (AOTInductor for a
+                 bundle in bf16), and on a GPU the first that has engines for this bundle: "tensorrt",
+                 "aotinductor", or "onnxruntime", which needs none
     motion       the motion to begin with; None is the bundle's default one. Calls may switch.
     num_threads  CPU threads of each network; None lets the backend choose
     engine_dir   where compiled engines are, for a bundle that cannot hold them; None is its own folder
@@ -72,6 +74,8 @@ def load(
                  copies in page-locked host memory ("pinned") or on the "device", 0.5 GB each at full size
     expect_bundle  the digest that the bundle must have (`lamp-trt inspect` shows it): pins one from elsewhere
     verify_files read every byte of the bundle first, also of files that have not changed since they were read
+    cpu_precision  arithmetic of OpenVINO on the CPU: "fp32", or "bf16" where the CPU has it, whatever the
+                 bundle's weights are; None is bf16 for a bundle in bf16 where the CPU has it, else fp32
     Raises BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
     EngineError if a network cannot be loaded.
     """
@@ -85,6 +89,7 @@ def load(
         num_threads=num_threads,
         engine_dir=None if engine_dir is None else file_path("engine_dir", engine_dir),
         resident_motions=resident_motions,
+        cpu_precision=cpu_precision,
     )
     return load_pipeline(
         bundle, placement, motion=motion, expect_bundle=expect_bundle, verify_files=verify_files

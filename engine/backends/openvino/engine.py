@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks on OpenVINO's CPU plugin."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,13 @@ class OpenVinoEngine(BaseEngine):
         precision: CpuPrecision,
         motion: str | None = None,
         num_threads: int | None = None,
+        profile: bool = False,
     ) -> None:
         record = bundle.network(network)
         self.inputs: tuple[IOTensor, ...] = record.inputs
         self.outputs: tuple[IOTensor, ...] = record.outputs
         self._bundle, self._network = bundle, network
-        self._precision, self._num_threads = precision, num_threads
+        self._precision, self._num_threads, self._profile = precision, num_threads, profile
         self._motion: str | None = None
         self._motion_data: dict[str, Array] = {}
         self._graph: Graph | None = None
@@ -79,6 +81,12 @@ class OpenVinoEngine(BaseEngine):
         self._show(motion)
         return False
 
+    def profile(self) -> Sequence[Any]:
+        """ov.ProfilingInfo of the nodes of the latest run, of an engine that was loaded with `profile`."""
+        self.require_usable()
+        infos: Sequence[Any] = self._request.profiling_info
+        return infos
+
     def close(self) -> None:
         self.unusable = f"{self._network} was closed."
         self._drop()
@@ -95,17 +103,15 @@ class OpenVinoEngine(BaseEngine):
             raise
 
     def _wait_for_the_end(self) -> None:
-        try:
+        with suppress(RuntimeError):  # says that the run was cancelled
             self._request.wait()
-        except RuntimeError:
-            pass  # says that the run was cancelled
 
     def _load(self, motion: str | None) -> None:
         precision = self._precision
         widen = precision == "fp32" and self._bundle.network(self._network).precision == "bf16"
         graph = network_graph(self._bundle, self._network, motion, widen=widen)
         what = f"{self._network} of {self._bundle.path}"
-        compiled = compile_graph(graph.model, what, precision, self._num_threads)
+        compiled = compile_graph(graph.model, what, precision, self._num_threads, PERF_COUNT=self._profile)
         self._graph, self._request = graph, compiled.create_infer_request()
 
     def _show(self, motion: str) -> None:

@@ -8,12 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from lamp_trt.engine.backends.cpu import CpuPrecision
+from lamp_trt.engine.backends.openvino.probe import OLDEST, REMEDY, version_numbers
 from lamp_trt.engine.errors import EngineError
-
-OLDEST = (2026, 1)
-"""The first release whose ONNX front end takes Attention of opset 23."""
-
-REMEDY = "pip install 'lamp-trt[openvino]'"
 
 _TYPES = {"fp32": "f32", "bf16": "bf16"}
 _TELEMETRY = "openvino_telemetry"
@@ -33,12 +29,10 @@ def import_openvino() -> ModuleType:
             module = _import_without_telemetry()
         except ImportError as error:
             raise EngineError(f"OpenVINO does not import ({error}): {REMEDY}.") from error
-    version = str(module.__version__)
+    version, _, _ = str(module.__version__).partition("-")
     if version_numbers(version) < OLDEST:
-        raise EngineError(
-            f"OpenVINO {version.partition('-')[0]} is too old: {'.'.join(map(str, OLDEST))} or newer is needed; "
-            f"{REMEDY}."
-        )
+        oldest = ".".join(map(str, OLDEST))
+        raise EngineError(f"OpenVINO {version} is too old, {oldest} or newer is needed: {REMEDY} --upgrade.")
     return module
 
 
@@ -50,11 +44,6 @@ def core() -> Any:
         if _core is None:
             _core = module.Core()
         return _core
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """(2026, 4) of "2026.4.1-22982-e213a147257-releases/2026/4"."""
-    return tuple(int(part) for part in version.partition("-")[0].split(".")[:2])
 
 
 def _import_without_telemetry() -> ModuleType:
