@@ -17,7 +17,7 @@ from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.backends.probe import Machine, ProbeRow
 from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.errors import EngineError, InputError
-from lamp_trt.engine.families import component_of
+from lamp_trt.engine.families import COMPONENTS
 
 if TYPE_CHECKING:
     from lamp_trt.engine.backends.compiled import CompiledEngine
@@ -217,8 +217,8 @@ class Backend:
         same in every bundle do not count."""
         if asked is None or asked in self.cpu_precisions:
             return True
-        networks = bundle.manifest.networks.items()
-        own = {entry.precision for name, entry in networks if component_of(name).precision is None}
+        networks = bundle.manifest.networks.values()
+        own = {entry.precision for entry in networks if COMPONENTS[entry.component].precision is None}
         return own <= {asked}
 
     def require_precision(self, bundle: "Bundle") -> None:

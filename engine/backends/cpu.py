@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lamp_trt.engine.dtypes import Precision
+from lamp_trt.engine.families import COMPONENTS
 
 CpuPrecision = Literal["fp32", "bf16"]
 """The arithmetic of a network on the CPU, whatever its weights are stored in."""
@@ -31,7 +32,10 @@ def why_no_bf16() -> str:
     return f"this CPU has neither of {' and '.join(sorted(_BF16_PRODUCTS))} (/proc/cpuinfo)"
 
 
-def arithmetic(precision: Precision, asked: CpuPrecision | None) -> CpuPrecision:
-    """What a network of `precision` is computed in by a backend that offers both: as asked, else bf16 for
-    bf16 where the CPU multiplies it, and fp32."""
+def arithmetic(component: str, precision: Precision, asked: CpuPrecision | None) -> CpuPrecision:
+    """What a network of `component` and `precision` is computed in by a backend that offers both: as asked,
+    else bf16 for bf16 where the CPU multiplies it, and fp32. What is fp32 in every bundle stays so: SDXL's
+    VAE."""
+    if COMPONENTS[component].precision == "fp32":
+        return "fp32"
     return asked or ("bf16" if precision == "bf16" and not why_no_bf16() else "fp32")

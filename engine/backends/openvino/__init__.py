@@ -26,10 +26,11 @@ def _host_engine(bundle: "Bundle", network: str, options: HostOptions) -> "Engin
     from lamp_trt.engine.backends.cpu import arithmetic
     from lamp_trt.engine.backends.openvino.engine import OpenVinoEngine
 
+    entry = bundle.network(network)
     return OpenVinoEngine(
         bundle,
         network,
-        precision=arithmetic(bundle.network(network).precision, options.cpu_precision),
+        precision=arithmetic(entry.component, entry.precision, options.cpu_precision),
         motion=options.motion,
         num_threads=options.num_threads,
     )

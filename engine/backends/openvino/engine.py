@@ -9,6 +9,7 @@ import numpy as np
 
 from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.backends.cpu import CpuPrecision
+from lamp_trt.engine.backends.openvino.angles import take_angles_out
 from lamp_trt.engine.backends.openvino.graph import Graph, network_graph, shared_tensor
 from lamp_trt.engine.backends.openvino.library import compile_graph, explained, import_openvino
 from lamp_trt.engine.bundle.reader import Bundle
@@ -49,6 +50,7 @@ class OpenVinoEngine(BaseEngine):
         self._motion_data: dict[str, Array] = {}
         self._graph: Graph | None = None
         self._request: Any = None
+        self._angles: Any = None
         if motion is None:
             self._load(None)
         else:
@@ -61,9 +63,12 @@ class OpenVinoEngine(BaseEngine):
         check_arrays(self._network, self.inputs, arrays)
         given = {tensor.name: np.ascontiguousarray(arrays[tensor.name]) for tensor in self.inputs}
         try:
-            for name, array in given.items():
-                element_type = import_openvino().Type(array.dtype)
-                self._request.set_tensor(name, shared_tensor(array, list(array.shape), element_type))
+            for request in (self._angles, self._request) if self._angles else (self._request,):
+                _set_inputs(request, given)
+            if self._angles:
+                self._angles.infer()
+                for output in self._angles.model_outputs:
+                    self._request.set_tensor(output.any_name, self._angles.get_tensor(output))
             self._infer()
             values = {t.name: np.array(self._request.get_tensor(t.name).data) for t in self.outputs}
         except RuntimeError as error:
@@ -111,6 +116,9 @@ class OpenVinoEngine(BaseEngine):
         widen = precision == "fp32" and self._bundle.network(self._network).precision == "bf16"
         graph = network_graph(self._bundle, self._network, motion, widen=widen)
         what = f"{self._network} of {self._bundle.path}"
+        angles = take_angles_out(graph.model) if precision == "bf16" else None
+        if angles is not None:
+            self._angles = compile_graph(angles, what, "fp32", 1).create_infer_request()
         compiled = compile_graph(graph.model, what, precision, self._num_threads, PERF_COUNT=self._profile)
         self._graph, self._request = graph, compiled.create_infer_request()
 
@@ -123,5 +131,14 @@ class OpenVinoEngine(BaseEngine):
         self._motion_data, self._motion = data, motion
 
     def _drop(self) -> None:
-        self._request = self._graph = self._motion = None
+        self._request = self._angles = self._graph = self._motion = None
         self._motion_data = {}
+
+
+def _set_inputs(request: Any, arrays: Mapping[str, Array]) -> None:
+    """Let `request` read those of `arrays` that it takes; they must live until it has run."""
+    taken = {port.any_name for port in request.model_inputs}
+    for name, array in arrays.items():
+        if name in taken:
+            element_type = import_openvino().Type(array.dtype)
+            request.set_tensor(name, shared_tensor(array, list(array.shape), element_type))

@@ -8,8 +8,8 @@ from lamp_trt.engine.backends.probe import Machine, ProbeRow
 
 PACKAGE = "openvino"
 
-OLDEST = (2026, 1)
-"""The first release that was tried; older ones lack Attention of opset 23 in their ONNX front end."""
+OLDEST = (2026, 4)
+"""The first release that was tried. Its ONNX front end takes Attention of opset 23."""
 
 REMEDY = "pip install 'lamp-trt[openvino]'"
 

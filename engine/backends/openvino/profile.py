@@ -17,7 +17,8 @@ def operator_seconds(
     bundle: Bundle, network: str, arrays: Mapping[str, Any], options: HostOptions
 ) -> dict[str, float]:
     """Seconds of one run by operator of the compiled graph, the most first; the mean of RUNS."""
-    precision = arithmetic(bundle.network(network).precision, options.cpu_precision)
+    entry = bundle.network(network)
+    precision = arithmetic(entry.component, entry.precision, options.cpu_precision)
     seconds: dict[str, float] = defaultdict(float)
     with OpenVinoEngine(
         bundle,

@@ -50,7 +50,6 @@ from tests.export.test_onnx import random_inputs
 from tests.fixtures.openvino import needs_openvino
 from tests.tolerances import (
     BF16_ROUNDING,
-    EXPORT_UNET_REL_L2,
     FP16_YARDSTICK,
     HOST_BACKENDS_REL_L2,
 )
@@ -97,10 +96,9 @@ def test_each_network_equals_onnx_runtimes(network: str, sdxl_bundle: Path, unet
     motion = "horse_run" if network == "lamp_unet" else None
     with host_engine("onnxruntime", bundle, network, motion=motion, num_threads=1) as reference:
         expected = reference.run(arrays)
-    limit = EXPORT_UNET_REL_L2 if network == "lamp_unet" else HOST_BACKENDS_REL_L2
     for name, value in ours.run(arrays).items():
         assert (value.shape, value.dtype) == (expected[name].shape, expected[name].dtype)
-        assert distance(value, expected[name]).rel_l2 <= limit
+        assert distance(value, expected[name]).rel_l2 <= HOST_BACKENDS_REL_L2
 
 
 @needs_bf16
@@ -118,7 +116,23 @@ def test_in_bf16_each_network_is_at_most_twice_as_far_off_as_pytorch(
     own = reference_outputs(network, folder, Arithmetic(torch.bfloat16), arrays)
     for name, expected in exact.items():
         off = distance(outputs[name], expected).rel_l2
-        assert BF16_ROUNDING <= off <= FP16_YARDSTICK * distance(own[name], expected).rel_l2
+        if component_of(network).precision == "fp32":
+            assert off <= HOST_BACKENDS_REL_L2  # SDXL's VAE, which PyTorch computes in fp32 too
+        else:
+            assert BF16_ROUNDING <= off <= FP16_YARDSTICK * distance(own[name], expected).rel_l2
+
+
+@needs_bf16
+@pytest.mark.parametrize("network", ["lamp_unet", "sdxl_unet"])
+def test_timesteps_are_not_rounded_to_bf16(network: str, sdxl_bundle: Path) -> None:
+    """501 and 502 are the same in bfloat16."""
+    with engine(sdxl_bundle, network, cpu_precision="bf16") as ours:
+        arrays = random_inputs(ours.inputs)
+        outputs = [
+            ours.run({**arrays, "timestep": np.array([step], np.float32)})["noise_pred"]
+            for step in (501, 502)
+        ]
+    assert np.any(outputs[0] != outputs[1])
 
 
 def test_group_normalization_by_channel_statistics_equals_openvinos_own() -> None:
@@ -200,7 +214,7 @@ def test_a_motion_with_other_shared_tensors_takes_a_new_model(
             loaded.set_motion(motion)
             reference.set_motion(motion)
             expected = reference.run(arrays)["noise_pred"]
-            assert distance(loaded.run(arrays)["noise_pred"], expected).rel_l2 <= EXPORT_UNET_REL_L2
+            assert distance(loaded.run(arrays)["noise_pred"], expected).rel_l2 <= HOST_BACKENDS_REL_L2
 
 
 def test_a_switch_that_fails_leaves_the_motion_or_says_so(
@@ -331,7 +345,7 @@ def test_a_node_that_it_cannot_take_is_named(toy_bundle: Path, monkeypatch: pyte
         load(rename)
     with pytest.raises(EngineError, match=start + r"its node the_node is org.example.Foo, an operator that"):
         load(another_domain)
-    with pytest.raises(EngineError, match=start + r".*the_node.*[Aa]xis 9 out of"):
+    with pytest.raises(EngineError, match=start + ".*the_node"):
         load(bad_axis)
 
 
@@ -347,7 +361,7 @@ def test_a_library_that_is_missing_or_too_old_is_told_with_the_remedy(
     old = SimpleNamespace(__version__="2024.6.0-17404-4c0f47d2335-releases/2024/6")
     monkeypatch.setitem(sys.modules, "openvino", old)
     with pytest.raises(
-        EngineError, match=r"OpenVINO 2024.6.0 is too old, 2026.1 or newer is needed: pip inst"
+        EngineError, match=r"OpenVINO 2024.6.0 is too old, 2026.4 or newer is needed: pip inst"
     ):
         engine(toy_bundle, "text_encoder")
 
@@ -385,18 +399,12 @@ def in_bf16(bundle: Bundle) -> Bundle:
 
 def test_a_precision_that_nothing_could_compute_in_is_refused(toy_bundle: Path) -> None:
     bundle = Bundle.open(toy_bundle)
-    with pytest.raises(
-        InputError, match="cpu_precision is 'fp16'"
-    ):
+    with pytest.raises(InputError, match="cpu_precision is 'fp16'"):
         Placement(cpu_precision="fp16")  # type: ignore[arg-type]
-    with pytest.raises(
-        InputError, match="cpu_precision is 'bf16', but on a GPU nothing uses it"
-    ):
+    with pytest.raises(InputError, match="cpu_precision is 'bf16', but on a GPU nothing uses it"):
         choose_backend(0, "auto", bundle, cpu_precision="bf16")
     assert choose_backend(None, "onnxruntime", bundle, cpu_precision="fp32") == "onnxruntime"
-    with pytest.raises(
-        InputError, match="'fp32', which OpenVINO has for this bundle; aotinductor"
-    ):
+    with pytest.raises(InputError, match="'fp32', which OpenVINO has for this bundle; aotinductor"):
         choose_backend(None, "aotinductor", in_bf16(bundle), cpu_precision="fp32")
 
 
@@ -416,19 +424,19 @@ def test_a_cpu_without_bf16_refuses_it_and_computes_a_bf16_bundle_in_fp32(
     reason = r"this CPU has neither of amx_bf16 and avx512_bf16 \(/proc/cpuinfo\)"
     with pytest.raises(InputError, match=rf"cpu_precision is 'bf16', but {reason}: leave it out"):
         choose_backend(None, "openvino", bundle, cpu_precision="bf16")
-    assert cpu.arithmetic("bf16", None) == "fp32"
+    assert cpu.arithmetic("unet", "bf16", None) == "fp32"
     Place.of(in_bf16(bundle), Placement(backend="openvino"))
     assert re.search(f"{reason}: weights in bf16 are widened to fp32", caplog.text)
 
 
 def test_arithmetic_follows_the_bundle_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "why_no_bf16", lambda: "")
-    assert [cpu.arithmetic(precision, None) for precision in ("fp32", "fp16", "bf16")] == [
-        "fp32",
-        "fp32",
-        "bf16",
-    ]
-    assert {cpu.arithmetic(precision, "bf16") for precision in ("fp32", "fp16", "bf16")} == {"bf16"}
+    every = ("fp32", "fp16", "bf16")
+    chosen = [cpu.arithmetic("unet", precision, None) for precision in every]
+    assert chosen == ["fp32", "fp32", "bf16"]
+    for asked in ("fp32", "bf16"):
+        assert {cpu.arithmetic("vae", precision, asked) for precision in every} == {asked}
+        assert cpu.arithmetic("sdxl_vae", "fp32", asked) == "fp32"
 
 
 def test_doctor_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
