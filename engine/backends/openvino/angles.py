@@ -11,8 +11,8 @@ from lamp_trt.engine.backends.openvino.library import import_openvino
 
 
 def take_angles_out(model: Any) -> Any | None:
-    """An ov.Model of the sines and cosines of `model`, which then takes those as inputs, under their names, and
-    no longer what they are made from. None if it has none."""
+    """An ov.Model of the sines and cosines of `model`, which then takes those as inputs, under their names,
+    and no longer what they are made from. None if it has none."""
     ov = import_openvino()
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() in ("Sin", "Cos")]
     if not nodes:
