@@ -42,8 +42,8 @@ FP32_NETWORKS = {
 }
 """LAMP UNet, official: 2.2e-6 and 3.6e-7; measured 1.6e-6 relative at widths (64, 128, 256, 256) and 40x64.
 UNets of the toy: convolutions that cancel a bias of 16 down to 4 amplify the order of sums. PyTorch itself
-with weights channels-last is 5.6e-6 (LAMP) and 1.2e-5 (SDXL) from its plain layout, and so is OpenVINO, which sums
-as that; ONNX Runtime sums as the plain layout and is 1.9e-6 from it.
+with weights channels-last is 5.6e-6 (LAMP) and 1.2e-5 (SDXL) from its plain layout, and so is OpenVINO, which
+sums as that; ONNX Runtime sums as the plain layout and is 1.9e-6 from it.
 Decoders: what counts is max_abs, a level is 7.8e-3; a nearly grey picture has a small norm, and 2.3e-6 was
 2.4e-5 of it."""
 

@@ -47,7 +47,7 @@ class OpenVinoEngine(BaseEngine):
         self._bundle, self._network = bundle, network
         self._precision, self._num_threads, self._profile = precision, num_threads, profile
         self._motion: str | None = None
-        self._motion_data: dict[str, Array] = {}
+        self._motion_data: Mapping[str, Array] = {}
         self._graph: Graph | None = None
         self._request: Any = None
         self._angles: Any = None

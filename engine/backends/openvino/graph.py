@@ -137,12 +137,13 @@ def _widened(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 def _element_type(data_type: int) -> Any:
     ov_types = import_openvino().Type
-    return {
+    types: dict[int, Any] = {
         TensorProto.FLOAT: ov_types.f32,
         TensorProto.FLOAT16: ov_types.f16,
         TensorProto.BFLOAT16: ov_types.bf16,
         TensorProto.INT64: ov_types.i64,
-    }[data_type]
+    }
+    return types[data_type]
 
 
 def _named(proto: onnx.ModelProto, text: str) -> str:
