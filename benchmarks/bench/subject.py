@@ -53,15 +53,23 @@ class Subject:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The one that was asked for, or all that run the bundle's precision, but for those that
-        `backends_without_engines` names."""
+        """The one that was asked for, or all that are `_able`, but for those that `backends_without_engines`
+        names."""
         if self.options.backend != "auto":
             return (self.options.backend,)
         able = (backend.name for backend in backends_on(self.ordinal) if self._able(backend))
         return tuple(name for name in able if name not in self.backends_without_engines)
 
     def _able(self, backend: Backend) -> bool:
-        return backend.runs(self.bundle) and backend.computes(self.bundle, self.options.cpu_precision)
+        """Whether it runs the bundle as asked, and is installed, if nothing has to be compiled for it."""
+        runner = backend.on(self.ordinal)
+        folder = self.options.engine_dir or self.bundle.engine_folder
+        installed = backend.build or (runner and runner.ready(self.bundle, folder))
+        return bool(
+            installed
+            and backend.runs(self.bundle)
+            and backend.computes(self.bundle, self.options.cpu_precision)
+        )
 
     @cached_property
     def backends_without_engines(self) -> tuple[str, ...]:
