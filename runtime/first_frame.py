@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt._version import __version__
+from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, SDXL
@@ -98,9 +99,11 @@ class FirstFrameMaker:
         bundle: Bundle,
         load_ops: Callable[[], ImageOps],
         tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+        cpu_precision: CpuPrecision | None = None,
     ) -> None:
         self.bundle = bundle
         self._load_ops, self._tokenizers = load_ops, tokenizers
+        self._cpu_precision = cpu_precision
         self._ops: ImageOps | None = None
         self._closed = False
         assert bundle.manifest.first_frame is not None
@@ -145,7 +148,12 @@ class FirstFrameMaker:
         Raises InputError for noise of another shape, EngineError if a network fails, Cancelled if cancelled.
         """
         made = make_image(self.ops, self.job(request, on_step), control)
-        settings = {**request.settings(), "bundle": self.bundle.digest, "lamp_trt": __version__}
+        settings = {
+            **request.settings(),
+            "cpu_precision": self._cpu_precision,
+            "bundle": self.bundle.digest,
+            "lamp_trt": __version__,
+        }
         return FirstFrame(made.image, made.latents, with_total(made.timings), settings)
 
     def job(self, request: FirstFrameRequest, on_step: StepCallback | None = None) -> ImageJob:
@@ -199,7 +207,9 @@ def missing_networks(bundle: Bundle) -> list[str]:
     return [name for name in FIRST_FRAME_NETWORKS if name not in bundle.manifest.networks]
 
 
-def first_frame_maker(bundle: Bundle, load_ops: Callable[[], ImageOps]) -> FirstFrameMaker:
+def first_frame_maker(
+    bundle: Bundle, load_ops: Callable[[], ImageOps], cpu_precision: CpuPrecision | None = None
+) -> FirstFrameMaker:
     """A maker of first frames for an open bundle. Raises BundleError if it lacks any of SDXL's networks."""
     missing = missing_networks(bundle)
     if missing:
@@ -209,4 +219,4 @@ def first_frame_maker(bundle: Bundle, load_ops: Callable[[], ImageOps]) -> First
         )
     tokens = bundle.manifest.sizes["tokens"]
     first, second = (load_tokenizer(bundle.tokenizer_folder(name), tokens) for name in _TOKENIZERS)
-    return FirstFrameMaker(bundle, load_ops, (first, second))
+    return FirstFrameMaker(bundle, load_ops, (first, second), cpu_precision)

@@ -12,7 +12,15 @@ from typing import TypeVar
 
 from lamp_trt.engine.backends.backend import Residence, parse_device
 from lamp_trt.engine.backends.contract import DeviceEngine, Engine
-from lamp_trt.engine.backends.registry import check_residence, choose_backend, device_engine, host_engine
+from lamp_trt.engine.backends.cpu import CpuPrecision, why_no_bf16
+from lamp_trt.engine.backends.registry import (
+    check_residence,
+    choose_backend,
+    device_engine,
+    faster_backend,
+    find_backend,
+    host_engine,
+)
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, SDXL, VIDEO_NETWORKS
@@ -46,6 +54,7 @@ class Place:
     num_threads: int | None = None
     engine_dir: Path | None = None
     resident_motions: Residence = "mapped"
+    cpu_precision: CpuPrecision | None = None
 
     @classmethod
     def of(cls, bundle: Bundle, asked: Placement) -> "Place":
@@ -60,11 +69,23 @@ class Place:
         ordinal = parse_device(asked.device)
         if ordinal is not None and threads is not None:
             raise InputError(f"num_threads is {threads}, but on a GPU nothing uses it: leave it out.")
-        chosen = choose_backend(ordinal, asked.backend, bundle, folder)
+        chosen = choose_backend(ordinal, asked.backend, bundle, folder, asked.cpu_precision)
         check_residence(chosen, asked.resident_motions)
-        place = cls(ordinal, chosen, threads, folder, asked.resident_motions)
+        place = cls(ordinal, chosen, threads, folder, asked.resident_motions, asked.cpu_precision)
         log.info("%s", place)
+        if asked.backend == "auto" and (missing := faster_backend(ordinal, chosen, bundle)):
+            log.info("%s", missing)
+        place._tell_of_widening(bundle)
         return place
+
+    def _tell_of_widening(self, bundle: Bundle) -> None:
+        halves = any(network.precision == "bf16" for network in bundle.manifest.networks.values())
+        if not (halves and self.ordinal is None and find_backend(self.backend).cpu_precisions):
+            return
+        if self.cpu_precision == "fp32":
+            log.info("weights in bf16 are widened to fp32, which takes twice their size more memory")
+        elif self.cpu_precision is None and (reason := why_no_bf16()):
+            log.warning("%s: weights in bf16 are widened to fp32 and computed with in fp32", reason)
 
     def __str__(self) -> str:
         return f"{self.backend} on {'the CPU' if self.ordinal is None else f'cuda:{self.ordinal}'}"
@@ -77,6 +98,7 @@ class Place:
             motion=motion,
             num_threads=self.num_threads,
             engine_dir=self.engine_dir,
+            cpu_precision=self.cpu_precision,
         )
 
     def engine_set(self, bundle: Bundle, motion: str | None = None) -> EngineSet:
@@ -122,7 +144,7 @@ def load_pipeline(
         tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])
         opened.check_unchanged()
         failed.pop_all()
-    return LampPipeline(opened, ops, tokenizer, motion, first_frames)
+    return LampPipeline(opened, ops, tokenizer, motion, first_frames, place.cpu_precision)
 
 
 def load_first_frame_maker(bundle: Bundle, placement: Placement = Placement()) -> FirstFrameMaker:
@@ -133,7 +155,7 @@ def load_first_frame_maker(bundle: Bundle, placement: Placement = Placement()) -
     """
     place = Place.of(bundle, placement)
     load_images = _host_image_ops if place.ordinal is None else _cuda_image_ops
-    return first_frame_maker(bundle, partial(load_images, bundle, place))
+    return first_frame_maker(bundle, partial(load_images, bundle, place), place.cpu_precision)
 
 
 def _host_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, FirstFrameMaker | None]:
@@ -143,7 +165,7 @@ def _host_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, Firs
     }
     if missing_networks(bundle):
         return HostVideoOps(bundle.manifest, engines), None
-    maker = first_frame_maker(bundle, partial(_host_image_ops, bundle, place))
+    maker = first_frame_maker(bundle, partial(_host_image_ops, bundle, place), place.cpu_precision)
     return HostVideoOps(bundle.manifest, engines, lambda: maker.ops), maker
 
 

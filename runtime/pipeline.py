@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt._version import __version__
+from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime import stages
@@ -59,10 +60,13 @@ class LampPipeline:
         tokenizer: CLIPTokenizer,
         motion: str,
         first_frames: FirstFrameMaker | None = None,
+        cpu_precision: CpuPrecision | None = None,
     ) -> None:
         self.bundle = bundle
         self.motion = motion
         """The current motion of the UNet; a call may switch it."""
+        self.cpu_precision = cpu_precision
+        """The arithmetic that was requested at loading."""
         self._ops, self._tokenizer, self._first_frames = ops, tokenizer, first_frames
         self._lock = threading.Lock()
         self._busy_thread: int | None = None
@@ -201,6 +205,7 @@ class LampPipeline:
             **(_first_frame_settings(request) if made.made else {}),
             "first_frame_png": png_base64(made.first_frame),
             "injected": request.injected,
+            "cpu_precision": self.cpu_precision,
             "bundle": self.bundle.digest,
             "lamp_trt": __version__,
         }

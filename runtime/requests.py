@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.backends.backend import Residence
+from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.config import (
     MAX_THREADS,
@@ -39,6 +40,9 @@ class Placement:
     )
     resident_motions: Residence = setting(
         "mapped", "TensorRT: where to keep used motions, so that switching back to them is faster"
+    )
+    cpu_precision: CpuPrecision | None = setting(
+        None, "OpenVINO: arithmetic; default: fp32, but bf16 for a bundle in bf16 where the CPU has it"
     )
 
     def __post_init__(self) -> None:

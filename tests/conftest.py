@@ -24,6 +24,7 @@ pytest_plugins = [
     "tests.fixtures.toy",
     "tests.fixtures.sdxl",
     "tests.fixtures.hoisted",
+    "tests.fixtures.openvino",
     "tests.doubles.ninth_network",
     "tests.fixtures.torture",
     "tests.skip_summary",

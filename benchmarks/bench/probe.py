@@ -2,8 +2,8 @@
 """Measurements that need a fresh process: import time, load time, and the memory of one network alone.
 
     python -m lamp_trt.benchmarks.bench.probe import
-    python -m lamp_trt.benchmarks.bench.probe load BUNDLE DEVICE BACKEND ENGINE_DIR THREADS
-    python -m lamp_trt.benchmarks.bench.probe network BUNDLE NETWORK BACKEND ENGINE_DIR THREADS
+    python -m lamp_trt.benchmarks.bench.probe load BUNDLE DEVICE BACKEND ENGINE_DIR THREADS CPU_PRECISION
+    python -m lamp_trt.benchmarks.bench.probe network BUNDLE NETWORK BACKEND ENGINE_DIR THREADS CPU_PRECISION
 
 Prints a JSON object. "" stands for an argument's default.
 """
@@ -13,9 +13,10 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lamp_trt.child import run_python
+from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.errors import EngineError
 
 RUNS = 3
@@ -49,7 +50,9 @@ def _import() -> dict[str, float]:
     return {"import_s": float(done.stdout)}
 
 
-def _load(bundle: str, device: str, backend: str, engine_dir: str, threads: str) -> dict[str, float]:
+def _load(
+    bundle: str, device: str, backend: str, engine_dir: str, threads: str, precision: str
+) -> dict[str, float]:
     import lamp_trt
 
     start = time.perf_counter()
@@ -59,6 +62,7 @@ def _load(bundle: str, device: str, backend: str, engine_dir: str, threads: str)
         backend=backend or "auto",
         engine_dir=engine_dir or None,
         num_threads=int(threads) if threads else None,
+        cpu_precision=cast(CpuPrecision | None, precision or None),
     )
     seconds = time.perf_counter() - start
     loaded, peak = memory_bytes()
@@ -66,7 +70,9 @@ def _load(bundle: str, device: str, backend: str, engine_dir: str, threads: str)
     return {"load_s": seconds, "loaded_bytes": loaded, "peak_bytes": peak}
 
 
-def _network(bundle: str, network: str, backend: str, engine_dir: str, threads: str) -> dict[str, float]:
+def _network(
+    bundle: str, network: str, backend: str, engine_dir: str, threads: str, precision: str
+) -> dict[str, float]:
     """Load and run a network on the CPU. bare_bytes: the process before the network is loaded, with its
     libraries."""
     from lamp_trt.benchmarks.bench.options import BenchOptions
@@ -87,6 +93,7 @@ def _network(bundle: str, network: str, backend: str, engine_dir: str, threads: 
         motion=subject.motion_of(network),
         num_threads=int(threads) if threads else None,
         engine_dir=Path(engine_dir) if engine_dir else None,
+        cpu_precision=cast(CpuPrecision | None, precision or None),
     )
     load_s = time.perf_counter() - start
     loaded, _ = memory_bytes()

@@ -21,6 +21,7 @@ from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.result import BenchResult, read_result
 from lamp_trt.benchmarks.bench.subject import Subject
 from lamp_trt.doctor.machine import memory_bytes
+from lamp_trt.engine.backends.backend import HostOptions
 from lamp_trt.engine.backends.registry import backends_on
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
@@ -112,9 +113,12 @@ def operators(result: BenchResult, subject: Subject, network: str) -> dict[str, 
     profiler; empty without one."""
     for backend in backends_on(None):
         if backend.operator_seconds and result.row(network, backend.name):
-            motion, threads = subject.motion_of(network), subject.options.num_threads
+            asked = subject.options
+            options = HostOptions(
+                subject.motion_of(network), asked.num_threads, asked.engine_dir, asked.cpu_precision
+            )
             arrays = subject.inputs(network)
-            return {network: backend.operator_seconds(subject.bundle, network, arrays, motion, threads)}
+            return {network: backend.operator_seconds(subject.bundle, network, arrays, options)}
     return {}
 
 
@@ -136,6 +140,7 @@ def _compare_with_pytorch(result: BenchResult, path: Path, options: BenchOptions
             device=options.device,
             backend=options.backend,
             engine_dir=options.engine_dir,
+            cpu_precision=options.cpu_precision,
         ),
     )
     result.parity = report.to_json()
@@ -163,7 +168,7 @@ def _left_out(subject: Subject) -> list[str]:
 
 def _settings(options: BenchOptions) -> dict[str, Any]:
     """Return the options as JSON values, without paths."""
-    names = ("budget_s", "filter", "full", "sweep", "device", "backend", "num_threads")
+    names = ("budget_s", "filter", "full", "sweep", "device", "backend", "num_threads", "cpu_precision")
     values = {name: getattr(options, name) for name in (*names, "num_inference_steps", "prompt", "seed")}
     return {**values, "motions_compared": list(options.checkpoints.motions)}
 

@@ -54,11 +54,11 @@ class Subject:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The requested backend. Else all that run the bundle's precision and, if they compile engines,
+        """The requested backend. Else all that run the bundle as asked and, if they compile engines,
         have some for this bundle or else are ready."""
         if self.options.backend != "auto":
             return (self.options.backend,)
-        able = [backend for backend in backends_on(self.ordinal) if backend.runs(self.bundle)]
+        able = [backend for backend in backends_on(self.ordinal) if self._runs(backend)]
         return tuple(backend.name for backend in able if self._can_be_measured(backend))
 
     def _can_be_measured(self, backend: Backend) -> bool:
@@ -70,6 +70,10 @@ class Subject:
     @property
     def _engine_folder(self) -> Path:
         return self.options.engine_dir or self.bundle.engine_folder
+
+    def _runs(self, backend: Backend) -> bool:
+        precision = self.options.cpu_precision
+        return backend.runs(self.bundle) and backend.computes(self.bundle, precision)
 
     @cached_property
     def backends_without_engines(self) -> tuple[str, ...]:
@@ -83,7 +87,10 @@ class Subject:
     @property
     def pipeline_backend(self) -> str:
         """Backend of a pipeline, chosen as by `lamp_trt.load`, with the same errors."""
-        return choose_backend(self.ordinal, self.options.backend, self.bundle, self.options.engine_dir)
+        options = self.options
+        return choose_backend(
+            self.ordinal, options.backend, self.bundle, options.engine_dir, options.cpu_precision
+        )
 
     def motion_of(self, network: str) -> str | None:
         return self.bundle.manifest.default_motion if network == LAMP.unet else None

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lamp_trt.engine.backends.backend import parse_device
+from lamp_trt.engine.backends.cpu import arithmetic
+from lamp_trt.engine.bundle.manifest import NetworkEntry
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.families import MOTION_CHECKPOINT
 from lamp_trt.engine.networks import Origin
 from lamp_trt.runtime.algorithm.config import GenerationConfig
@@ -68,6 +71,12 @@ class VerifyOptions(Placement):
     @property
     def on_gpu(self) -> bool:
         return parse_device(self.device) is not None
+
+    def computed_in(self, network: NetworkEntry) -> Precision:
+        """How roughly a network is computed, weights and values."""
+        if self.cpu_precision != "bf16":
+            return network.precision
+        return arithmetic(network.component, network.precision, "bf16")
 
     @property
     def loading(self) -> Placement:

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.backends.probe import Machine, ProbeRow
 from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.families import COMPONENTS
 
 if TYPE_CHECKING:
     from lamp_trt.engine.backends.compiled import CompiledEngine
@@ -33,11 +35,13 @@ class HostOptions:
     motion       initial motion of the LAMP UNet
     num_threads  None: the backend's choice
     engine_dir   folder of compiled engines; None: the bundle's own
+    cpu_precision  arithmetic on the CPU; None: see cpu.arithmetic
     """
 
     motion: str | None = None
     num_threads: int | None = None
     engine_dir: Path | None = None
+    cpu_precision: CpuPrecision | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +161,7 @@ class OperatorSeconds(Protocol):
         bundle: "Bundle",
         network: str,
         arrays: Mapping[str, Any],
-        motion: str | None,
-        num_threads: int | None,
+        options: HostOptions,
     ) -> dict[str, float]: ...
 
 
@@ -177,6 +180,7 @@ class Backend:
     build             ahead-of-time compilation; None if it needs none
     refusals          unsupported precision of bundles → error message, with {bundle} for the path
     residences        supported places of inactive motions on a GPU
+    cpu_precisions    arithmetic that it offers on the CPU for any bundle; () if the bundle decides
     operator_seconds  profiles a network with the library's own profiler; None if unsupported
     """
 
@@ -192,6 +196,7 @@ class Backend:
     build: Build | None = None
     refusals: Mapping[Precision, str] = field(default_factory=dict)
     residences: tuple[Residence, ...] = ("mapped",)
+    cpu_precisions: tuple[CpuPrecision, ...] = ()
     operator_seconds: OperatorSeconds | None = None
 
     def on(self, ordinal: int | None) -> "Runner[Any, Any] | None":
@@ -206,6 +211,15 @@ class Backend:
     def runs(self, bundle: "Bundle") -> bool:
         """Whether it supports the precision of all of the bundle's networks."""
         return all(network.precision in self.precisions for network in bundle.manifest.networks.values())
+
+    def computes(self, bundle: "Bundle", asked: CpuPrecision | None) -> bool:
+        """Whether it can compute the bundle's networks in `asked` on the CPU. Networks whose precision is the
+        same in every bundle do not count."""
+        if asked is None or asked in self.cpu_precisions:
+            return True
+        networks = bundle.manifest.networks.values()
+        own = {entry.precision for entry in networks if COMPONENTS[entry.component].precision is None}
+        return own <= {asked}
 
     def require_precision(self, bundle: "Bundle") -> None:
         """EngineError, with the remedy, unless it `runs` the bundle."""

@@ -4,8 +4,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamp_trt.engine.backends import aotinductor, onnxruntime, tensorrt
+from lamp_trt.engine.backends import aotinductor, onnxruntime, openvino, tensorrt
 from lamp_trt.engine.backends.backend import Backend, DeviceOptions, HostOptions, Residence
+from lamp_trt.engine.backends.cpu import CpuPrecision, why_no_bf16
 from lamp_trt.engine.errors import EngineError, InputError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ BACKENDS = (
     onnxruntime.BACKEND,
     tensorrt.BACKEND,
     aotinductor.BACKEND,
+    openvino.BACKEND,
 )
 
 REFERENCE = onnxruntime.BACKEND
@@ -47,32 +49,77 @@ def find_backend(name: str) -> Backend:
 
 
 def choose_backend(
-    ordinal: int | None, backend: str, bundle: "Bundle", engine_dir: Path | None = None
+    ordinal: int | None,
+    backend: str,
+    bundle: "Bundle",
+    engine_dir: Path | None = None,
+    cpu_precision: CpuPrecision | None = None,
 ) -> str:
     """Return the name of the backend to use; "auto" depends on the bundle's precision, the engines in
     `engine_dir` (None: the bundle's own folder) and the installed packages.
 
-    InputError for an unknown backend, EngineError if none is ready, or if the backend does not support the
-    bundle's precision.
+    InputError for an unknown backend, or for an arithmetic that it does not have. EngineError if none is
+    ready, or if the backend does not support the bundle's precision.
     """
+    if cpu_precision is not None:
+        _check_cpu_precision(ordinal, cpu_precision)
     known = [known.name for known in backends_on(ordinal)]
     if backend != "auto" and backend not in known:
         raise InputError(f"backend is {backend!r}; on {_where(ordinal)} choose 'auto', {', '.join(known)}.")
     if backend == "auto":
-        return _ready_backend(ordinal, bundle, engine_dir or bundle.engine_folder).name
+        return _ready_backend(ordinal, bundle, engine_dir or bundle.engine_folder, cpu_precision).name
     find_backend(backend).require_precision(bundle)
+    if not find_backend(backend).computes(bundle, cpu_precision):
+        raise _not_computed(backend, cpu_precision)
     return backend
 
 
-def _ready_backend(ordinal: int | None, bundle: "Bundle", engine_dir: Path) -> Backend:
-    """The first backend that is ready and supports the bundle's precision."""
-    refusing = None
+def faster_backend(ordinal: int | None, chosen: str, bundle: "Bundle") -> str:
+    """A sentence that names the package of a backend that "auto" would prefer to `chosen`; "" if there is
+    none. Backends that compile ahead of time do not count."""
+    for backend in backends_on(ordinal):
+        if backend.name == chosen:
+            break
+        runner = backend.on(ordinal)
+        if runner and not backend.build and backend.runs(bundle):
+            return f"{backend.title} would be faster here: pip install 'lamp-trt[{runner.extra}]'"
+    return ""
+
+
+def _check_cpu_precision(ordinal: int | None, asked: CpuPrecision) -> None:
+    """InputError if no backend can compute in it here."""
+    if ordinal is not None:
+        raise InputError(f"cpu_precision is {asked!r}, but on a GPU nothing uses it: leave it out.")
+    reason = why_no_bf16() if asked == "bf16" else ""
+    if reason:
+        raise InputError(f"cpu_precision is {asked!r}, but {reason}: leave it out.")
+
+
+def _not_computed(backend: str, asked: CpuPrecision | None) -> InputError:
+    able = [other for other in BACKENDS if asked in other.cpu_precisions]
+    offer = " and ".join(other.title for other in able)
+    extras = " or ".join(f"'lamp-trt[{other.host.extra}]'" for other in able if other.host)
+    return InputError(
+        f"cpu_precision is {asked!r}, which {offer} has for this bundle; {backend} computes in the bundle's "
+        f"precision. Take --backend {able[0].name} (pip install {extras})."
+    )
+
+
+def _ready_backend(
+    ordinal: int | None, bundle: "Bundle", engine_dir: Path, cpu_precision: CpuPrecision | None
+) -> Backend:
+    """The first backend that is ready, supports the bundle's precision and has the arithmetic."""
+    refusing = unable = None
     for backend in backends_on(ordinal):
         runner = backend.on(ordinal)
         if runner and runner.ready(bundle, engine_dir):
-            if backend.runs(bundle):
+            if backend.runs(bundle) and backend.computes(bundle, cpu_precision):
                 return backend
+            if backend.runs(bundle):
+                unable = unable or backend
             refusing = refusing or backend
+    if unable:
+        raise _not_computed(unable.name, cpu_precision)
     if refusing:
         refusing.require_precision(bundle)
     compiling = [backend for backend in backends_on(ordinal) if backend.build]
@@ -106,11 +153,12 @@ def host_engine(
     motion: str | None = None,
     num_threads: int | None = None,
     engine_dir: Path | None = None,
+    cpu_precision: CpuPrecision | None = None,
 ) -> "Engine":
     """Load one network on the CPU; see HostOptions. EngineError if it cannot be loaded."""
     runner = find_backend(backend).host
     assert runner is not None, f"{backend} does not run on the CPU"
-    return runner.load(bundle, network, HostOptions(motion, num_threads, engine_dir))
+    return runner.load(bundle, network, HostOptions(motion, num_threads, engine_dir, cpu_precision))
 
 
 def device_engine(

@@ -22,6 +22,7 @@ from lamp_trt._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lamp_trt.engine.backends.backend import Residence
+    from lamp_trt.engine.backends.cpu import CpuPrecision
     from lamp_trt.runtime.pipeline import LampPipeline
 
 __all__ = ["load"]
@@ -57,14 +58,15 @@ def load(
     resident_motions: "Residence" = "mapped",
     expect_bundle: str | None = None,
     verify_files: bool = False,
+    cpu_precision: "CpuPrecision | None" = None,
 ) -> "LampPipeline":
     """Load a bundle that `lamp-trt build` made. `close`, or a `with` block, frees the pipeline's memory.
 
     bundle       its folder; every file is checked against its digest (cached while a file is unchanged)
     device       "auto" or "cpu", or a GPU: "cuda", "cuda:1"
-    backend      "auto" takes ONNX Runtime on the CPU (AOTInductor for a bundle in bf16), and on a GPU the
-                 first that has engines for this bundle: "tensorrt", "aotinductor", or "onnxruntime", which
-                 needs no engines
+    backend      "auto" takes OpenVINO on the CPU, without it ONNX Runtime (AOTInductor for a bundle in bf16),
+                 and on a GPU the first that has engines for this bundle: "tensorrt", "aotinductor", or
+                 "onnxruntime", which needs no engines
     motion       the initial motion; None: the bundle's default one. Calls may switch.
     num_threads  CPU threads of each network; None: the backend's choice
     engine_dir   folder of compiled engines, for a read-only bundle; None: the bundle's own
@@ -73,6 +75,8 @@ def load(
                  0.5 GB each at full size
     expect_bundle  the required digest of the bundle (`lamp-trt inspect` shows it)
     verify_files read every byte of the bundle first, also of files that have not changed since they were read
+    cpu_precision  arithmetic of OpenVINO on the CPU: "fp32", or "bf16" if the CPU supports it, whatever the
+                 bundle's weights are; None is bf16 for a bundle in bf16 if the CPU supports it, else fp32
     BundleError for a missing, unfinished or damaged bundle, InputError for the other arguments,
     EngineError if a network cannot be loaded.
     """
@@ -86,6 +90,7 @@ def load(
         num_threads=num_threads,
         engine_dir=None if engine_dir is None else file_path("engine_dir", engine_dir),
         resident_motions=resident_motions,
+        cpu_precision=cpu_precision,
     )
     return load_pipeline(
         bundle, placement, motion=motion, expect_bundle=expect_bundle, verify_files=verify_files

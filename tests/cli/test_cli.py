@@ -291,7 +291,11 @@ def test_engines_are_built_by_options_that_reach_their_builder(
     ("arguments", "code", "message"),
     [
         (["--device=gpu"], 2, "device is 'gpu'; choose 'auto', 'cpu', 'cuda' or 'cuda:N'"),
-        (["--backend=magic"], 2, "backend is 'magic'; on the CPU choose 'auto', onnxruntime, aotinductor"),
+        (
+            ["--backend=magic"],
+            2,
+            "backend is 'magic'; on the CPU choose 'auto', openvino, onnxruntime, ",
+        ),
         (["--backend=tensorrt"], 2, "backend is 'tensorrt'; on the CPU choose"),
         (["--device=cuda", "--num-threads=2"], 2, "num_threads is 2, but on a GPU nothing uses it"),
         (

@@ -104,6 +104,7 @@ def test_every_setting_of_a_video_is_an_option_a_job_key_and_where_it_belongs_a_
         "motion",
         "first_frame_png",
         "injected",
+        "cpu_precision",
         "bundle",
         "lamp_trt",
     ]
@@ -113,7 +114,7 @@ def test_every_setting_of_a_video_is_an_option_a_job_key_and_where_it_belongs_a_
 
 def test_a_placement_is_the_options_of_where_networks_run() -> None:
     names = [each.name for each in settings_of(Placement)]
-    assert names == ["device", "backend", "num_threads", "engine_dir", "resident_motions"]
+    assert names == ["device", "backend", "num_threads", "engine_dir", "resident_motions", "cpu_precision"]
     assert Placement(engine_dir="x").engine_dir == Path("x")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="engine_dir is 3; expected a path"):
         Placement(engine_dir=3)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ import lamp_trt
 from lamp_trt.engine.files import user_cache
 from tests.cli import system_trace
 from tests.cli.system_trace import Trace
+from tests.fixtures.openvino import HOST_BACKENDS, needs_openvino
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
 SET_ELSEWHERE = (VARIABLE, "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
@@ -104,16 +105,18 @@ LIBRARY = f"""
 import sys, time
 start = time.monotonic()
 import lamp_trt
-pipe = lamp_trt.load(sys.argv[1], num_threads=1)
+pipe = lamp_trt.load(sys.argv[1], backend=sys.argv[3], num_threads=1)
 pipe("a horse", first_frame=sys.argv[2], num_inference_steps=1).save("clip.mp4")
 time.sleep(max(0, {SECONDS} + start - time.monotonic()))
 """
 
 
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
 def test_the_library_talks_to_nobody_and_writes_only_results_and_its_cache(
-    toy_bundle: Path, first_frame: Path, place: Place
+    backend: str, toy_bundle: Path, first_frame: Path, place: Place
 ) -> None:
-    trace = place.finish(place.start(sys.executable, "-c", LIBRARY, toy_bundle, first_frame))
+    command = (sys.executable, "-c", LIBRARY, toy_bundle, first_frame, backend)
+    trace = place.finish(place.start(*command, CI=""))
     place.check(trace)
     assert trace.stdout == trace.stderr == ""
     assert sorted(path.name for path in place.cwd.iterdir()) == ["clip.mp4", "clip.mp4.json"]
@@ -155,10 +158,19 @@ def test_the_trace_sees_what_onnx_runtime_does_without_the_variable(
 
     if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 29):
         pytest.skip("this ONNX Runtime has no telemetry")
-    command = (sys.executable, "-c", LIBRARY, toy_bundle, first_frame)
+    command = (sys.executable, "-c", LIBRARY, toy_bundle, first_frame, "onnxruntime")
     trace = place.finish(place.start(*command, **{VARIABLE: "0"}))
     assert any("microsoft" in call or system_trace.NAME_LOOKUP in call for call in trace.network)
     assert any("/.cache/Microsoft/" in path for path in trace.written_outside(place.cwd, place.cache))
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_the_trace_sees_what_openvino_does_when_it_is_imported_as_it_is(place: Place) -> None:
+    program = f"import time, openvino; time.sleep({SECONDS})"
+    trace = place.finish(place.start(sys.executable, "-c", program, CI=""))
+    assert any(system_trace.NAME_LOOKUP in call or "AF_INET" in call for call in trace.network)
+    assert any("/intel/" in path for path in trace.written_outside(place.cwd))
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def probe_rows(machine: Machine) -> list[ProbeRow]:
 
 
 def operator_seconds(
-    bundle: Bundle, network: str, arrays: Mapping[str, Any], motion: str | None, num_threads: int | None
+    bundle: Bundle, network: str, arrays: Mapping[str, Any], options: HostOptions
 ) -> dict[str, float]:
     return {"Everything": 0.25}
 

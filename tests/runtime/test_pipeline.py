@@ -13,8 +13,9 @@ import pytest
 
 import lamp_trt
 from lamp_trt.benchmarks.verify.metrics import distance
-from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.backends.contract import Engine
 from lamp_trt.engine.backends.onnxruntime.session import new_session
+from lamp_trt.engine.backends.registry import host_engine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
 from lamp_trt.export.build import build_bundle
@@ -30,6 +31,7 @@ from lamp_trt.runtime.host.loop import run_loop
 from lamp_trt.runtime.pipeline import LampPipeline
 from lamp_trt.runtime.stages import VideoJob, video_loop
 from tests.conftest import GoldenClose
+from tests.fixtures.openvino import HOST_BACKENDS
 from tests.fixtures.reference_clip import reference_clip, smooth_picture
 from tests.tolerances import (
     CLIP_LEVELS,
@@ -77,24 +79,23 @@ def golden_bundle(golden_set: Path, golden: Golden, tmp_path_factory: pytest.Tem
     return Bundle.open(out)
 
 
-@pytest.fixture(scope="module")
-def golden_engines(golden_bundle: Bundle) -> dict[str, OnnxRuntimeEngine]:
+@pytest.fixture(scope="module", params=HOST_BACKENDS)
+def golden_engines(request: pytest.FixtureRequest, golden_bundle: Bundle) -> dict[str, Engine]:
+    motions = {"lamp_unet": "official"}
     return {
-        name: OnnxRuntimeEngine(
-            golden_bundle, name, motion="official" if name == "lamp_unet" else None, num_threads=1
-        )
+        name: host_engine(request.param, golden_bundle, name, motion=motions.get(name), num_threads=1)
         for name in golden_bundle.manifest.networks
     }
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", ["loop50", "loop10", "edit10"])
-def test_the_loop_on_onnx_runtime_follows_the_official_one(
+def test_the_loop_follows_the_official_one(
     case: str,
     golden: Golden,
     golden_close: GoldenClose,
     golden_bundle: Bundle,
-    golden_engines: dict[str, OnnxRuntimeEngine],
+    golden_engines: dict[str, Engine],
 ) -> None:
     arrays = golden(case)
     steps = len(arrays["timesteps"])
@@ -137,11 +138,11 @@ def test_the_loop_on_onnx_runtime_follows_the_official_one(
 
 
 @pytest.mark.golden
-def test_the_first_frame_on_onnx_runtime_is_encoded_as_officially(
+def test_the_first_frame_is_encoded_as_officially(
     golden: Golden,
     golden_close: GoldenClose,
     golden_bundle: Bundle,
-    golden_engines: dict[str, OnnxRuntimeEngine],
+    golden_engines: dict[str, Engine],
 ) -> None:
     arrays = golden("vae")
     out = golden_engines["vae_encoder"].run({"image": arrays["image"]})

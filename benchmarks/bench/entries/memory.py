@@ -39,8 +39,8 @@ def network_memory(subject: Subject, network: str) -> tuple[dict[str, int | None
 
 def _host_memory(subject: Subject, network: str) -> dict[str, int | None]:
     options = subject.options
-    threads, engines = str(options.num_threads or ""), str(options.engine_dir or "")
-    measured = probe("network", str(subject.bundle.path), network, subject.backends[0], engines, threads)
+    chosen = map(str, (options.engine_dir or "", options.num_threads or "", options.cpu_precision or ""))
+    measured = probe("network", str(subject.bundle.path), network, subject.backends[0], *chosen)
     bare = int(measured["bare_bytes"])
     return {
         "loaded": int(measured["loaded_bytes"]) - bare,

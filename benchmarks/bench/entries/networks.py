@@ -58,6 +58,7 @@ def _on_host(subject: Subject, network: str, backend: str) -> Iterator[Callable[
         motion=subject.motion_of(network),
         num_threads=options.num_threads,
         engine_dir=options.engine_dir,
+        cpu_precision=options.cpu_precision,
     ) as engine:
         arrays = subject.inputs(network)
         yield lambda: engine.run(arrays)

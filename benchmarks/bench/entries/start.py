@@ -25,6 +25,7 @@ def start_entries(subject: Subject) -> list[Entry]:
         options.backend,
         str(options.engine_dir or ""),
         str(options.num_threads or ""),
+        options.cpu_precision or "",
     )
     entries = [_in_a_process("import lamp_trt", "Python", lambda: probe("import")["import_s"])]
     if subject.makes_videos:

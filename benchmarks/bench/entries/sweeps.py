@@ -104,7 +104,7 @@ def measure(point: Point, options: BenchOptions) -> dict[str, Any]:
                 num_frames=point.num_frames,
             ),
         )
-        run = probe("network", str(out), LAMP.unet, REFERENCE.name, "", str(options.num_threads or ""))
+        run = probe("network", str(out), LAMP.unet, REFERENCE.name, "", str(options.num_threads or ""), "")
         work = Subject(Bundle.open(out), options).work[LAMP.unet]
     return {
         "height": point.height,

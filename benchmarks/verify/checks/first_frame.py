@@ -52,6 +52,6 @@ def first_frame_traces(maker: FirstFrameMaker, options: VerifyOptions) -> Traces
         num_inference_steps=options.num_inference_steps,
     )
     exact = sdxl_reference_trace(folder, job, EXACT)
-    roughly = yardstick(maker.bundle.network(SDXL.unet).precision, options.on_gpu)
+    roughly = yardstick(options.computed_in(maker.bundle.network(SDXL.unet)), options.on_gpu)
     own = sdxl_reference_trace(folder, job, roughly, exact.steps) if roughly else None
     return exact, sdxl_runtime_trace(maker, job, exact.steps), own

@@ -57,6 +57,8 @@ def why_not_judged(bundle: Bundle, network: str, place: Place, options: VerifyOp
         return None
     if is_reference(place) or not REFERENCE.runs(bundle):
         return f"give {option}"
+    if options.computed_in(bundle.network(network)) == "bf16":
+        return f"it computes in bf16, which PyTorch is the measure of: give {option}"
     if place.ordinal is not None and bundle.network(network).precision == "fp32":
         return f"it computes in TF32, whose yardstick is PyTorch: give {option}"
     return None
@@ -123,7 +125,8 @@ class NetworkProof:
     def _expected(self, motion: str, inputs: Arrays) -> tuple[Arrays, Arrays | None]:
         """Return the outputs in fp32, and the yardstick's where there is one."""
         bundle, network = self._bundle, self._network
-        roughly = yardstick(bundle.network(network).precision, self._place.ordinal is not None)
+        precision = self._options.computed_in(bundle.network(network))
+        roughly = yardstick(precision, self._place.ordinal is not None)
         if self._from_pytorch:
             exact = self._pytorch(EXACT, motion, inputs)
             return exact, self._pytorch(roughly, motion, inputs) if roughly else None

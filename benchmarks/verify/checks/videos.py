@@ -23,7 +23,7 @@ log = logging.getLogger("lamp_trt")
 def verify_videos(report: Report, bundle: Bundle, options: VerifyOptions) -> None:
     """Compare every motion's video, through one pipeline that is switched before each."""
     motions = list(options.checkpoints.motions)
-    own = yardstick(bundle.network(LAMP.unet).precision, options.on_gpu)
+    own = yardstick(options.computed_in(bundle.network(LAMP.unet)), options.on_gpu)
     with load_pipeline(
         bundle.path, options.loading, motion=motions[-1], expect_bundle=bundle.digest
     ) as pipeline:

@@ -9,11 +9,11 @@ from pathlib import Path
 from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.aotinductor import BACKEND
 from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey, Settings
+from lamp_trt.engine.backends.cpu import cpu_features
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.graph.digest import graph_digest
 
-_CPUINFO = Path("/proc/cpuinfo")
 _VECTORS = (("avx512f", "avx512"), ("avx2", "avx2"), ("sve", "sve"), ("asimd", "neon"))
 """CPU features and the names of their vector extensions, widest first."""
 
@@ -75,7 +75,8 @@ def cpu_name() -> str:
     Packages are compiled for exactly the CPU of their machine (-march=native), so the name covers each of its
     features that compiled code may use. One that is not known to be another counts as such.
     """
-    features = _cpu_features().difference(_NOT_INSTRUCTIONS.split())
+    features = cpu_features() or frozenset([platform.processor()])
+    features -= frozenset(_NOT_INSTRUCTIONS.split())
     vectors = next((name for feature, name in _VECTORS if feature in features), "baseline")
     digest = hashlib.sha256(" ".join(sorted(features)).encode()).hexdigest()[:8]
     return f"{platform.machine()} {vectors} (features {digest})"
@@ -85,17 +86,6 @@ def cuda_name(capability: tuple[int, int]) -> str:
     """A GPU of that compute capability in this machine, whose CPU runs the host's half of a package."""
     major, minor = capability
     return f"sm_{major}{minor} in {cpu_name()}"
-
-
-def _cpu_features() -> frozenset[str]:
-    """Of the first processor, as Linux lists them; elsewhere the processor's name stands for them."""
-    if not _CPUINFO.is_file():
-        return frozenset([platform.processor()])
-    for line in _CPUINFO.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return frozenset(value.split())
-    return frozenset()
 
 
 def _compiler() -> str:

@@ -37,11 +37,11 @@ def _device_engine(bundle: "Bundle", network: str, options: DeviceOptions) -> "D
 
 
 def _operator_seconds(
-    bundle: "Bundle", network: str, arrays: Mapping[str, Any], motion: str | None, num_threads: int | None
+    bundle: "Bundle", network: str, arrays: Mapping[str, Any], options: HostOptions
 ) -> dict[str, float]:
     from lamp_trt.engine.backends.onnxruntime.profile import operator_seconds
 
-    return operator_seconds(bundle, network, arrays, motion, num_threads)
+    return operator_seconds(bundle, network, arrays, options.motion, options.num_threads)
 
 
 BACKEND = Backend(
@@ -55,7 +55,7 @@ BACKEND = Backend(
     exclusive=True,
     library=_library,
     probe=probe_rows,
-    host=Runner(_host_engine, rank=0, ready=lambda bundle, folder: True, extra="cpu"),
+    host=Runner(_host_engine, rank=1, ready=lambda bundle, folder: True, extra="cpu"),
     device=Runner(
         _device_engine,
         rank=2,
@@ -63,7 +63,8 @@ BACKEND = Backend(
         extra="gpu",
     ),
     refusals={  # its CPU provider lacks convolution in bf16
-        "bf16": "{bundle} is in precision bf16, which ONNX Runtime does not run. Compile and run it with "
+        "bf16": "{bundle} is in precision bf16, which ONNX Runtime does not run. Run it with "
+        "--backend openvino (pip install 'lamp-trt[openvino]'), compile and run it with "
         "--backend aotinductor or, on a GPU, --backend tensorrt (lamp-trt build --precision bf16 "
         "--backend … --out {bundle}), or build a bundle with --precision fp32, for GPUs also fp16."
     },

@@ -103,7 +103,7 @@ def test_a_filter_leaves_what_it_names_and_the_ceilings(
         (["--filter=nothing"], "matches nothing; there are: .*lamp_unet"),
         (["--budget=soon"], "expected a time"),
         (["--compare=missing.json"], "cannot be read"),
-        (["--backend=mystery"], "choose 'auto', onnxruntime"),
+        (["--backend=mystery"], "choose 'auto', openvino, onnxruntime"),
         (["--device=tpu"], "device is 'tpu'"),
         (["--sweep"], "--motion NAME=DIR"),
         (["--steps=0"], "num_inference_steps"),

@@ -263,4 +263,4 @@ def test_a_backend_without_engines_is_an_error_not_a_failed_check(
     toy_bundle: Path, toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", str(toy_bundle), "--sd", str(toy / "sd"), "--backend", "tensorrt"]) == 2
-    assert "backend is 'tensorrt'; on the CPU choose 'auto', onnxruntime" in capsys.readouterr().err
+    assert "backend is 'tensorrt'; on the CPU choose 'auto', openvino, onnxruntime" in capsys.readouterr().err

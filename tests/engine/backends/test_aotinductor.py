@@ -264,7 +264,7 @@ def test_a_graphs_digest_is_that_of_its_network_alone(bundle: Bundle, tmp_path: 
 
 def test_a_hypervisors_features_are_no_part_of_a_cpus_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def named(*features: str) -> str:
-        monkeypatch.setattr(aotinductor_key, "_cpu_features", lambda: frozenset(features))
+        monkeypatch.setattr(aotinductor_key, "cpu_features", lambda: frozenset(features))
         return cpu_name()
 
     plain = named("avx2", "avx512f", "fma")

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks on OpenVINO's CPU plugin."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
+from lamp_trt.engine.backends.cpu import CpuPrecision
+from lamp_trt.engine.backends.openvino.angles import take_angles_out
+from lamp_trt.engine.backends.openvino.graph import Graph, network_graph, shared_tensor
+from lamp_trt.engine.backends.openvino.library import compile_graph, explained, import_openvino
+from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.bundle.weights import read_weight_file
+from lamp_trt.engine.errors import EngineError
+from lamp_trt.engine.graph.model import shared_file
+from lamp_trt.engine.networks import IOTensor
+
+_SLICE_MS = 100
+"""Between looks at signals while a network runs."""
+
+
+class OpenVinoEngine(BaseEngine):
+    """One network of a bundle as a compiled model on the CPU.
+
+    Weights are constants over the mapped files; compiling makes one copy of them in the layout and precision
+    of the kernels. The motion's tensors are inputs over the mapped motion, so that a switch takes
+    milliseconds and no memory. Only a motion whose shared tensors differ is compiled anew; if that fails, the
+    next `set_motion` tries again. precision: the arithmetic. Raises EngineError if the graph does not load.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        network: str,
+        *,
+        precision: CpuPrecision,
+        motion: str | None = None,
+        num_threads: int | None = None,
+        profile: bool = False,
+    ) -> None:
+        record = bundle.network(network)
+        self.inputs: tuple[IOTensor, ...] = record.inputs
+        self.outputs: tuple[IOTensor, ...] = record.outputs
+        self._bundle, self._network = bundle, network
+        self._precision, self._num_threads, self._profile = precision, num_threads, profile
+        self._motion: str | None = None
+        self._motion_data: Mapping[str, Array] = {}
+        self._graph: Graph | None = None
+        self._request: Any = None
+        self._angles: Any = None
+        if motion is None:
+            self._load(None)
+        else:
+            self.set_motion(motion)
+
+    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        self.require_usable()
+        if self._request is None:
+            raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
+        check_arrays(self._network, self.inputs, arrays)
+        given = {tensor.name: np.ascontiguousarray(arrays[tensor.name]) for tensor in self.inputs}
+        try:
+            for request in (self._angles, self._request) if self._angles else (self._request,):
+                _set_inputs(request, given)
+            if self._angles:
+                self._angles.infer()
+                for output in self._angles.model_outputs:
+                    self._request.set_tensor(output.any_name, self._angles.get_tensor(output))
+            self._infer()
+            values = {t.name: np.array(self._request.get_tensor(t.name).data) for t in self.outputs}
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed in {self._network}: {explained(error)}") from error
+        return values
+
+    def set_motion(self, motion: str) -> bool:
+        self.require_usable()
+        if motion == self._motion:
+            return False
+        shown = self._motion
+        if shown is None or shared_file(self._bundle, motion) != shared_file(self._bundle, shown):
+            self._drop()  # one live model: not twice the UNet's memory
+            self._load(motion)
+        self._show(motion)
+        return False
+
+    def profile(self) -> Sequence[Any]:
+        """ov.ProfilingInfo of the nodes of the latest run, of an engine that was loaded with `profile`."""
+        self.require_usable()
+        infos: Sequence[Any] = self._request.profiling_info
+        return infos
+
+    def close(self) -> None:
+        self.unusable = f"{self._network} was closed."
+        self._drop()
+
+    def _infer(self) -> None:
+        """Run and wait, so that Python handles signals meanwhile. What a handler raises stops the run."""
+        self._request.start_async()
+        try:
+            while not self._request.wait_for(_SLICE_MS):
+                pass
+        except BaseException:
+            self._request.cancel()
+            self._wait_for_the_end()
+            raise
+
+    def _wait_for_the_end(self) -> None:
+        with suppress(RuntimeError):  # says that the run was cancelled
+            self._request.wait()
+
+    def _load(self, motion: str | None) -> None:
+        precision = self._precision
+        widen = precision == "fp32" and self._bundle.network(self._network).precision == "bf16"
+        graph = network_graph(self._bundle, self._network, motion, widen=widen)
+        what = f"{self._network} of {self._bundle.path}"
+        angles = take_angles_out(graph.model) if precision == "bf16" else None
+        if angles is not None:
+            self._angles = compile_graph(angles, what, "fp32", 1).create_infer_request()
+        compiled = compile_graph(graph.model, what, precision, self._num_threads, PERF_COUNT=self._profile)
+        self._graph, self._request = graph, compiled.create_infer_request()
+
+    def _show(self, motion: str) -> None:
+        assert self._graph is not None
+        raw = read_weight_file(self._bundle.motion_path(motion)).raw()
+        data = {name: raw[name] for name in self._graph.motion}
+        for name, (shape, element_type) in self._graph.motion.items():
+            self._request.set_tensor(name, shared_tensor(data[name], shape, element_type))
+        self._motion_data, self._motion = data, motion
+
+    def _drop(self) -> None:
+        self._request = self._angles = self._graph = self._motion = None
+        self._motion_data = {}
+
+
+def _set_inputs(request: Any, arrays: Mapping[str, Array]) -> None:
+    """Let `request` read those of `arrays` that it takes; they must live until it has run."""
+    taken = {port.any_name for port in request.model_inputs}
+    for name, array in arrays.items():
+        if name in taken:
+            element_type = import_openvino().Type(array.dtype)
+            request.set_tensor(name, shared_tensor(array, list(array.shape), element_type))
