@@ -19,7 +19,7 @@ from lamp_trt.engine.families import NETWORKS
 from lamp_trt.export.networks import LampUnetNetwork, empty_module, wrap
 from lamp_trt.export.onnx import Location, export_graph
 from lamp_trt.export.toy.lamp import CONFIG
-from tests.fixtures.full_size_graph import full_size_graph
+from tests.fixtures.full_size.graph import full_size_graph
 from tests.fixtures.lamp_flops import LampFlops
 
 SMALL = {"block_out_channels": [16, 32], "attention_head_dim": 4, "cross_attention_dim": 24}

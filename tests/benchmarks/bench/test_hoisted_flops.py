@@ -30,7 +30,7 @@ from tests.benchmarks.bench.test_flops import (
     TOY_WIDTHS,
     by_layer,
 )
-from tests.fixtures.full_size_graph import full_size_sizes, locations
+from tests.fixtures.full_size.graph import full_size_sizes, locations
 from tests.fixtures.lamp_flops import TOKENS, LampFlops
 
 pytestmark = pytest.mark.usefixtures("one_thread")

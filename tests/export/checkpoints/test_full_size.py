@@ -90,7 +90,7 @@ def test_pickled_files_pass_the_reader(component: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_full_size_graph_needs_neither_weights_nor_much_time(network: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fixtures.full_size_graph", network, "fp16"],
+        [sys.executable, "-m", "tests.fixtures.full_size.graph", network, "fp16"],
         cwd=ROOT,
         capture_output=True,
         text=True,

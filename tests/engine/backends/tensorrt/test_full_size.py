@@ -21,7 +21,7 @@ BUILD_MEMORY_OVER_WEIGHTS = 2.5
 
 
 def figures(folder: Path, network: str, what: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.fixtures.full_size_plan", str(folder), network, what]
+    command = [sys.executable, "-m", "tests.fixtures.full_size.plan", str(folder), network, what]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
