@@ -191,14 +191,14 @@ MUTATIONS = (
         "off by one: a forced step starts where it should end",
         "torch.from_numpy(starts[step - 1])",
         "torch.from_numpy(starts[step])",
-        ("tests/benchmarks/verify/test_verify.py::test_a_sound_bundle_passes_on_every_rung",),
+        ("tests/benchmarks/verify/test_traces.py",),
     ),
     Mutation(
         "runtime/stages.py",
         "without guidance the prompt is replaced by zeros",
         "job.zero_negative and job.guidance_scale > 1",
         "job.zero_negative",
-        ("tests/runtime/test_stages.py::test_without_guidance_both_halves_are_the_prompt",),
+        ("tests/runtime/test_stages.py::test_zeros_stand_for_no_negative_prompt_where_there_is_guidance",),
     ),
     Mutation(
         "engine/backends/backend.py",
