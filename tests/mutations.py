@@ -140,7 +140,7 @@ MUTATIONS = (
         "constants that only the bundle has are not compared",
         "for key in sorted(stored.keys() | published.keys())",
         "for key in sorted(published.keys())",
-        ("tests/benchmarks/verify/test_verify.py::test_a_wrong_scheduler_value_is_caught_and_named",),
+        ("tests/benchmarks/verify/test_constants.py",),
     ),
     Mutation(
         "benchmarks/report/tables.py",
@@ -191,14 +191,14 @@ MUTATIONS = (
         "off by one: a forced step starts where it should end",
         "torch.from_numpy(starts[step - 1])",
         "torch.from_numpy(starts[step])",
-        ("tests/benchmarks/verify/test_verify.py::test_a_sound_bundle_passes_on_every_rung",),
+        ("tests/benchmarks/verify/test_traces.py",),
     ),
     Mutation(
         "runtime/stages.py",
         "without guidance the prompt is replaced by zeros",
         "job.zero_negative and job.guidance_scale > 1",
         "job.zero_negative",
-        ("tests/runtime/test_stages.py::test_without_guidance_both_halves_are_the_prompt",),
+        ("tests/runtime/test_stages.py::test_zeros_stand_for_no_negative_prompt_where_there_is_guidance",),
     ),
     Mutation(
         "engine/backends/backend.py",

@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ import lamp_trt
 from lamp_trt import runtime
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import Cancelled, EngineError, InputError
+from lamp_trt.runtime import stages
 from lamp_trt.runtime.algorithm.config import SETTINGS
+from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 from lamp_trt.runtime.cuda.loop import STEPS_AHEAD
 from lamp_trt.runtime.load import load_first_frame_maker
 from lamp_trt.runtime.ops import decode_windows
@@ -131,6 +134,22 @@ def test_without_guidance_both_halves_are_the_prompt(
         np.testing.assert_array_equal(negative_ids, prompt_ids)
     np.testing.assert_array_equal(plain.frames, negative.frames)
     np.testing.assert_array_equal(plain.first_frame, negative.first_frame)
+
+
+@pytest.mark.parametrize(("guidance_scale", "zeroed"), [(5.0, True), (1.0, False)])
+def test_zeros_stand_for_no_negative_prompt_where_there_is_guidance(
+    guidance_scale: float, zeroed: bool
+) -> None:
+    given: list[bool] = []
+    ops: Any = SimpleNamespace(
+        encode_text=lambda ids, zero_negative: given.append(zero_negative),
+        denoise=lambda *_: None,
+        decode=lambda latents: None,
+    )
+    ids, clock = np.array([[1, 2], [3, 4]]), SimpleNamespace(end=lambda stage: None)
+    job = stages.ImageJob((ids, ids), True, ddim_schedule(2), guidance_scale)
+    stages._draw(ops, job, clock, stages.NOBODY)  # type: ignore[arg-type]
+    assert given == [zeroed]
 
 
 @pytest.mark.parametrize(

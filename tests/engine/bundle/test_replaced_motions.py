@@ -71,15 +71,20 @@ def test_other_motions_go_on_when_the_default_one_is_replaced(
     np.testing.assert_array_equal(frames(pipe, "rain"), before["rain"])
 
 
+@pytest.mark.parametrize("already_read", [False, True])
 def test_a_motion_replaced_during_the_switch_is_not_taken(
-    opened: tuple[Path, LampPipeline], toy: Path, monkeypatch: pytest.MonkeyPatch
+    already_read: bool, opened: tuple[Path, LampPipeline], toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before or after the engine has read its file."""
     bundle, pipe = opened
     switch = pipe._ops.set_motion
 
     def slow(motion: str) -> None:
+        if already_read:
+            switch(motion)
         replace_motion(bundle, "rain", toy / "motions/horse_run")
-        switch(motion)
+        if not already_read:
+            switch(motion)
 
     before = frames(pipe, "horse_run")
     monkeypatch.setattr(pipe._ops, "set_motion", slow)
