@@ -41,6 +41,11 @@ class OutputError(LampError, RuntimeError):
     """A result cannot be written, for a reason that is the machine's: a full disk, say."""
 
 
+class SafetyError(LampError, RuntimeError):
+    """The safety checker refused a picture, or could not judge it. The message names the stage, and nothing
+    of the picture."""
+
+
 class Cancelled(LampError):
     """The caller's cancel token was set. Nothing is broken: what was asked for can be asked for again."""
 

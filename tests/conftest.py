@@ -21,6 +21,7 @@ import lamp_trt  # noqa: F401 - before any test imports onnxruntime, which would
 
 pytest_plugins = [
     "tests.fixtures.toy",
+    "tests.fixtures.safety",
     "tests.fixtures.sdxl",
     "tests.fixtures.hoisted",
     "tests.doubles.ninth_network",
