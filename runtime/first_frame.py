@@ -30,6 +30,7 @@ from lamp_trt.runtime.media.tokenizer import CLIPTokenizer, load_tokenizer
 from lamp_trt.runtime.media.video import sidecar_path
 from lamp_trt.runtime.ops import ImageOps, StepCallback, TokenIds
 from lamp_trt.runtime.requests import FirstFrameRequest
+from lamp_trt.runtime.safety.check import SafetyPolicy
 from lamp_trt.runtime.stages import NOBODY, ImageJob, encode_sdxl_prompt, make_image, with_total
 
 Array = NDArray[Any]
@@ -101,6 +102,8 @@ class FirstFrameMaker:
         self._load_ops, self._tokenizers = load_ops, tokenizers
         self._ops: ImageOps | None = None
         self._closed = False
+        self.safety = SafetyPolicy(bundle.manifest)
+        """Shared with the pipeline that this belongs to."""
         assert bundle.manifest.first_frame is not None
         self._origin = bundle.manifest.first_frame
 
@@ -140,14 +143,18 @@ class FirstFrameMaker:
     ) -> FirstFrame:
         """Make one image. on_step: see ops.StepCallback.
 
-        Raises InputError for noise of another shape, EngineError if a network fails, Cancelled if asked to.
+        Raises InputError for noise of another shape or a check that the bundle cannot make, SafetyError for
+        an image that is refused, EngineError if a network fails, Cancelled if asked to.
         """
-        made = make_image(self.ops, self.job(request, on_step), control)
-        settings = {**request.settings(), "bundle": self.bundle.digest, "lamp_trt": __version__}
+        job = self.job(request, on_step)
+        made = make_image(self.ops, job, control)
+        outcome = {"safety_flagged": made.flagged}
+        settings = {**request.settings(), **outcome, "bundle": self.bundle.digest, "lamp_trt": __version__}
         return FirstFrame(made.image, made.latents, with_total(made.timings), settings)
 
     def job(self, request: FirstFrameRequest, on_step: StepCallback | None = None) -> ImageJob:
-        """The job of a request. InputError for noise of another shape."""
+        """The job of a request. InputError for noise of another shape, or a check that the bundle cannot
+        make."""
         if request.noise is not None:
             sizes = self.bundle.manifest.sizes
             shape = (1, 4, sizes["first_frame_latent_height"], sizes["first_frame_latent_width"])
@@ -160,6 +167,7 @@ class FirstFrameMaker:
             request.seed,
             request.noise,
             on_step,
+            self.safety.check(request.safety, request.safety_crops),
         )
 
     def encode_prompt(self, prompt: str, negative_prompt: str | None = None) -> tuple[Array, Array]:

@@ -23,6 +23,8 @@ from lamp_trt.runtime.algorithm.config import (
     GenerationConfig,
     Histogram,
     Preset,
+    Safety,
+    SafetyCrops,
     plain_text,
     whole_number,
 )
@@ -36,6 +38,7 @@ from lamp_trt.runtime.media.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.ops import StepCallback, VideoOps
 from lamp_trt.runtime.requests import NOISES, FirstFrameRequest, VideoRequest
+from lamp_trt.runtime.safety.check import SafetyCheck, SafetyPolicy
 from lamp_trt.runtime.stages import NOBODY, VideoJob, make_video, with_total
 
 Array = NDArray[Any]
@@ -64,6 +67,7 @@ class LampPipeline:
         self.motion = motion
         """The motion that the UNet shows now; a call may switch it."""
         self._ops, self._tokenizer, self._first_frames = ops, tokenizer, first_frames
+        self._safety = first_frames.safety if first_frames else SafetyPolicy(bundle.manifest)
         self._lock = threading.Lock()
         self._busy_thread: int | None = None
         self._closed = False
@@ -145,6 +149,8 @@ class LampPipeline:
         adain: Adain = "schedule",
         adain_switch_step: int | None = None,
         histogram: Histogram | None = None,
+        safety: Safety | None = None,
+        safety_crops: SafetyCrops = "all",
         mix_noise: bool = True,
         noise: Array | None = None,
         base_noise: Array | None = None,
@@ -162,6 +168,11 @@ class LampPipeline:
                            also a CUDA array (DLPack or __cuda_array_interface__), which is not copied to the
                            host: uint8 (height, width, 3), or (1, 3, height, width) in [-1, 1] and in the
                            bundle's precision
+        safety             of what the bundle's safety checker flags: "refuse" raises SafetyError, for the
+                           first frame before the loop; "report" gives the video, flagged in its settings'
+                           safety_flagged; "off" checks nothing; None: "refuse" if the bundle has a safety
+                           checker, else a warning that it has none
+        safety_crops       of each frame: "all", or "official", the centre square alone
         noise, base_noise, first_frame_noise, posterior_noise: instead of the seed's, see VideoRequest
         progress           called as steps are done: (stage, done, total), see control.Progress
         cancel             a threading.Event: once it is set, the call raises Cancelled within a few steps
@@ -170,7 +181,8 @@ class LampPipeline:
                            On a GPU it makes the device wait at each step, which the two above do not
 
         The same seed gives the same video on the same machine and backend. Raises InputError for arguments,
-        BundleError for an unknown motion, EngineError if a network fails.
+        BundleError for an unknown motion, SafetyError for a refused first frame or video, EngineError if a
+        network fails.
         """
         given = locals()
         config = GenerationConfig(**{each.name: given[each.name] for each in SETTINGS})
@@ -182,10 +194,11 @@ class LampPipeline:
             self.require_first_frame_networks()
         motion = self.motion if request.motion is None else request.motion
         self.bundle.motion(motion)
+        safety = self.safety_check(request.config)
         sizes = self.bundle.manifest.sizes
         request.check_shapes(self.num_frames, sizes["latent_height"], sizes["latent_width"])
         with self._alone(control):
-            job = self._job(request, on_step)
+            job = self._job(request, on_step, safety)
             start = time.perf_counter()
             self._set_motion(motion)
             timings = {"motion": time.perf_counter() - start}
@@ -197,6 +210,7 @@ class LampPipeline:
             **request.config.kept("video"),
             **(_first_frame_settings(request) if made.made else {}),
             "first_frame_png": png_base64(made.first_frame),
+            "safety_flagged": made.flagged,
             "injected": request.injected,
             "bundle": self.bundle.digest,
             "lamp_trt": __version__,
@@ -205,7 +219,14 @@ class LampPipeline:
         timings = with_total({**timings, **made.timings})
         return Video(made.frames, shown, made.latents, timings, settings)
 
-    def _job(self, request: VideoRequest, on_step: StepCallback | None) -> VideoJob:
+    def safety_check(self, config: GenerationConfig) -> SafetyCheck | None:
+        """How a call with these settings checks its pictures, None: not at all. InputError for a check that
+        the bundle cannot make."""
+        return self._safety.check(config.safety, config.safety_crops)
+
+    def _job(
+        self, request: VideoRequest, on_step: StepCallback | None, safety: SafetyCheck | None
+    ) -> VideoJob:
         config = request.config
         if request.first_frame is not None:
             first_frame = self._ops.take_image(request.first_frame, config)
@@ -220,6 +241,7 @@ class LampPipeline:
             request.base_noise,
             request.posterior_noise,
             on_step,
+            safety,
         )
 
     def make_first_frame(
@@ -230,6 +252,8 @@ class LampPipeline:
         seed: int = 0,
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
+        safety: Safety | None = None,
+        safety_crops: SafetyCrops = "all",
         noise: Array | None = None,
         progress: Progress | None = None,
         cancel: CancelToken | None = None,
@@ -238,9 +262,19 @@ class LampPipeline:
         """Make only the first frame of a call with these first-frame arguments; see FirstFrameRequest.
 
         Its `image`, given as `first_frame`, makes the video that the call without it would make. Raises
-        InputError, also for a bundle without SDXL's networks, EngineError if a network fails, and Cancelled.
+        InputError, also for a bundle without SDXL's networks, SafetyError, EngineError if a network fails,
+        and Cancelled.
         """
-        request = FirstFrameRequest(prompt, negative_prompt, seed, num_inference_steps, guidance_scale, noise)
+        request = FirstFrameRequest(
+            prompt,
+            negative_prompt,
+            seed,
+            num_inference_steps,
+            guidance_scale,
+            noise,
+            safety,
+            safety_crops,
+        )
         control, on_step = Control(progress, cancel), _on_step(self, callback_on_step_end)
         self.require_first_frame_networks()
         with self._alone(control):
@@ -278,6 +312,22 @@ class LampPipeline:
         """Latents (1, 4, f, h, w) to frames uint8 (f, height, width, 3), before histogram matching."""
         with self._alone():
             return stages.decode(self._ops, latents)
+
+    def flags(self, frames: NDArray[np.uint8], safety_crops: SafetyCrops = "all") -> bool:
+        """Whether the bundle's safety checker flags any of frames uint8 (n, h, w, 3), of any size.
+
+        Raises InputError for other arrays and for a bundle without a safety checker, SafetyError if the
+        checker fails.
+        """
+        if not isinstance(frames, np.ndarray):
+            raise InputError(f"frames are a {type(frames).__name__}; expected a NumPy array.")
+        if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[-1] != 3 or not frames.size:
+            raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (n, h, w, 3).")
+        config = GenerationConfig(safety="report", safety_crops=safety_crops)
+        check = self.safety_check(config)
+        assert check is not None
+        with self._alone():
+            return stages.are_flagged(self._ops, check, frames)
 
     def _first_frame_maker(self) -> FirstFrameMaker:
         assert self._first_frames is not None

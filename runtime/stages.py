@@ -2,7 +2,7 @@
 """Algorithm 1 between token ids and pixels, the same on every device: the operations are those of ops.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from lamp_trt.runtime.finite import (
 )
 from lamp_trt.runtime.media.image import Image
 from lamp_trt.runtime.ops import Array, Clock, ImageOps, Loop, StepCallback, TokenIds, VideoOps
+from lamp_trt.runtime.safety.check import SafetyCheck, check_first_frame, check_frames
 
 NOBODY = Control()
 """Reports to nobody and cannot be cancelled."""
@@ -35,6 +36,7 @@ class ImageJob:
     ids            for either text encoder (2, tokens): [negative, prompt]
     zero_negative  the negative prompt is all-zero embeddings, whatever its ids are
     noise          (1, 4, h, w) instead of the seed's
+    safety         how the image is checked, None: not at all, or as the first frame of a VideoJob
     """
 
     ids: tuple[TokenIds, TokenIds]
@@ -44,6 +46,7 @@ class ImageJob:
     seed: int = 0
     noise: Array | None = None
     on_step: StepCallback | None = None
+    safety: SafetyCheck | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,7 @@ class VideoJob:
     ids          (2, tokens): [negative, prompt]
     first_frame  what VideoOps.take_image returned; or the job that makes one, which is then fitted as the
                  config says
+    safety       how first frame and frames are checked, None: not at all
     """
 
     ids: TokenIds
@@ -63,16 +67,19 @@ class VideoJob:
     base_noise: Array | None = None
     posterior_noise: Array | None = None
     on_step: StepCallback | None = None
+    safety: SafetyCheck | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class MadeImage:
     """image: uint8 RGB (h, w, 3). latents: float32 (1, 4, h // 8, w // 8) as decoded. timings: seconds by
-    stage, text, denoise and decode."""
+    stage, text, denoise, decode, and safety if it was checked. flagged: by the safety checker, None if it
+    was not checked."""
 
     image: Image
     latents: Latents
     timings: Mapping[str, float] = field(default_factory=dict)
+    flagged: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +87,23 @@ class MadeVideo:
     """frames: uint8 RGB (f, h, w, 3). latents: float32 (1, 4, f, h // 8, w // 8) as decoded. first_frame: the
     image that was animated, uint8 RGB (h, w, 3). made: what SDXL made of the job's ImageJob, larger than
     that. timings: seconds by stage, text, make_first_frame (if it was made), first_frame, denoise, decode and
-    histogram."""
+    histogram, and if it was checked first_frame_safety and safety. flagged: whether the safety checker
+    flags first frame or frames, None if they were not checked."""
 
     frames: NDArray[np.uint8]
     latents: Latents
     first_frame: Image
     made: MadeImage | None
     timings: Mapping[str, float]
+    flagged: bool | None = None
 
 
 def make_video(ops: VideoOps, job: VideoJob, control: Control = NOBODY) -> MadeVideo:
-    """Algorithm 1, its first frame made by SDXL if the job asks for one."""
-    config, made = job.config, None
+    """Algorithm 1, its first frame made by SDXL if the job asks for one.
+
+    Raises SafetyError for a first frame that is refused before the loop begins, and for refused frames.
+    """
+    config, made, flagged = job.config, None, None
     with ops.working(control) as clock:
         text = ops.encode_text(guided_ids(job.ids, config.guidance_scale))
         clock.end("text")
@@ -106,6 +118,11 @@ def make_video(ops: VideoOps, job: VideoJob, control: Control = NOBODY) -> MadeV
             clock.end("make_first_frame")
         first_frame = ops.encode_image(image, config.seed, job.posterior_noise)
         clock.end("first_frame")
+        if job.safety:
+            ops.finish(control)
+            shown = [ops.fetch(made[1])] if made else []
+            flagged = check_first_frame(ops, job.safety, [*shown, ops.animated(image)], control)
+            clock.end("first_frame_safety")
         latents = ops.denoise(video_loop(job), text, first_frame, control)
         clock.end("denoise")
         decoded_frames = ops.decode(latents, control)
@@ -113,20 +130,30 @@ def make_video(ops: VideoOps, job: VideoJob, control: Control = NOBODY) -> MadeV
         frames = ops.match(decoded_frames, config.histogram_mode)
         clock.end("histogram")
         ops.finish(control)
+        shown_frames = ops.fetch(frames)
+        if job.safety:
+            flagged = check_frames(ops, job.safety, shown_frames, control) or flagged
+            clock.end("safety")
+            ops.finish(control)
         made_image = _fetch_image(*made) if made else None
         return MadeVideo(
-            ops.fetch(frames), ops.fetch(latents), ops.animated(image), made_image, clock.seconds()
+            shown_frames, ops.fetch(latents), ops.animated(image), made_image, clock.seconds(), flagged
         )
 
 
 def make_image(ops: ImageOps, job: ImageJob, control: Control = NOBODY) -> MadeImage:
-    """SDXL's image of a prompt."""
+    """SDXL's image of a prompt. Raises SafetyError if it is refused."""
+    flagged = None
     with ops.working(control) as clock:
         latents, decoded = _draw(ops, job, clock, control)
         pixels = ops.pixels(decoded)
         clock.end("decode")
         ops.finish(control)
-        return _fetch_image(ops, pixels, latents, clock)
+        if job.safety:
+            flagged = check_first_frame(ops, job.safety, [ops.fetch(pixels)], control)
+            clock.end("safety")
+            ops.finish(control)
+        return replace(_fetch_image(ops, pixels, latents, clock), flagged=flagged)
 
 
 def encode_prompt(ops: VideoOps, ids: TokenIds) -> Array:
@@ -162,6 +189,12 @@ def decode(ops: VideoOps, latents: Latents) -> NDArray[np.uint8]:
         frames = ops.decode(ops.put(latents), NOBODY)
         ops.finish(NOBODY)
         return ops.fetch(frames)
+
+
+def are_flagged(ops: VideoOps, check: SafetyCheck, frames: NDArray[np.uint8]) -> bool:
+    """Whether the safety checker flags any of frames (n, h, w, 3)."""
+    with ops.working(NOBODY):
+        return check_frames(ops, check, frames, NOBODY)
 
 
 def with_total(timings: Mapping[str, float]) -> dict[str, float]:

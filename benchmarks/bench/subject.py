@@ -10,7 +10,7 @@ from lamp_trt.benchmarks.verify.network_inputs import Arrays, bundle_ids, seeded
 from lamp_trt.engine.backends.backend import parse_device
 from lamp_trt.engine.backends.registry import backends, backends_on, choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, SAFETY_CHECKER, VIDEO_NETWORKS
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.precompute import HOISTED, networks_beside
 from lamp_trt.runtime.cuda.memory import memory_need
@@ -140,5 +140,6 @@ class Subject:
         """The networks that are loaded together, and the bytes of their weights and arrays."""
         manifest = self.bundle.manifest
         beside = [name for unet in networks if unet in HOISTED for name in networks_beside(manifest, unet)]
+        beside += [SAFETY_CHECKER] * (manifest.safety is not None)
         need = memory_need(manifest, [*networks, *beside])
         return {"networks": [*networks, *beside], "weights": need.weights, "arrays": need.arrays}
