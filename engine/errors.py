@@ -45,6 +45,11 @@ class OutputError(LampError, RuntimeError):
     """A result cannot be written because of the machine, for example a full disk."""
 
 
+class SafetyError(LampError, RuntimeError):
+    """The safety checker refused a picture, or could not judge it. The message names the stage, and nothing
+    of the picture."""
+
+
 class Cancelled(LampError):
     """The caller's cancel token was set. The pipeline stays usable and the call can be repeated."""
 

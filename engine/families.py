@@ -217,8 +217,47 @@ SDXL = Family(
 )
 """Stable Diffusion XL: a first frame from a text."""
 
-for _family in (LAMP, SDXL):
+SAFETY_BATCH = 3
+"""Pictures that the safety checker sees at once: the crops of one frame."""
+
+_PICTURE = (3, "safety_image_size", "safety_image_size")
+
+SAFETY = Family(
+    name="safety",
+    networks=(
+        NetworkSpec(
+            "safety_checker",
+            "safety_checker",
+            (TensorSpec("pixel_values", (SAFETY_BATCH, *_PICTURE)),),
+            (
+                TensorSpec("concept_cosines", (SAFETY_BATCH, "safety_concepts")),
+                TensorSpec("special_care_cosines", (SAFETY_BATCH, "safety_special_care")),
+            ),
+        ),
+    ),
+    components=(
+        Component(
+            "safety_checker",
+            "the safety checker",
+            SD_CHECKPOINT,
+            "safety_checker",
+            parameters=303_981_588,
+            library="transformers",
+            optional=True,
+            precision="fp32",  # a verdict does not depend on the precision of the bundle
+            axes={
+                "safety_image_size": ("image_size", 224),
+                "safety_concepts": ("num_concepts", 17),
+                "safety_special_care": ("num_special_care", 3),
+            },
+        ),
+    ),
+)
+"""Stable Diffusion's safety checker: how near pictures are to concepts, see runtime/safety."""
+
+for _family in (LAMP, SDXL, SAFETY):
     register(_family)
 
+(SAFETY_CHECKER,) = SAFETY.names
 VIDEO_NETWORKS = LAMP.names
 FIRST_FRAME_NETWORKS = SDXL.names

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lamp_trt.engine.bundle.digests import DigestCache
-from lamp_trt.engine.bundle.manifest import Manifest, MotionEntry, NetworkEntry
+from lamp_trt.engine.bundle.manifest import Manifest, MotionEntry, NetworkEntry, SafetyEntry
 from lamp_trt.engine.bundle.paths import MANIFEST, graph_path, weights_path
 from lamp_trt.engine.bundle.unchanged import write_if_needed
+from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.bundle.writer import BundleWriter
 from lamp_trt.engine.errors import BundleError
-from lamp_trt.engine.families import COMPONENTS, LAMP, NETWORKS
+from lamp_trt.engine.families import COMPONENTS, LAMP, NETWORKS, SAFETY_CHECKER
 from lamp_trt.engine.precompute import HOISTED, unet_of
+from lamp_trt.export.checkpoints.safety import THRESHOLDS
 from lamp_trt.export.motions import make_motion, motion_file, refuse_whole_motions
 from lamp_trt.export.planned import (
     BuildReport,
@@ -197,6 +199,18 @@ def _manifest(
         default_motion=default_motion,
         files=files,
         first_frame=recipe.first_frame or (kept.first_frame if kept else None),
+        safety=_safety(writer, recipe) or (kept.safety if kept else None),
+    )
+
+
+def _safety(writer: BundleWriter, recipe: Recipe) -> SafetyEntry | None:
+    """Of the safety checker that this build makes or confirms; its thresholds are in its weight file."""
+    if recipe.preprocessing is None:
+        return None
+    stored = read_weight_file(writer.path_of(weights_path(SAFETY_CHECKER))).arrays()
+    concepts, special_care = (tuple(map(float, stored[name].tolist())) for name in THRESHOLDS.values())
+    return SafetyEntry(
+        recipe.preprocessing.image_mean, recipe.preprocessing.image_std, concepts, special_care
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.dtypes import border_dtype
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.families import LAMP, SDXL
+from lamp_trt.engine.families import LAMP, SAFETY_CHECKER, SDXL
 from lamp_trt.engine.networks import FLOAT, NetworkSpec
 from lamp_trt.export.checkpoints.files import ComponentFiles
 from lamp_trt.export.checkpoints.tensors import (
@@ -34,6 +34,7 @@ from lamp_trt.export.lamp.precomputed_unets import (
 )
 from lamp_trt.export.lamp.unet import LampUNet, LampUNetConfig
 from lamp_trt.export.recipe import Recipe
+from lamp_trt.export.safety_network import SafetyCheckerNetwork, safety_checker_from_config
 
 
 class TextEncoderNetwork(nn.Module):
@@ -223,6 +224,7 @@ WRAPPERS: dict[str, Callable[[Any], nn.Module]] = {
     "sdxl_vae_decoder": VaeDecoderNetwork,
     "sdxl_text_keys_values": TextKeysValuesNetwork,
     "sdxl_time_projections": SdxlTimeProjectionsNetwork,
+    SAFETY_CHECKER: SafetyCheckerNetwork,
 }
 """The wrapper of each network. A new network is registered here, its component in MODULES."""
 
@@ -242,6 +244,7 @@ MODULES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     ),
     "sdxl_unet": lambda config: diffusers_module_from_config("unet", config, "UNet2DConditionModel"),
     "sdxl_vae": lambda config: diffusers_module_from_config("vae", config, "AutoencoderKL"),
+    "safety_checker": safety_checker_from_config,
 }
 """The function that builds each component's module from its config."""
 

@@ -147,6 +147,49 @@ SDXL_INDEX: dict[str, Any] = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
+_CHECKER_VISION: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "patch_size": 14,
+}
+CHECKER: dict[str, Any] = {
+    "_name_or_path": "./safety_module",
+    "architectures": ["StableDiffusionSafetyChecker"],
+    "initializer_factor": 1.0,
+    "logit_scale_init_value": 2.6592,
+    "model_type": "clip",
+    "projection_dim": 768,
+    "text_config": CLIP_L,
+    "torch_dtype": "float32",
+    "transformers_version": None,
+    "vision_config": {
+        "attention_dropout": 0.0,
+        "dropout": 0.0,
+        "hidden_act": "quick_gelu",
+        "image_size": 224,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-05,
+        "model_type": "clip_vision_model",
+        **_CHECKER_VISION,
+    },
+    "vision_config_dict": _CHECKER_VISION,
+}
+EXTRACTOR: dict[str, Any] = {
+    "crop_size": 224,
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": 224,
+}
+
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "text_encoder": CLIP_L,
     "vae": SD_VAE,
@@ -154,11 +197,19 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "sdxl_text_encoder_2": CLIP_BIGG,
     "sdxl_unet": SDXL_UNET,
     "sdxl_vae": SDXL_VAE,
+    "safety_checker": CHECKER,
 }
 """Config of each component by its name in the bundle. The LAMP UNet's is LampUNetConfig's default with
 cross_attention_dim 768."""
 
-TENSORS = {"text_encoder": 196, "vae": 248, "unet": 1062, "sdxl_text_encoder_2": 517, "sdxl_unet": 1680}
+TENSORS = {
+    "text_encoder": 196,
+    "vae": 248,
+    "unet": 1062,
+    "sdxl_text_encoder_2": 517,
+    "sdxl_unet": 1680,
+    "safety_checker": 396,
+}
 
 OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -190,6 +241,10 @@ def published_shapes(component: str, *, old_names: bool = False) -> dict[str, tu
         shapes = {f"text_model.{name}": shape for name, shape in shapes.items()}
     if old_names and component == "text_encoder":
         shapes["text_model.embeddings.position_ids"] = (1, 77)
+    if old_names and component == "safety_checker":
+        tower = "vision_model."
+        shapes = {f"{tower}{n}" if n.startswith(tower) else n: shape for n, shape in shapes.items()}
+        shapes["vision_model.vision_model.embeddings.position_ids"] = (1, 257)
     if old_names and component == "vae":
         shapes = {_old_vae_name(name): shape for name, shape in shapes.items()}
     return shapes

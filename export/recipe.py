@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,7 @@ from lamp_trt.engine.families import (
     COMPONENTS,
     LAMP,
     NETWORKS,
+    SAFETY_CHECKER,
     SD_CHECKPOINT,
     SDXL_CHECKPOINT,
     component_of,
@@ -40,6 +42,7 @@ from lamp_trt.export.checkpoints.files import (
     find_component,
     read_json,
 )
+from lamp_trt.export.checkpoints.safety import Preprocessing, names_checker, preprocessing
 from lamp_trt.export.checkpoints.scheduler import check_same_noise, check_scheduler, scheduler_settings
 from lamp_trt.export.checkpoints.sdxl import open_sd, open_sdxl
 from lamp_trt.export.checkpoints.unet_layout import condition_layout
@@ -118,7 +121,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The parts of a bundle that this build makes or confirms. specs: its networks by name."""
+    """The parts of a bundle that this build makes or confirms.
+
+    specs          its networks by name
+    preprocessing  of the safety checker's input, None if this build makes no checker
+    """
 
     precision: Precision
     specs: Mapping[str, NetworkSpec]
@@ -130,6 +137,7 @@ class Recipe:
     scaling_factors: Mapping[str, float]
     sizes: Mapping[str, int]
     first_frame: FirstFrameEntry | None
+    preprocessing: Preprocessing | None = None
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -199,6 +207,7 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
     tokenizers: dict[str, Path] = {}
     scheduler: Mapping[str, Any] = {}
     first_frame: FirstFrameEntry | None = None
+    pictures: Preprocessing | None = None
     from_sd = _of_origin(SD_CHECKPOINT, components)
     if from_sd:
         assert options.sd is not None
@@ -206,6 +215,13 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
         sources |= {name: source_of(files, cache) for name, files in sd.components.items()}
         tokenizers.update(sd.tokenizers)
         scheduler = scheduler_settings(sd.scheduler_config)
+        if not options.only and SAFETY_CHECKER not in networks and names_checker(sd.folder):
+            log.warning(
+                "%s names a safety checker and does not hold it: this build filters nothing", sd.folder
+            )
+        if SAFETY_CHECKER in sd.components:
+            image_size = sd.components[SAFETY_CHECKER].config["image_size"]
+            pictures = preprocessing(sd.folder, image_size)
     if LAMP.unet_component in components:
         assert options.motions
         motions = {name: motion_source(folder, cache, scheduler) for name, folder in options.motions.items()}
@@ -236,6 +252,7 @@ def recipe_from_options(options: BuildOptions, cache: DigestCache | None = None)
         scaling,
         sizes,
         first_frame,
+        pictures,
     )
 
 
@@ -323,7 +340,8 @@ def _is_there(options: BuildOptions, network: str) -> bool:
     component = component_of(network)
     if not component.optional or network in options.only:
         return True
-    return Path(getattr(options, component.origin.field), component.folder).expanduser().is_dir()
+    folder = Path(getattr(options, component.origin.field), component.folder).expanduser()
+    return os.path.lexists(folder)  # what is no folder, or leads nowhere, is refused when it is opened
 
 
 def _exporter_versions() -> list[str]:

@@ -31,6 +31,7 @@ from lamp_trt.runtime.media.tokenizer import CLIPTokenizer, load_tokenizer
 from lamp_trt.runtime.media.video import sidecar_path
 from lamp_trt.runtime.ops import ImageOps, StepCallback, TokenIds
 from lamp_trt.runtime.requests import FirstFrameRequest
+from lamp_trt.runtime.safety.check import SafetyPolicy
 from lamp_trt.runtime.stages import NO_CONTROL, ImageJob, encode_sdxl_prompt, make_image, with_total
 
 Array = NDArray[Any]
@@ -106,6 +107,8 @@ class FirstFrameMaker:
         self._cpu_precision = cpu_precision
         self._ops: ImageOps | None = None
         self._closed = False
+        self.safety = SafetyPolicy(bundle.manifest)
+        """Shared with the pipeline that this belongs to."""
         assert bundle.manifest.first_frame is not None
         self._origin = bundle.manifest.first_frame
 
@@ -145,11 +148,14 @@ class FirstFrameMaker:
     ) -> FirstFrame:
         """Make one image. on_step: see ops.StepCallback.
 
-        Raises InputError for noise of another shape, EngineError if a network fails, Cancelled if cancelled.
+        Raises InputError for noise of another shape or a check that the bundle cannot make, SafetyError for
+        a refused image, EngineError if a network fails, Cancelled if cancelled.
         """
-        made = make_image(self.ops, self.job(request, on_step), control)
+        job = self.job(request, on_step)
+        made = make_image(self.ops, job, control)
         settings = {
             **request.settings(),
+            "safety_flagged": made.flagged,
             "cpu_precision": self._cpu_precision,
             "bundle": self.bundle.digest,
             "lamp_trt": __version__,
@@ -157,7 +163,8 @@ class FirstFrameMaker:
         return FirstFrame(made.image, made.latents, with_total(made.timings), settings)
 
     def job(self, request: FirstFrameRequest, on_step: StepCallback | None = None) -> ImageJob:
-        """The job of a request. Raises InputError for noise of another shape."""
+        """The job of a request. Raises InputError for noise of another shape, or a check that the bundle
+        cannot make."""
         if request.noise is not None:
             sizes = self.bundle.manifest.sizes
             shape = (1, 4, sizes["first_frame_latent_height"], sizes["first_frame_latent_width"])
@@ -170,6 +177,7 @@ class FirstFrameMaker:
             request.seed,
             request.noise,
             on_step,
+            self.safety.check(request.safety, request.safety_crops),
         )
 
     def encode_prompt(self, prompt: str, negative_prompt: str | None = None) -> tuple[Array, Array]:

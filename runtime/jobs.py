@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.bundle.paths import possible_path
-from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.errors import InputError, SafetyError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines, without_marks
 from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, GenerationConfig, file_path
@@ -158,7 +158,9 @@ def run_jobs(
     progress, cancel  for each video, see LampPipeline.__call__
     A job without a motion uses the bundle's default one. The folder of several videos is created if missing.
     Jobs and destinations are checked before any video is made.
+    A refused video is not written; the others are made, and a SafetyError at the end has the number refused.
     """
+    refused = 0
     by_motion: dict[str, list[Job]] = {}
     for job in jobs:
         assert job.out is not None
@@ -174,20 +176,29 @@ def run_jobs(
     for motion, group in by_motion.items():
         for job in group:
             assert job.out is not None
-            video = pipeline(
-                job.prompt,
-                motion=motion,
-                first_frame=job.first_frame,
-                progress=progress,
-                cancel=cancel,
-                **job.options,
-            )
+            try:
+                video = pipeline(
+                    job.prompt,
+                    motion=motion,
+                    first_frame=job.first_frame,
+                    progress=progress,
+                    cancel=cancel,
+                    **job.options,
+                )
+            except SafetyError as error:
+                if len(jobs) == 1:
+                    raise
+                refused += 1
+                log.warning("%s is not made: %s", job.out, error)
+                continue
             video = replace(video, settings={**video.settings, **job.origin})
             if before_save is not None:
                 video = before_save(video)
                 if not isinstance(video, Video):
                     raise InputError(f"before_save returned {video!r}; expected the Video to save.")
             yield video.save(job.out, job.fps), video
+    if refused:
+        raise SafetyError(f"{refused} of {len(jobs)} videos were refused by the safety checker.")
 
 
 def _check(pipeline: LampPipeline, job: Job) -> None:
@@ -195,6 +206,8 @@ def _check(pipeline: LampPipeline, job: Job) -> None:
     assert job.out is not None
     prompt_text(job.prompt)
     check_options(job.options)
+    if job.options.get("safety") is not None:
+        pipeline.safety_check(GenerationConfig(**job.options))
     if job.first_frame is None:
         pipeline.require_first_frame_networks()
     pipeline.bundle.motion(job.motion or pipeline.bundle.manifest.default_motion)

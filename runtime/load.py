@@ -23,7 +23,7 @@ from lamp_trt.engine.backends.registry import (
 )
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
-from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, SDXL, VIDEO_NETWORKS
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, SAFETY_CHECKER, SDXL, VIDEO_NETWORKS
 from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.algorithm.config import file_path, plain_text, truth_value
 from lamp_trt.runtime.cuda.device import CudaDevice
@@ -32,6 +32,7 @@ from lamp_trt.runtime.cuda.image_ops import CudaImageOps
 from lamp_trt.runtime.cuda.ops import CudaVideoOps
 from lamp_trt.runtime.first_frame import FirstFrameMaker, first_frame_maker, missing_networks
 from lamp_trt.runtime.host.ops import HostImageOps, HostVideoOps
+from lamp_trt.runtime.host.safety import HostSafetyNetwork
 from lamp_trt.runtime.media.tokenizer import load_tokenizer
 from lamp_trt.runtime.ops import ImageOps, VideoOps
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -163,10 +164,24 @@ def _host_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, Firs
         name: place.host_engine(bundle, name, motion if name == LAMP.unet else None)
         for name in (*VIDEO_NETWORKS, *precompute_networks(bundle.manifest, LAMP.unet))
     }
+    safety = _host_safety(bundle, place)
     if missing_networks(bundle):
-        return HostVideoOps(bundle.manifest, engines), None
-    maker = first_frame_maker(bundle, partial(_host_image_ops, bundle, place), place.cpu_precision)
-    return HostVideoOps(bundle.manifest, engines, lambda: maker.ops), maker
+        return HostVideoOps(bundle.manifest, engines, safety=safety), None
+    maker = first_frame_maker(bundle, partial(_host_image_ops, bundle, place, safety), place.cpu_precision)
+    return HostVideoOps(bundle.manifest, engines, lambda: maker.ops, safety), maker
+
+
+def _host_safety(bundle: Bundle, place: Place) -> HostSafetyNetwork | None:
+    """The safety checker, loaded when it is first used; None for a bundle without one."""
+    if bundle.manifest.safety is None:
+        return None
+
+    def load() -> Engine:
+        engine = place.host_engine(bundle, SAFETY_CHECKER)
+        _check_networks(bundle, (SAFETY_CHECKER,))
+        return engine
+
+    return HostSafetyNetwork(load)
 
 
 def _cuda_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, FirstFrameMaker | None]:
@@ -174,11 +189,12 @@ def _cuda_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, Firs
     return ops, None if missing_networks(bundle) else first_frame_maker(bundle, ops.images)
 
 
-def _host_image_ops(bundle: Bundle, place: Place) -> ImageOps:
+def _host_image_ops(bundle: Bundle, place: Place, safety: HostSafetyNetwork | None = None) -> ImageOps:
+    """safety: the checker of the pipeline that they belong to."""
     networks = (*FIRST_FRAME_NETWORKS, *precompute_networks(bundle.manifest, SDXL.unet))
     engines = {name: place.host_engine(bundle, name) for name in networks}
     _check_networks(bundle, networks)
-    return HostImageOps(bundle.manifest, engines)
+    return HostImageOps(bundle.manifest, engines, safety or _host_safety(bundle, place))
 
 
 def _cuda_image_ops(bundle: Bundle, place: Place) -> ImageOps:

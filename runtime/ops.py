@@ -86,6 +86,11 @@ class Ops(Protocol):
         """Wait until everything is done, reporting progress. Raises Cancelled if the token gets set."""
         ...
 
+    def safety_cosines(self, pixel_values: NDArray[np.float32]) -> tuple[Array, Array]:
+        """See runtime/safety/check.py's Network; of a bundle with a safety checker, which is loaded at the
+        first call. Waits for all earlier work."""
+        ...
+
     def fetch(self, value: Any) -> Array:
         """A result as a host array, after `finish`."""
         ...

@@ -24,6 +24,8 @@ from lamp_trt.runtime.algorithm.config import (
     GenerationConfig,
     Histogram,
     Preset,
+    Safety,
+    SafetyCrops,
     plain_text,
     whole_number,
 )
@@ -37,6 +39,7 @@ from lamp_trt.runtime.media.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.ops import StepCallback, VideoOps
 from lamp_trt.runtime.requests import NOISES, FirstFrameRequest, VideoRequest
+from lamp_trt.runtime.safety.check import SafetyCheck, SafetyPolicy
 from lamp_trt.runtime.stages import NO_CONTROL, VideoJob, make_video, with_total
 
 Array = NDArray[Any]
@@ -68,6 +71,7 @@ class LampPipeline:
         self.cpu_precision = cpu_precision
         """The arithmetic that was requested at loading."""
         self._ops, self._tokenizer, self._first_frames = ops, tokenizer, first_frames
+        self._safety = first_frames.safety if first_frames else SafetyPolicy(bundle.manifest)
         self._lock = threading.Lock()
         self._busy_thread: int | None = None
         self._closed = False
@@ -152,6 +156,8 @@ class LampPipeline:
         adain: Adain = "schedule",
         adain_switch_step: int | None = None,
         histogram: Histogram | None = None,
+        safety: Safety | None = None,
+        safety_crops: SafetyCrops = "all",
         mix_noise: bool = True,
         noise: Array | None = None,
         base_noise: Array | None = None,
@@ -169,6 +175,11 @@ class LampPipeline:
                            also a CUDA array (DLPack or __cuda_array_interface__), which is not copied to the
                            host: uint8 (height, width, 3), or (1, 3, height, width) in [-1, 1] and in the
                            bundle's precision
+        safety             for pictures that the bundle's safety checker flags: "refuse" raises SafetyError,
+                           for the first frame before the loop; "report" returns the video, flagged in its
+                           settings' safety_flagged; "off" checks nothing; None: "refuse" if the bundle has a
+                           safety checker, else a warning that it has none
+        safety_crops       parts of each frame: "all", or "official", the centre square alone
         noise, base_noise, first_frame_noise, posterior_noise: replace noise from the seed, see VideoRequest
         progress           called after steps with (stage, done, total), see control.Progress
         cancel             a threading.Event: once it is set, the call raises Cancelled within a few steps
@@ -177,7 +188,8 @@ class LampPipeline:
                            ones. On a GPU the device waits for it at each step, unlike for the two above
 
         The same seed gives the same video on the same machine and backend. Raises InputError for invalid
-        arguments, BundleError for an unknown motion, EngineError if a network fails, Cancelled if cancelled.
+        arguments, BundleError for an unknown motion, SafetyError for a refused first frame or video,
+        EngineError if a network fails, Cancelled if cancelled.
         """
         given = locals()
         config = GenerationConfig(**{each.name: given[each.name] for each in SETTINGS})
@@ -189,10 +201,11 @@ class LampPipeline:
             self.require_first_frame_networks()
         motion = self.motion if request.motion is None else request.motion
         self.bundle.motion(motion)
+        safety = self.safety_check(request.config)
         sizes = self.bundle.manifest.sizes
         request.check_shapes(self.num_frames, sizes["latent_height"], sizes["latent_width"])
         with self._alone(control):
-            job = self._job(request, on_step)
+            job = self._job(request, on_step, safety)
             start = time.perf_counter()
             self._set_motion(motion)
             timings = {"motion": time.perf_counter() - start}
@@ -204,6 +217,7 @@ class LampPipeline:
             **request.config.kept("video"),
             **(_first_frame_settings(request) if made.made else {}),
             "first_frame_png": png_base64(made.first_frame),
+            "safety_flagged": made.flagged,
             "injected": request.injected,
             "cpu_precision": self.cpu_precision,
             "bundle": self.bundle.digest,
@@ -213,7 +227,14 @@ class LampPipeline:
         timings = with_total({**timings, **made.timings})
         return Video(made.frames, shown, made.latents, timings, settings)
 
-    def _job(self, request: VideoRequest, on_step: StepCallback | None) -> VideoJob:
+    def safety_check(self, config: GenerationConfig) -> SafetyCheck | None:
+        """How a call with these settings checks its pictures, None: not at all. InputError for a check that
+        the bundle cannot make."""
+        return self._safety.check(config.safety, config.safety_crops)
+
+    def _job(
+        self, request: VideoRequest, on_step: StepCallback | None, safety: SafetyCheck | None
+    ) -> VideoJob:
         config = request.config
         if request.first_frame is not None:
             first_frame = self._ops.take_image(request.first_frame, config)
@@ -228,6 +249,7 @@ class LampPipeline:
             request.base_noise,
             request.posterior_noise,
             on_step,
+            safety,
         )
 
     def make_first_frame(
@@ -238,6 +260,8 @@ class LampPipeline:
         seed: int = 0,
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
+        safety: Safety | None = None,
+        safety_crops: SafetyCrops = "all",
         noise: Array | None = None,
         progress: Progress | None = None,
         cancel: CancelToken | None = None,
@@ -246,9 +270,19 @@ class LampPipeline:
         """Make only the first frame of a video, with SDXL; see FirstFrameRequest.
 
         Passing its `image` as `first_frame` gives the same video as letting the call make it. Raises
-        InputError, also for a bundle without SDXL's networks, EngineError if a network fails, and Cancelled.
+        InputError, also for a bundle without SDXL's networks, SafetyError, EngineError if a network fails,
+        and Cancelled.
         """
-        request = FirstFrameRequest(prompt, negative_prompt, seed, num_inference_steps, guidance_scale, noise)
+        request = FirstFrameRequest(
+            prompt,
+            negative_prompt,
+            seed,
+            num_inference_steps,
+            guidance_scale,
+            noise,
+            safety,
+            safety_crops,
+        )
         control, on_step = Control(progress, cancel), _on_step(self, callback_on_step_end)
         self.require_first_frame_networks()
         with self._alone(control):
@@ -286,6 +320,22 @@ class LampPipeline:
         """Decode latents (1, 4, f, h, w) to uint8 frames (f, height, width, 3); no histogram matching."""
         with self._alone():
             return stages.decode(self._ops, latents)
+
+    def flags(self, frames: NDArray[np.uint8], safety_crops: SafetyCrops = "all") -> bool:
+        """Whether the bundle's safety checker flags any of frames uint8 (n, h, w, 3), of any size.
+
+        Raises InputError for other arrays and for a bundle without a safety checker, SafetyError if the
+        checker fails.
+        """
+        if not isinstance(frames, np.ndarray):
+            raise InputError(f"frames are a {type(frames).__name__}; expected a NumPy array.")
+        if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[-1] != 3 or not frames.size:
+            raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (n, h, w, 3).")
+        config = GenerationConfig(safety="report", safety_crops=safety_crops)
+        check = self.safety_check(config)
+        assert check is not None
+        with self._alone():
+            return stages.are_flagged(self._ops, check, frames)
 
     def _first_frame_maker(self) -> FirstFrameMaker:
         assert self._first_frames is not None

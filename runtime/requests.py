@@ -14,6 +14,8 @@ from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.config import (
     MAX_THREADS,
     GenerationConfig,
+    Safety,
+    SafetyCrops,
     checked,
     plain_text,
     setting,
@@ -69,6 +71,12 @@ class FirstFrameRequest:
     num_inference_steps: int = setting(50, "of SDXL's loop", metavar="STEPS")
     guidance_scale: float = setting(5.0, "1 or less turns guidance off", metavar="SCALE")
     noise: Any | None = None
+    safety: Safety | None = setting(
+        None, "flagged images; default: refuse, if the bundle has a safety checker"
+    )
+    safety_crops: SafetyCrops = setting(
+        "all", "parts of the image that are checked; official is the centre alone"
+    )
 
     def __post_init__(self) -> None:
         config = GenerationConfig(
@@ -76,6 +84,8 @@ class FirstFrameRequest:
             seed=self.seed,
             first_frame_num_inference_steps=self.num_inference_steps,
             first_frame_guidance_scale=self.guidance_scale,
+            safety=self.safety,
+            safety_crops=self.safety_crops,
         )
         vars(self).update(
             prompt=plain_text("prompt", self.prompt),
@@ -83,6 +93,8 @@ class FirstFrameRequest:
             seed=config.seed,
             num_inference_steps=config.first_frame_num_inference_steps,
             guidance_scale=config.first_frame_guidance_scale,
+            safety=config.safety,
+            safety_crops=config.safety_crops,
         )
 
     def settings(self) -> dict[str, Any]:
@@ -157,5 +169,6 @@ class VideoRequest:
             config.seed,
             config.first_frame_num_inference_steps,
             config.first_frame_guidance_scale,
-            self.first_frame_noise,
+            safety="off",  # the video's own check sees it
+            noise=self.first_frame_noise,
         )

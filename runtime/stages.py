@@ -2,7 +2,7 @@
 """Algorithm 1 from token ids to pixels, independent of the device: it calls the operations of ops.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from lamp_trt.runtime.finite import (
 )
 from lamp_trt.runtime.media.image import Image
 from lamp_trt.runtime.ops import Array, Clock, ImageOps, Loop, StepCallback, TokenIds, VideoOps
+from lamp_trt.runtime.safety.check import SafetyCheck, check_first_frame, check_frames
 
 NO_CONTROL = Control()
 """No progress reports, no cancelling."""
@@ -35,6 +36,7 @@ class ImageJob:
     ids            one array per text encoder, (2, tokens): [negative, prompt]
     zero_negative  replace the negative prompt's embeddings by zeros
     noise          (1, 4, h, w), replaces the noise drawn from `seed`
+    safety         check of the image; None: none, or as the first frame of a VideoJob
     """
 
     ids: tuple[TokenIds, TokenIds]
@@ -44,6 +46,7 @@ class ImageJob:
     seed: int = 0
     noise: Array | None = None
     on_step: StepCallback | None = None
+    safety: SafetyCheck | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,7 @@ class VideoJob:
     ids          (2, tokens): [negative, prompt]
     first_frame  the result of VideoOps.take_image; or the job that makes a first frame, whose image is then
                  fitted as configured
+    safety       check of the first frame and the frames, None: none
     """
 
     ids: TokenIds
@@ -63,6 +67,7 @@ class VideoJob:
     base_noise: Array | None = None
     posterior_noise: Array | None = None
     on_step: StepCallback | None = None
+    safety: SafetyCheck | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +76,14 @@ class MadeImage:
 
     image    uint8 RGB (h, w, 3)
     latents  float32 (1, 4, h // 8, w // 8), before decoding
-    timings  seconds by stage: text, denoise, decode
+    timings  seconds by stage: text, denoise, decode, and safety if it was checked
+    flagged  by the safety checker, None if it was not checked
     """
 
     image: Image
     latents: Latents
     timings: Mapping[str, float] = field(default_factory=dict)
+    flagged: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +94,9 @@ class MadeVideo:
     latents      float32 (1, 4, f, h // 8, w // 8), before decoding
     first_frame  the animated image, uint8 RGB (h, w, 3)
     made         the image made by SDXL at its own size, None for a given first frame
-    timings      seconds by stage: text, make_first_frame (if made), first_frame, denoise, decode, histogram
+    timings      seconds by stage: text, make_first_frame (if made), first_frame, denoise, decode, histogram,
+                 and first_frame_safety and safety if they were checked
+    flagged      whether the safety checker flags the first frame or a frame, None if they were not checked
     """
 
     frames: NDArray[np.uint8]
@@ -95,11 +104,15 @@ class MadeVideo:
     first_frame: Image
     made: MadeImage | None
     timings: Mapping[str, float]
+    flagged: bool | None = None
 
 
 def make_video(ops: VideoOps, job: VideoJob, control: Control = NO_CONTROL) -> MadeVideo:
-    """Run Algorithm 1; SDXL makes the first frame if job.first_frame is an ImageJob."""
-    config, made = job.config, None
+    """Run Algorithm 1; SDXL makes the first frame if job.first_frame is an ImageJob.
+
+    Raises SafetyError for a refused first frame, before the loop begins, and for refused frames.
+    """
+    config, made, flagged = job.config, None, None
     with ops.working(control) as clock:
         text = ops.encode_text(guided_ids(job.ids, config.guidance_scale))
         clock.end("text")
@@ -114,6 +127,11 @@ def make_video(ops: VideoOps, job: VideoJob, control: Control = NO_CONTROL) -> M
             clock.end("make_first_frame")
         first_frame = ops.encode_image(image, config.seed, job.posterior_noise)
         clock.end("first_frame")
+        if job.safety:
+            ops.finish(control)
+            shown = [ops.fetch(made[1])] if made else []
+            flagged = check_first_frame(ops, job.safety, [*shown, ops.animated(image)], control)
+            clock.end("first_frame_safety")
         latents = ops.denoise(video_loop(job), text, first_frame, control)
         clock.end("denoise")
         decoded_frames = ops.decode(latents, control)
@@ -121,20 +139,30 @@ def make_video(ops: VideoOps, job: VideoJob, control: Control = NO_CONTROL) -> M
         frames = ops.match(decoded_frames, config.histogram_mode)
         clock.end("histogram")
         ops.finish(control)
+        shown_frames = ops.fetch(frames)
+        if job.safety:
+            flagged = check_frames(ops, job.safety, shown_frames, control) or flagged
+            clock.end("safety")
+            ops.finish(control)
         made_image = _fetch_image(*made) if made else None
         return MadeVideo(
-            ops.fetch(frames), ops.fetch(latents), ops.animated(image), made_image, clock.seconds()
+            shown_frames, ops.fetch(latents), ops.animated(image), made_image, clock.seconds(), flagged
         )
 
 
 def make_image(ops: ImageOps, job: ImageJob, control: Control = NO_CONTROL) -> MadeImage:
-    """Make one image with SDXL."""
+    """Make one image with SDXL. Raises SafetyError if it is refused."""
+    flagged = None
     with ops.working(control) as clock:
         latents, decoded = _draw(ops, job, clock, control)
         pixels = ops.pixels(decoded)
         clock.end("decode")
         ops.finish(control)
-        return _fetch_image(ops, pixels, latents, clock)
+        if job.safety:
+            flagged = check_first_frame(ops, job.safety, [ops.fetch(pixels)], control)
+            clock.end("safety")
+            ops.finish(control)
+        return replace(_fetch_image(ops, pixels, latents, clock), flagged=flagged)
 
 
 def encode_prompt(ops: VideoOps, ids: TokenIds) -> Array:
@@ -170,6 +198,12 @@ def decode(ops: VideoOps, latents: Latents) -> NDArray[np.uint8]:
         frames = ops.decode(ops.put(latents), NO_CONTROL)
         ops.finish(NO_CONTROL)
         return ops.fetch(frames)
+
+
+def are_flagged(ops: VideoOps, check: SafetyCheck, frames: NDArray[np.uint8]) -> bool:
+    """Whether the safety checker flags any of frames (n, h, w, 3)."""
+    with ops.working(NO_CONTROL):
+        return check_frames(ops, check, frames, NO_CONTROL)
 
 
 def with_total(timings: Mapping[str, float]) -> dict[str, float]:

@@ -22,6 +22,7 @@ import lamp_trt  # noqa: F401 - before any test imports onnxruntime, which would
 pytest_plugins = [
     "tests.fixtures.shared",
     "tests.fixtures.toy",
+    "tests.fixtures.safety",
     "tests.fixtures.sdxl",
     "tests.fixtures.hoisted",
     "tests.fixtures.openvino",

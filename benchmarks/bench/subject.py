@@ -11,7 +11,7 @@ from lamp_trt.benchmarks.verify.network_inputs import Arrays, bundle_ids, seeded
 from lamp_trt.engine.backends.backend import Backend, parse_device
 from lamp_trt.engine.backends.registry import backends, backends_on, choose_backend
 from lamp_trt.engine.bundle.reader import Bundle
-from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, VIDEO_NETWORKS
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, NETWORKS, SAFETY_CHECKER, VIDEO_NETWORKS
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.cuda.memory import memory_need
@@ -157,5 +157,6 @@ class Subject:
         """Return the networks that are loaded together, and the bytes of their weights and arrays."""
         manifest = self.bundle.manifest
         precompute = [name for network in networks for name in precompute_networks(manifest, network)]
-        need = memory_need(manifest, [*networks, *precompute])
-        return {"networks": [*networks, *precompute], "weights": need.weights, "arrays": need.arrays}
+        loaded = [*networks, *precompute, *[SAFETY_CHECKER] * (manifest.safety is not None)]
+        need = memory_need(manifest, loaded)
+        return {"networks": loaded, "weights": need.weights, "arrays": need.arrays}

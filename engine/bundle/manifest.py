@@ -14,6 +14,7 @@ from lamp_trt.engine.bundle.paths import MANIFEST, check_relative, validate_moti
 from lamp_trt.engine.bundle.strict_json import decode, parse_object
 from lamp_trt.engine.dtypes import PRECISIONS, Precision, border_dtype
 from lamp_trt.engine.errors import BundleError, InputError
+from lamp_trt.engine.families import SAFETY_CHECKER
 from lamp_trt.engine.files.links import unreadable
 from lamp_trt.engine.networks import IOTensor
 
@@ -68,13 +69,28 @@ class FirstFrameEntry:
 
 
 @dataclass(frozen=True)
+class SafetyEntry:
+    """What the safety checker's decision takes beside the network's cosines.
+
+    image_mean, image_std: of its pictures' channels, in [0, 1]. concept_thresholds, special_care_thresholds:
+    the cosine above which a concept is found, see runtime/safety/decision.py.
+    """
+
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    concept_thresholds: tuple[float, ...]
+    special_care_thresholds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of bundle.json. BundleError, naming the field, if fields contradict each other.
 
     sizes: axis sizes (height, width, num_frames, latent_height, latent_width, batch, decode_batch, tokens,
     text_width, …). scheduler: as published. scaling_factors: by VAE, like {"vae": 0.18215}.
     tokenizers: {name: {"folder": …, …}}. files: every deterministic file by its relative path. first_frame:
-    None, and then absent from the file, for a bundle without SDXL networks.
+    None, and then absent from the file, for a bundle without SDXL networks; safety likewise without a
+    safety checker.
     """
 
     networks: dict[str, NetworkEntry]
@@ -86,6 +102,7 @@ class Manifest:
     default_motion: str | None = None
     files: dict[str, FileEntry] = field(default_factory=dict)
     first_frame: FirstFrameEntry | None = None
+    safety: SafetyEntry | None = None
 
     def __post_init__(self) -> None:
         for path, entry in self.files.items():
@@ -126,6 +143,34 @@ class Manifest:
                 self.default_motion,
                 f"one of {[*self.motions]}",
             )
+        self._check_safety()
+
+    def _check_safety(self) -> None:
+        """The safety checker's network and entry are there together, and fit each other: a bundle does not
+        lose its filter by losing one of them."""
+        network, entry = self.networks.get(SAFETY_CHECKER), self.safety
+        _require(
+            (network is None) == (entry is None),
+            "safety",
+            None if entry is None else "there",
+            f"one exactly if there is the network {SAFETY_CHECKER}",
+        )
+        if network is None or entry is None:
+            return
+        shapes = [tensor.shape for tensor in (*network.inputs, *network.outputs)]
+        wanted = [len(entry.concept_thresholds), len(entry.special_care_thresholds)]
+        _require(
+            len(shapes) == 3 and len(shapes[0]) == 4 and [shape[-1] for shape in shapes[1:]] == wanted,
+            f"networks.{SAFETY_CHECKER}",
+            shapes,
+            f"pictures in, and {' and '.join(map(str, wanted))} cosines out, as many as thresholds",
+        )
+        _require(
+            len(entry.image_mean) == len(entry.image_std) == 3 and min(entry.image_std) > 0,
+            "safety.image_std",
+            entry.image_std,
+            "a mean and a positive deviation for each of three channels",
+        )
 
     def _require_file(self, where: str, path: str) -> None:
         _require(path in self.files, where, path, "a path that `files` names")
@@ -133,8 +178,9 @@ class Manifest:
     def to_json(self) -> bytes:
         """The bytes of bundle.json: sorted keys, neither time nor host, and a digest of the other fields."""
         document = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-        if self.first_frame is None:
-            del document["first_frame"]
+        for optional in ("first_frame", "safety"):
+            if document[optional] is None:
+                del document[optional]
         return _canonical({**document, "content_sha256": hashlib.sha256(_canonical(document)).hexdigest()})
 
     @classmethod
@@ -150,7 +196,7 @@ class Manifest:
                 f"schema_version is {version!r:.100}, this lamp-trt reads {SCHEMA_VERSION}; made by {origin}"
             )
         content = document.pop("content_sha256", None)
-        manifest: Manifest = decode(cls, {"first_frame": None, **document}, "")
+        manifest: Manifest = decode(cls, {"first_frame": None, "safety": None, **document}, "")
         if manifest.to_json() != data:
             raise BundleError(
                 f"content_sha256 is {content!r:.100} and does not fit: the file was edited or damaged"

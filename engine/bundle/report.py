@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Description of a bundle, as `lamp-trt inspect` prints it: text or JSON."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lamp_trt.engine.bundle.reader import Bundle
@@ -30,8 +31,21 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
             }
             for name, motion in manifest.motions.items()
         },
+        "safety": None
+        if manifest.safety is None
+        else {
+            "concepts": len(manifest.safety.concept_thresholds),
+            "special_care": len(manifest.safety.special_care_thresholds),
+        },
         "files": {path: entry.size for path, entry in manifest.files.items()},
     }
+
+
+def safety_text(safety: Mapping[str, int] | None) -> str:
+    """Whether a bundle filters, from `bundle_summary`'s entry."""
+    if safety is None:
+        return "no safety checker: nothing is filtered"
+    return f"safety checker of {safety['concepts']} concepts and {safety['special_care']} special-care ones"
 
 
 def summary_text(summary: dict[str, Any], checked: str) -> str:
@@ -42,6 +56,7 @@ def summary_text(summary: dict[str, Any], checked: str) -> str:
         f"  video     {sizes['width']}x{sizes['height']}, {sizes['num_frames']} frames",
         f"  digest    {summary['digest']}",
         f"  files     {len(summary['files'])}, {sum(summary['files'].values()) / 1e6:,.1f} MB, {checked}",
+        f"  safety    {safety_text(summary['safety'])}",
         "  networks",
     ]
     for name, network in summary["networks"].items():

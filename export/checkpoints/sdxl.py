@@ -5,12 +5,12 @@ Loads neither torch nor weights.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.families import COMPONENTS, LAMP, SDXL
+from lamp_trt.engine.families import COMPONENTS, LAMP, SAFETY_CHECKER, SDXL
 from lamp_trt.export.checkpoints.family import check_vae
 from lamp_trt.export.checkpoints.files import (
     Checkpoint,
@@ -20,6 +20,7 @@ from lamp_trt.export.checkpoints.files import (
     refuse_cache_folder,
 )
 from lamp_trt.export.checkpoints.kinds import hint_for_folder
+from lamp_trt.export.checkpoints.safety import with_sizes
 from lamp_trt.export.checkpoints.scheduler import check_scheduler, scheduler_settings
 
 _PIPELINE = "StableDiffusionXLPipeline"
@@ -80,7 +81,10 @@ def open_sd(folder: str | Path, components: tuple[str, ...]) -> Checkpoint:
     checkpoint = open_components(root, components)
     check_scheduler(root, checkpoint.scheduler_config, index)
     _check_vae(checkpoint.components, LAMP.vae, "Stable Diffusion v1")
-    return checkpoint
+    found = checkpoint.components
+    if SAFETY_CHECKER not in found:
+        return checkpoint
+    return replace(checkpoint, components={**found, SAFETY_CHECKER: with_sizes(found[SAFETY_CHECKER])})
 
 
 def _check_vae(found: Mapping[str, ComponentFiles], name: str, family: str) -> None:

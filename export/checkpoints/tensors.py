@@ -6,6 +6,8 @@ Names are the state-dict names of the exported modules, whatever the age of the 
   become to_q, to_k, to_v, to_out.0, and its (c, c, 1, 1) convolutions become (c, c).
 - CLIP text model: transformers 5's CLIPTextModel, which has no `text_model.` prefix
   (CLIPTextModelWithProjection keeps it). The stored position_ids, a constant, are dropped.
+- Safety checker: its vision tower bare, `vision_model.`, where older releases of transformers have
+  `vision_model.vision_model.`; the stored position_ids are dropped likewise.
 - UNet: as stored.
 """
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
 from lamp_trt.export.checkpoints.kinds import kind_of_tensors
+from lamp_trt.export.checkpoints.safety import CHECKER_CLASS
 from lamp_trt.export.checkpoints.tensor_files import TensorInfo, TensorReader, require_float
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -70,6 +73,10 @@ def normalised_name(stored_name: str, config: Mapping[str, Any]) -> str | None:
         return None if bare == "embeddings.position_ids" else bare
     if module == "CLIPTextModelWithProjection":
         return None if stored_name == "text_model.embeddings.position_ids" else stored_name
+    if module == CHECKER_CLASS:
+        bare = stored_name.removeprefix("vision_model.")
+        bare = bare if bare.startswith("vision_model.") else stored_name
+        return None if bare == "vision_model.embeddings.position_ids" else bare
     return stored_name
 
 

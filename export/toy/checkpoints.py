@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny seeded checkpoints in the layouts of the published ones, for demonstrations and tests.
 
-FOLDER/sd                   as CompVis/stable-diffusion-v1-4, without its safety checker
+FOLDER/sd                   as CompVis/stable-diffusion-v1-4
 FOLDER/motions/horse_run    as written by official LAMP training: objects move right
 FOLDER/motions/rain         the same: objects move down
 FOLDER/sdxl                 as stabilityai/stable-diffusion-xl-base-1.0
+FOLDER/flagged.png          a picture that the safety checker flags
 """
 
 import io
@@ -24,8 +25,10 @@ from lamp_trt.engine.errors import InputError, OutputError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.export.checkpoints.files import weight_stems
 from lamp_trt.export.lamp.unet import two_dimensional_name
+from lamp_trt.export.published import EXTRACTOR
 from lamp_trt.export.toy import lamp as toy_lamp
 from lamp_trt.export.toy import published as toy_published
+from lamp_trt.export.toy import safety as toy_safety
 from lamp_trt.export.toy import sdxl as toy_sdxl
 from lamp_trt.export.toy import vae as toy_vae
 from lamp_trt.export.toy.text import TEXT_ENCODER_CONFIG, make_text_encoder
@@ -41,12 +44,14 @@ def write_toy(
     *,
     seed: int = 0,
     sdxl: bool = True,
+    safety: bool = True,
     variant: str | None = None,
     training: float = 1.0,
     progress: Report | None = None,
 ) -> None:
     """Write the toy checkpoints into `folder`, which must be new or empty.
 
+    sdxl, safety  whether to write SDXL, and the safety checker with an image that it flags
     variant    "fp16" writes `*.fp16.safetensors` into `sd` and `sdxl`, as published; LAMP's stay float32
     training   share of the autoencoder's training steps; 0 gives blurred images
     progress   called with the name of the part being made, the steps done and the total steps
@@ -65,6 +70,8 @@ def write_toy(
         partial.mkdir(parents=True)
         with reproducible(seed) as generator:
             _write_all(partial, generator, sdxl, variant, training, progress or (lambda *_: None))
+        if safety:
+            add_safety_checker(partial, seed=seed, variant=variant)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -132,6 +139,23 @@ def _write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
         torch.save(OrderedDict(tensors), pickled)
         path.write_bytes(pickled.getvalue())
         raise OutputError(f"{str(path)!r} cannot be written: {str(error).splitlines()[0]}.") from error
+
+
+def add_safety_checker(folder: Path, *, seed: int = 0, variant: str | None = None) -> None:
+    """Write the safety checker, under the names of its time, into the Stable Diffusion checkpoint
+    folder/sd, and folder/flagged.png. The other components are as they are without it."""
+    with reproducible(seed) as generator:
+        checker = toy_safety.make_safety_checker(generator)
+    tensors = {
+        f"vision_model.{name}" if name.startswith("vision_model.") else name: tensor
+        for name, tensor in checker.state_dict().items()
+    }
+    positions = torch.arange(len(tensors["vision_model.vision_model.embeddings.position_embedding.weight"]))
+    tensors["vision_model.vision_model.embeddings.position_ids"] = positions.unsqueeze(0)
+    _write_component(folder / "sd" / "safety_checker", toy_safety.CONFIG, tensors, variant)
+    _write_json(folder / "sd" / "feature_extractor" / "preprocessor_config.json", EXTRACTOR)
+    _write_json(folder / "sd" / "model_index.json", toy_published.SAFETY_MODEL_INDEX)
+    (folder / "flagged.png").write_bytes(toy_safety.flagged_png())
 
 
 def _write_component(

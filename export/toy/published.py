@@ -17,6 +17,13 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
+SAFETY_MODEL_INDEX = {
+    **MODEL_INDEX,
+    "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+}
+"""Of a folder with a safety checker."""
+
 SCHEDULER_CONFIG = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.7.0.dev0",

@@ -30,6 +30,14 @@ Fit = Literal["stretch", "crop", "pad"]
 official script does; `crop` cuts the longer side equally at both ends; `pad` adds black at both ends of the
 shorter side, independent of the background of transparent pixels."""
 
+Safety = Literal["refuse", "report", "off"]
+"""What becomes of pictures that the bundle's safety checker flags: they are refused, or said and given out;
+`off`: nothing is checked."""
+
+SafetyCrops = Literal["all", "official"]
+"""Parts of a frame that the safety checker sees: `official` is the centre square, `all` also both ends of the
+longer side."""
+
 NOISE_BASE_WEIGHT = 0.2
 """Weight of the noise shared by all frames; a frame's own has 1 - 0.2. Algorithm 1 and official code."""
 
@@ -300,6 +308,12 @@ class GenerationConfig:
         None, "number of early steps; default: the preset's", metavar="STEPS"
     )
     histogram: Histogram | None = setting(None, "histogram matching to frame 0; default: the preset's")
+    safety: Safety | None = setting(
+        None, "flagged pictures; default: refuse, if the bundle has a safety checker"
+    )
+    safety_crops: SafetyCrops = setting(
+        "all", "parts of a frame that are checked; official is the centre alone"
+    )
     mix_noise: bool = setting(True, "whether frames share noise; False for editing", in_jobs=False)
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from lamp_trt.runtime.cuda.conditions import Conditions
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.loop import DeviceLoop
 from lamp_trt.runtime.cuda.memory import memory_need, require_memory
+from lamp_trt.runtime.cuda.safety import CudaSafetyNetwork
 from lamp_trt.runtime.cuda.work import DeviceClock, DeviceWork
 from lamp_trt.runtime.finite import SDXL_DECODER, SDXL_TEXT_ENCODERS, not_finite
 from lamp_trt.runtime.kernels import frames as kernels
@@ -34,11 +35,18 @@ class CudaOps:
     """
 
     def __init__(
-        self, manifest: Manifest, engines: EngineSet, work: DeviceWork, networks: tuple[str, ...], what: str
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        work: DeviceWork,
+        networks: tuple[str, ...],
+        what: str,
+        safety: CudaSafetyNetwork | None = None,
     ) -> None:
         require_memory(memory_need(manifest, networks), engines.device.free_bytes(), what)
         self._manifest, self._engines, self._work = manifest, engines, work
         self._device = engines.device
+        self._safety = safety or CudaSafetyNetwork(manifest, engines)
 
     def working(self, control: Control) -> AbstractContextManager[DeviceClock]:
         return self._work.working(control)
@@ -48,6 +56,9 @@ class CudaOps:
 
     def finish(self, control: Control) -> None:
         self._work.finish(control)
+
+    def safety_cosines(self, pixel_values: NDArray[np.float32]) -> tuple[Array, Array]:
+        return self._safety.cosines(pixel_values)
 
     def fetch(self, value: DeviceArray) -> Array:
         return self._device.download(value)
@@ -78,12 +89,18 @@ class CudaOps:
 
 
 class CudaImageOps(CudaOps):
-    """SDXL's operations, see ops.ImageOps. `engines` and `work` may be shared with CudaVideoOps."""
+    """SDXL's operations, see ops.ImageOps. `engines`, `work` and `safety` may be shared with CudaVideoOps."""
 
-    def __init__(self, manifest: Manifest, engines: EngineSet, work: DeviceWork | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        engines: EngineSet,
+        work: DeviceWork | None = None,
+        safety: CudaSafetyNetwork | None = None,
+    ) -> None:
         networks = (*FIRST_FRAME_NETWORKS, *precompute_networks(manifest, SDXL.unet))
         super().__init__(
-            manifest, engines, work or DeviceWork(engines.device), networks, "making first frames"
+            manifest, engines, work or DeviceWork(engines.device), networks, "making first frames", safety
         )
         device = self._device
         self._encoders = (engines.add("sdxl_text_encoder"), engines.add("sdxl_text_encoder_2"))

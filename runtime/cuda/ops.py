@@ -65,7 +65,7 @@ class CudaVideoOps(CudaOps):
 
     def images(self) -> CudaImageOps:
         if self._images is None:
-            self._images = CudaImageOps(self._manifest, self._engines, self._work)
+            self._images = CudaImageOps(self._manifest, self._engines, self._work, self._safety)
         return self._images
 
     def take_image(self, first_frame: Any, config: GenerationConfig) -> Any:

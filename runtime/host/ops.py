@@ -33,6 +33,7 @@ from lamp_trt.runtime.finite import (
     require_finite,
 )
 from lamp_trt.runtime.host.loop import initial_latents, run_loop
+from lamp_trt.runtime.host.safety import HostSafetyNetwork
 from lamp_trt.runtime.media.image import Image, load_first_frame, model_input, resize_to
 from lamp_trt.runtime.ops import Array, ImageOps, Loop, TokenIds, decode_windows, time_ids
 
@@ -55,10 +56,11 @@ class HostClock:
 
 
 class HostOps:
-    """Operations common to both families. engines: by network name."""
+    """Operations common to both families. engines: by network name. safety: runs the safety checker,
+    shared by both; None for a bundle without one."""
 
-    def __init__(self, manifest: Manifest, engines: Engines) -> None:
-        self._manifest, self._engines = manifest, engines
+    def __init__(self, manifest: Manifest, engines: Engines, safety: HostSafetyNetwork | None = None) -> None:
+        self._manifest, self._engines, self._safety = manifest, engines, safety
 
     @contextmanager
     def working(self, control: Control) -> Iterator[HostClock]:
@@ -71,6 +73,10 @@ class HostOps:
     def finish(self, control: Control) -> None:
         control.check()
 
+    def safety_cosines(self, pixel_values: NDArray[np.float32]) -> tuple[Array, Array]:
+        assert self._safety is not None
+        return self._safety.cosines(pixel_values)
+
     def fetch(self, value: Any) -> Array:
         array: Array = value
         return array
@@ -78,6 +84,8 @@ class HostOps:
     def close(self) -> None:
         for engine in self._engines.values():
             engine.close()
+        if self._safety is not None:
+            self._safety.close()
 
     def _precompute_engines(self, unet: str) -> list[Engine]:
         """The engines that precompute inputs of a UNet."""
@@ -126,9 +134,13 @@ class HostVideoOps(HostOps):
     """LAMP's operations, see ops.VideoOps. load_images: returns SDXL's operations; None without SDXL."""
 
     def __init__(
-        self, manifest: Manifest, engines: Engines, load_images: Callable[[], ImageOps] | None = None
+        self,
+        manifest: Manifest,
+        engines: Engines,
+        load_images: Callable[[], ImageOps] | None = None,
+        safety: HostSafetyNetwork | None = None,
     ) -> None:
-        super().__init__(manifest, engines)
+        super().__init__(manifest, engines, safety)
         self._load_images = load_images
         self._size = (manifest.sizes["height"], manifest.sizes["width"])
         self._scaling = np.float32(manifest.scaling_factors[LAMP.vae])

@@ -381,8 +381,9 @@ def test_the_parameter_table_is_that_of_the_published_models() -> None:
     assert kept_once == ["sdxl_text_encoder"]
     assert COMPONENTS["sdxl_text_encoder"].parameters == COMPONENTS["text_encoder"].parameters
     assert needs.both_sizes("fp16") == (
-        2 * (123_060_480 + 83_653_863 + 1_101_091_358),
-        2 * (123_060_480 + 83_653_863 + 1_101_091_358 + 694_659_840 + 2_567_463_684) + 4 * 83_653_863,
+        2 * (123_060_480 + 83_653_863 + 1_101_091_358) + 4 * 303_981_588,
+        2 * (123_060_480 + 83_653_863 + 1_101_091_358 + 694_659_840 + 2_567_463_684)
+        + 4 * (83_653_863 + 303_981_588),
     )
     assert needs.both_sizes("bf16") == needs.both_sizes("fp16")
 
@@ -404,7 +405,7 @@ def test_too_little_memory_and_disk_are_problems_but_block_nothing(
     assert {finding.status for finding in found.values()} == {"problem"}
     assert all(finding.remedy and not finding.blocks for finding in found.values())
     assert "1.1 GB of 4.3 GB are available" in found["memory for generate"].detail
-    assert "weights in fp16 2.6 GB, with SDXL 9.5 GB" in found["GPU memory"].detail
+    assert "weights in fp16 3.8 GB, with SDXL 10.7 GB" in found["GPU memory"].detail
 
 
 def test_a_containers_limit_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,18 +12,18 @@ NINTH = Family(
     name="ninth",
     networks=(
         NetworkSpec(
-            "safety_checker",
-            "safety_checker",
+            "quality_checker",
+            "quality_checker",
             (TensorSpec("image_embeds", ("batch", "checker_width")),),
             (TensorSpec("cosines", ("batch", 3)),),
         ),
     ),
     components=(
         Component(
-            "safety_checker",
-            "the safety checker",
+            "quality_checker",
+            "the quality checker",
             SD_CHECKPOINT,
-            "safety_checker",
+            "quality_checker",
             parameters=1000,
             library="transformers",
             optional=True,

@@ -17,6 +17,7 @@ from lamp_trt.engine.families import (
     FAMILIES,
     LAMP,
     NETWORKS,
+    SAFETY,
     SD_CHECKPOINT,
     SDXL,
     component_of,
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_network_is_one_record(ninth_network: Family, capsys: pytest.CaptureFixture[str]) -> None:
     (name,) = ninth_network.names
     assert NETWORKS[name].resolve({"batch": 2, "checker_width": 6}, "fp16")[0][0].shape == (2, 6)
-    assert component_of(name).folder == "safety_checker"
+    assert component_of(name).folder == "quality_checker"
     BuildOptions(only=(name,))
     with pytest.raises(InputError, match=rf"--only takes text_encoder, .*, {name}\."):
         BuildOptions(only=("ninth",))
@@ -56,7 +57,7 @@ def test_what_is_registered_counts_among_the_needs(request: pytest.FixtureReques
         (replace(NINTH, name="lamp"), "lamp is registered already"),
         (replace(LAMP, name="other"), "lamp_unet is registered already"),
         (replace(NINTH, components=SDXL.components), "sdxl_text_encoder is registered already"),
-        (replace(NINTH, components=()), "ninth names the component safety_checker, which nothing registers"),
+        (replace(NINTH, components=()), "ninth names the component quality_checker, which nothing registers"),
         (
             replace(NINTH, components=(replace(NINTH.components[0], same_as="nothing"),)),
             "ninth names the component nothing, which nothing registers",
@@ -82,10 +83,15 @@ def test_a_family_may_use_a_component_of_another() -> None:
             registry.update(kept)  # type: ignore[attr-defined]
 
 
+def with_unet() -> list[Family]:
+    return [family for family in FAMILIES.values() if family.unet]
+
+
 def test_the_records_name_each_other() -> None:
-    assert [*NETWORKS] == [*LAMP.names, *SDXL.names]
+    assert [*NETWORKS] == [*LAMP.names, *SDXL.names, *SAFETY.names]
     assert {spec.component for spec in NETWORKS.values()} == {*COMPONENTS}
-    for family in FAMILIES.values():
+    assert [family.name for family in FAMILIES.values() if not family.unet] == ["safety"]
+    for family in with_unet():
         assert family.unet in family.names
         assert family.unet_component in {component.name for component in family.components}
         assert COMPONENTS[family.vae].scaling_factor
@@ -101,12 +107,12 @@ def test_what_torch_makes_is_registered_for_every_network() -> None:
     from lamp_trt.export.checkpoints.unet_layout import LAYOUTS
     from lamp_trt.export.networks import HOISTED_WRAPPERS, MODULES, WRAPPERS
 
-    unets = {family.unet for family in FAMILIES.values()}
+    unets = {family.unet for family in with_unet()}
     precomputed = {name for unet in unets for name in HOISTED[unet]}
     assert WRAPPERS.keys() == NETWORKS.keys() | precomputed
     assert HOISTED_WRAPPERS.keys() == unets
     assert MODULES.keys() == COMPONENTS.keys()
-    assert LAYOUTS.keys() == {family.unet_component for family in FAMILIES.values()}
+    assert LAYOUTS.keys() == {family.unet_component for family in with_unet()}
     assert REFERENCE_NETWORKS.keys() == NETWORKS.keys()
 
 

@@ -41,20 +41,20 @@ class Checker(nn.Module):
 @pytest.fixture
 def checker(ninth_network: Family, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of NINTH's network, which torch can make."""
-    monkeypatch.setitem(networks.WRAPPERS, "safety_checker", Checker)
+    monkeypatch.setitem(networks.WRAPPERS, "quality_checker", Checker)
     monkeypatch.setitem(
-        networks.MODULES, "safety_checker", lambda config: nn.Linear(config["hidden_size"], 3)
+        networks.MODULES, "quality_checker", lambda config: nn.Linear(config["hidden_size"], 3)
     )
     return ninth_network.names[0]
 
 
 @pytest.fixture
 def sd(toy: Path, tmp_path: Path) -> Path:
-    """The toy's Stable Diffusion with a safety checker, in files named as transformers names them."""
+    """The toy's Stable Diffusion with a quality checker, in files named as transformers names them."""
     folder = Path(shutil.copytree(toy / "sd", tmp_path / "sd"))
-    (folder / "safety_checker").mkdir()
-    (folder / "safety_checker" / "config.json").write_text(json.dumps({"hidden_size": WIDTH}))
-    save_file(WEIGHTS, folder / "safety_checker" / "model.safetensors")
+    (folder / "quality_checker").mkdir()
+    (folder / "quality_checker" / "config.json").write_text(json.dumps({"hidden_size": WIDTH}))
+    save_file(WEIGHTS, folder / "quality_checker" / "model.safetensors")
     return folder
 
 
@@ -62,8 +62,8 @@ def test_a_registered_network_is_built_and_runs(checker: str, toy: Path, sd: Pat
     options = toy_options(toy, sd=sd, motions=None, only=(checker,))
     report = build_bundle(tmp_path / "bundle", options)
     assert [file.path for file in report.files] == [
-        "weights/safety_checker.safetensors",
-        "safety_checker.onnx",
+        "weights/quality_checker.safetensors",
+        "quality_checker.onnx",
     ]
     bundle = Bundle.open(tmp_path / "bundle", verify="full")
     entry = bundle.network(checker)
@@ -83,12 +83,12 @@ def test_an_optional_component_is_built_where_the_checkpoint_has_it(
     without = recipe_from_options(toy_options(toy))
     assert without.networks == VIDEO_NETWORKS
     assert recipe_from_options(toy_options(toy, sd=sd)).networks == (*VIDEO_NETWORKS, checker)
-    with pytest.raises(CheckpointError, match="is not a checkpoint with 'safety_checker'"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint with 'quality_checker'"):
         recipe_from_options(toy_options(toy, only=(checker,)))
 
 
 def test_torch_makes_the_module_of_the_record(checker: str) -> None:
-    module = networks.empty_network(checker, "safety_checker", {"hidden_size": WIDTH}, torch.float16)
+    module = networks.empty_network(checker, "quality_checker", {"hidden_size": WIDTH}, torch.float16)
     assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {
         "model.weight": (3, WIDTH),
         "model.bias": (3,),

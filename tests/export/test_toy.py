@@ -90,7 +90,9 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def test_the_same_seed_gives_the_same_bytes_with_or_without_sdxl(toy: Path, whole: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_with_or_without_the_rest(toy: Path, whole: Path) -> None:
+    """SDXL and the safety checker."""
+
     def digests(folder: Path) -> dict[str, str]:
         return {
             str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -100,12 +102,20 @@ def test_the_same_seed_gives_the_same_bytes_with_or_without_sdxl(toy: Path, whol
         }
 
     assert len(digests(toy)) == 18
-    assert digests(toy) == digests(whole)
+    ours, with_all = digests(toy), digests(whole)
+    assert with_all.keys() - ours.keys() == {
+        "sd/feature_extractor/preprocessor_config.json",
+        "sd/safety_checker/config.json",
+        "sd/safety_checker/model.safetensors",
+    }
+    assert {path for path in ours if ours[path] != with_all[path]} == {"sd/model_index.json"}
+    assert (whole / "flagged.png").is_file()
 
 
 def test_another_seed_gives_other_weights_and_half_precision_is_a_variant(toy: Path, half: Path) -> None:
     names = {str(p.relative_to(half)) for p in (half / "sd").rglob("*.safetensors")}
     assert names == {
+        "sd/safety_checker/model.fp16.safetensors",
         "sd/text_encoder/model.fp16.safetensors",
         "sd/unet/diffusion_pytorch_model.fp16.safetensors",
         "sd/vae/diffusion_pytorch_model.fp16.safetensors",

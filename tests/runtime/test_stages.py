@@ -148,7 +148,7 @@ def test_zeros_stand_for_no_negative_prompt_where_there_is_guidance(
     )
     ids, clock = np.array([[1, 2], [3, 4]]), SimpleNamespace(end=lambda stage: None)
     job = stages.ImageJob((ids, ids), True, ddim_schedule(2), guidance_scale)
-    stages._draw(ops, job, clock, stages.NOBODY)  # type: ignore[arg-type]
+    stages._draw(ops, job, clock, stages.NO_CONTROL)  # type: ignore[arg-type]
     assert given == [zeroed]
 
 

@@ -74,6 +74,8 @@ def video_entries(subject: Subject) -> list[Entry]:
     if prompted:
         video = _video(options.prompt, 1, from_image=False)
         entries.append(entry("video of 1 step, from a prompt", video, group="videos", parts=_stages))
+    if manifest.safety is not None:
+        entries.append(entry("safety check of a video", _checking, held_bytes=held))
     if len(manifest.motions) > 1:
         entries.append(entry("motion switch", _switching, few=True))
     if options.full:
@@ -126,6 +128,12 @@ def _encoding_image(pipeline: LampPipeline) -> Callable[[], Any]:
 def _decoding(pipeline: LampPipeline) -> Callable[[], Any]:
     latents = _latents(pipeline.bundle.manifest.sizes)
     return lambda: pipeline.decode(latents)
+
+
+def _checking(pipeline: LampPipeline) -> Callable[[], Any]:
+    """Of all frames, as at the end of a video."""
+    frames = np.stack([synthetic_picture(*pipeline.size)] * pipeline.num_frames)
+    return lambda: pipeline.flags(frames)
 
 
 def _video(

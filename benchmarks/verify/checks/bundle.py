@@ -5,6 +5,7 @@ They name the constant, merge or tensor that differs; the checks of networks and
 does.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -22,13 +23,14 @@ from lamp_trt.benchmarks.verify.options import VerifyOptions
 from lamp_trt.benchmarks.verify.reference.networks import (
     force_zeros_for_empty_prompt,
     published,
+    safety_constants,
     scaling_factor,
     scheduler_config,
 )
 from lamp_trt.engine.bundle.manifest import FirstFrameEntry
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
-from lamp_trt.engine.families import LAMP, component_of
+from lamp_trt.engine.families import LAMP, SAFETY_CHECKER, component_of
 from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
 from lamp_trt.export.convert import converted, tensor_bytes
@@ -72,6 +74,9 @@ def _constants_of_sd(bundle: Bundle, folder: Path) -> list[Check]:
     if "vae" in manifest.scaling_factors:
         stored, published = ({"vae": f} for f in (manifest.scaling_factors[LAMP.vae], scaling_factor(folder)))
         checks.append(constants_check("scaling_factors", stored, published))
+    if manifest.safety is not None and (folder / SAFETY_CHECKER).is_dir():
+        kept = dataclasses.asdict(manifest.safety)
+        checks.append(constants_check("safety checker", kept, safety_constants(folder)))
     return checks
 
 

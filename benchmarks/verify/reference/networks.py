@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lamp_trt.benchmarks.verify.reference.arithmetic import Arithmetic
 from lamp_trt.engine.errors import CheckpointError
-from lamp_trt.engine.families import LAMP, NETWORKS, SDXL
+from lamp_trt.engine.families import LAMP, NETWORKS, SAFETY_CHECKER, SDXL
 from lamp_trt.export.checkpoints.files import (
     DEFAULT_SCALING_FACTOR,
     find_component,
@@ -60,6 +60,18 @@ def prompt_ids(tokenizer_folder: Path, prompts: list[str]) -> NDArray[np.int64]:
         return_tensors="np",
     )
     return np.asarray(encoded.input_ids, np.int64)
+
+
+def safety_constants(folder: Path) -> dict[str, list[float]]:
+    """What the safety checker's decision takes beside cosines, by the names of the bundle's SafetyEntry."""
+    checker = load_safety_checker(folder, torch.float32)
+    extractor = read_json(folder / "feature_extractor" / "preprocessor_config.json")
+    return {
+        "image_mean": extractor["image_mean"],
+        "image_std": extractor["image_std"],
+        "concept_thresholds": checker.concept_embeds_weights.tolist(),  # type: ignore[operator]
+        "special_care_thresholds": checker.special_care_embeds_weights.tolist(),  # type: ignore[operator]
+    }
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,13 @@ def load_sdxl_unet(folder: Path, dtype: torch.dtype) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     return _pretrained(UNet2DConditionModel, folder, "unet", torch_dtype=dtype)
+
+
+def load_safety_checker(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """diffusers' StableDiffusionSafetyChecker of a Stable Diffusion folder: in fp32, as bundles run it."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+    return _pretrained(StableDiffusionSafetyChecker, folder, SAFETY_CHECKER, dtype=torch.float32)
 
 
 def _pretrained(cls: Any, folder: Path, component: str, **dtype: torch.dtype) -> nn.Module:
@@ -179,6 +198,14 @@ def _run_sdxl_unet(unet: nn.Module, x: Mapping[str, Tensor]) -> tuple[Tensor, ..
     return (unet(x["sample"], x["timestep"][0], text, added_cond_kwargs=conditions).sample,)
 
 
+def _run_safety_checker(checker: Any, x: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
+
+    embeds = checker.visual_projection(checker.vision_model(x["pixel_values"])[1])
+    concepts, special_care = checker.concept_embeds, checker.special_care_embeds
+    return cosine_distance(embeds, concepts), cosine_distance(embeds, special_care)  # type: ignore[no-untyped-call]
+
+
 REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
     "text_encoder": ReferenceNetwork(load_text_encoder, _run_text_encoder),
     "vae_encoder": ReferenceNetwork(load_vae, _run_vae_encoder),
@@ -188,6 +215,7 @@ REFERENCE_NETWORKS: dict[str, ReferenceNetwork] = {
     "sdxl_text_encoder_2": ReferenceNetwork(load_text_encoder_2, _run_sdxl_text_encoder_2),
     SDXL.unet: ReferenceNetwork(load_sdxl_unet, _run_sdxl_unet),
     "sdxl_vae_decoder": ReferenceNetwork(load_sdxl_vae, _run_vae_decoder),
+    SAFETY_CHECKER: ReferenceNetwork(load_safety_checker, _run_safety_checker),
 }
 
 

@@ -58,6 +58,7 @@ def sdxl_runtime_trace(maker: FirstFrameMaker, job: ImageJob, forced_from: tuple
         num_inference_steps=job.num_inference_steps,
         guidance_scale=GUIDANCE_SCALE,
         noise=job.noise,
+        safety="off",  # nothing is given out
     )
     steps: list[Latents] = []
     forced: list[Latents] = []

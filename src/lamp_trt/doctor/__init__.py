@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.doctor.backends import backend_findings
+from lamp_trt.doctor.bundles import bundle_findings
 from lamp_trt.doctor.findings import PURPOSES, DiagnosisError, Finding
 from lamp_trt.doctor.gpu import find_gpu, gpu_findings
 from lamp_trt.doctor.machine import machine_findings
@@ -43,6 +44,7 @@ def diagnose(folder: Path) -> list[Finding]:
         lambda: tool_findings(gpu),
         lambda: machine_findings(folder),
         lambda: need_findings(folder, gpu),
+        lambda: bundle_findings(folder),
     )
     return [finding for part in parts for finding in part()]
 
