@@ -47,13 +47,16 @@ def core() -> Any:
 
 
 def _import_without_telemetry() -> ModuleType:
-    if "openvino" in sys.modules or _TELEMETRY in sys.modules:
+    if "openvino" in sys.modules:
         return importlib.import_module("openvino")
+    loaded = sys.modules.get(_TELEMETRY)
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # makes `import` of it an ImportError
     try:
         return importlib.import_module("openvino")
     finally:
         del sys.modules[_TELEMETRY]
+        if loaded is not None:
+            sys.modules[_TELEMETRY] = loaded
 
 
 def explained(error: Exception) -> str:
