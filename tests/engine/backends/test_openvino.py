@@ -479,8 +479,8 @@ def test_verify_passes(precision: Any, toy: Path, toy_bundle: Path) -> None:
 @pytest.mark.parametrize("before", ["", "import openvino_telemetry; "])
 def test_importing_it_through_lamp_trt_leaves_its_telemetry_out(before: str) -> None:
     code = (
-        f"{before}import sys; known = set(sys.modules); from lamp_trt.engine.backends.openvino.library import core\n"
-        "core(); import openvino\n"
+        f"{before}import sys; known = set(sys.modules)\n"
+        "from lamp_trt.engine.backends.openvino.library import core; core(); import openvino\n"
         "new = set(sys.modules) - known\n"
         "print([m for m in new if m.partition('.')[0] == 'openvino_telemetry'])\n"
         "print(openvino.tools.ovc.telemetry_utils.tm.__name__)"
