@@ -63,9 +63,9 @@ class SafetyPolicy:
         if entry is None:
             if mode is not None:
                 raise InputError(
-                    f"safety is {mode!r}, but this bundle has no safety checker. Build it from a checkpoint "
-                    "with the folders safety_checker and feature_extractor (lamp-trt build --sd DIR), or "
-                    "take safety='off' (--safety off)."
+                    f"safety is {mode!r}, but this bundle has no safety checker. Take safety='off' (--safety "
+                    "off), or build the checker from a checkpoint with the folders safety_checker and "
+                    "feature_extractor (lamp-trt build --sd DIR)."
                 )
             if not self._noticed:
                 self._noticed = True

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.verify.checks.check import Check, follows, tensor_check
 from lamp_trt.benchmarks.verify.checks.limits import (
-    FP32_NETWORK,
-    FP32_NETWORKS,
     ONNX_RUNTIME_YARDSTICK,
     YARDSTICK,
+    fp32_limit,
 )
 from lamp_trt.benchmarks.verify.composed_engine import (
     ComposedEngine,
@@ -169,7 +168,7 @@ class NetworkProof:
                 motion,
                 distance(outputs[name], expected),
                 distance(own[name], expected) if own else None,
-                FP32_NETWORKS.get(self._network, FP32_NETWORK),
+                fp32_limit(self._network, is_reference(place)),
                 cause or self._suspect(place),
                 YARDSTICK if self._from_pytorch else ONNX_RUNTIME_YARDSTICK,
             )

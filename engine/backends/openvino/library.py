@@ -9,9 +9,9 @@ from typing import Any
 
 from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.backends.openvino.probe import OLDEST, REMEDY, version_numbers
+from lamp_trt.engine.dtypes import PRECISIONS
 from lamp_trt.engine.errors import EngineError
 
-_TYPES = {"fp32": "f32", "bf16": "bf16"}
 _TELEMETRY = "openvino_telemetry"
 _lock = threading.Lock()
 _core: Any = None
@@ -74,7 +74,7 @@ def compile_graph(
     Threads are not pinned: those of two pipelines, or of two processes, would be pinned to the same cores.
     """
     config: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": _TYPES[precision],
+        "INFERENCE_PRECISION_HINT": PRECISIONS[precision].stored.lower(),
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
         **settings,

@@ -40,6 +40,8 @@ PARTS = ("engine", "export", "runtime", "benchmarks", "src")
 
 MODULE_NAMES = {
     "benchmarks/verify/run.py": "modules whose versions a report names",
+    "benchmarks/proof/plan/command.py": "the default of a plan: installed everywhere that has torch",
+    "benchmarks/proof/results/gather.py": "a part of the proofs",
     "src/lamp_trt/__init__.py": "whether the module was imported too early",
 }
 LABELS = {"benchmarks/studies/cpu_tables.py", "benchmarks/studies/unet_cpu.py"}
@@ -74,7 +76,7 @@ def test_auto_takes_it_by_its_rank_where_it_is_ready(
     assert registry.choose_backend(None, "auto", bundle, tmp_path) == "fourth"
     networks = {name: replace(entry, precision="bf16") for name, entry in bundle.manifest.networks.items()}
     halved = replace(bundle, manifest=replace(bundle.manifest, networks=networks))
-    with pytest.raises(EngineError, match=r"toy is not in fp32, which Fourth needs"):
+    with pytest.raises(EngineError, match="is not in fp32, which Fourth needs"):
         registry.choose_backend(None, "fourth", halved, tmp_path)
     with pytest.raises(InputError, match="on a GPU choose 'auto', tensorrt, aotinductor, onnxruntime"):
         registry.choose_backend(0, "fourth", bundle, tmp_path)
