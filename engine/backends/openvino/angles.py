@@ -27,12 +27,12 @@ def take_angles_out(model: Any) -> Any | None:
         taken.output(0).set_names({name})
         node.output(0).replace(taken.output(0))
         model.add_parameters([taken])
+    sources = {n: node for n, node in _above(apart).items() if node.get_type_name() == "Parameter"}
     needed = _above(model.get_results())
     for parameter in model.get_parameters():
-        if parameter.get_friendly_name() not in needed:
+        if parameter.get_friendly_name() in sources.keys() - needed.keys():
             model.remove_parameter(parameter)
-    sources = [node for node in _above(apart).values() if node.get_type_name() == "Parameter"]
-    return ov.Model([node.output(0) for node in apart], sources)
+    return ov.Model([node.output(0) for node in apart], list(sources.values()))
 
 
 def _above(nodes: Any) -> dict[str, Any]:
