@@ -83,7 +83,8 @@ def test_a_half_downloaded_image_ends_in_one_line(
     data = FILES[name]()
     path = tmp_path / "photo"
     path.write_bytes(data[: int(len(data) * cut)])
-    assert generate(toy_bundle, "x", "--first-frame", path, "--out", tmp_path / "x.mp4") == 2
+    arguments = ("x", "--first-frame", path, "--out", tmp_path / "x.mp4", "--safety=off")
+    assert generate(toy_bundle, *arguments) == 2
     captured = capfd.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()

@@ -103,6 +103,7 @@ def test_every_setting_of_a_video_is_an_option_a_job_key_and_where_it_belongs_a_
         "prompt",
         "motion",
         "first_frame_png",
+        "safety_flagged",
         "injected",
         "cpu_precision",
         "bundle",

@@ -76,9 +76,9 @@ def test_a_sound_bundle_passes_on_every_rung(sound: Report) -> None:
 
 
 def sound_networks() -> tuple[str, ...]:
-    from lamp_trt.engine.families import NETWORKS
+    from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 
-    return tuple(NETWORKS)
+    return (*VIDEO_NETWORKS, *FIRST_FRAME_NETWORKS)
 
 
 def test_every_step_of_every_loop_is_reported(sound: Report) -> None:

@@ -15,7 +15,7 @@ from lamp_trt.benchmarks.verify.run import verify_bundle
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.engine.families import NETWORKS
+from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, VIDEO_NETWORKS
 from lamp_trt.engine.precompute import HOISTED
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.image_ops import CudaImageOps
@@ -80,7 +80,7 @@ def test_memory_is_asked_for_what_stands_beside_a_unet_too(
     hoisted_bundle: Path, unet: str, what: str
 ) -> None:
     manifest, device = Bundle.open(hoisted_bundle).manifest, HostDevice()
-    networks = [name for name in NETWORKS if name.startswith("sdxl_") == (unet == "sdxl_unet")]
+    networks = VIDEO_NETWORKS if unet == "lamp_unet" else FIRST_FRAME_NETWORKS
     device.free = memory_need(manifest, networks).total
 
     def load(network: str) -> HostDeviceEngine:
@@ -99,7 +99,7 @@ def test_verify_compares_the_unets_with_what_stands_beside_them(
     assert report.failed == []
     assert report.not_verified == []
     weights = {check.name: check for check in report.checks if check.group == "weights"}
-    assert set(weights) == set(NETWORKS)
+    assert set(weights) == {*VIDEO_NETWORKS, *FIRST_FRAME_NETWORKS}
     assert weights["lamp_unet"].measured["tensors"] == len(lamp_tensors(hoisted_bundle))
 
 
