@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.backends.probe import Machine, ProbeRow
-from lamp_trt.engine.dtypes import PRECISIONS, Precision
+from lamp_trt.engine.dtypes import Precision
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.engine.families import COMPONENTS
 
@@ -176,9 +176,10 @@ class Backend:
     exclusive         whether these packages overwrite each other, so that only one may be installed
     library           function that imports its library; EngineError or ModuleNotFoundError if unusable
     probe             machine → rows of `lamp-trt doctor`: whether it is installed, what it can run on
+    precisions        precisions of bundles that it runs
+    remedy            what to do with a bundle in another precision, with {bundle} for its path
     host, device      runners for the CPU and for GPUs; None if unsupported
     build             ahead-of-time compilation; None if it needs none
-    refusals          unsupported precision of bundles → error message, with {bundle} for the path
     residences        supported places of inactive motions on a GPU
     cpu_precisions    arithmetic that it offers on the CPU for any bundle; () if the bundle decides
     operator_seconds  profiles a network with the library's own profiler; None if unsupported
@@ -190,11 +191,12 @@ class Backend:
     packages: tuple[str, ...]
     library: Callable[[], ModuleType]
     probe: Callable[[Machine], list[ProbeRow]]
+    precisions: tuple[Precision, ...]
+    remedy: str = ""
     exclusive: bool = False
     host: "Runner[HostOptions, Engine] | None" = None
     device: "Runner[DeviceOptions, DeviceEngine] | None" = None
     build: Build | None = None
-    refusals: Mapping[Precision, str] = field(default_factory=dict)
     residences: tuple[Residence, ...] = ("mapped",)
     cpu_precisions: tuple[CpuPrecision, ...] = ()
     operator_seconds: OperatorSeconds | None = None
@@ -202,11 +204,6 @@ class Backend:
     def on(self, ordinal: int | None) -> "Runner[Any, Any] | None":
         """The runner for CUDA device `ordinal`, for the CPU if None."""
         return self.host if ordinal is None else self.device
-
-    @property
-    def precisions(self) -> tuple[Precision, ...]:
-        """Supported precisions of bundles."""
-        return tuple(precision for precision in PRECISIONS if precision not in self.refusals)
 
     def runs(self, bundle: "Bundle") -> bool:
         """Whether it supports the precision of all of the bundle's networks."""
@@ -224,8 +221,11 @@ class Backend:
     def require_precision(self, bundle: "Bundle") -> None:
         """EngineError, with the remedy, unless it `runs` the bundle."""
         for network in bundle.manifest.networks.values():
-            if network.precision in self.refusals:
-                raise EngineError(self.refusals[network.precision].format(bundle=bundle.path))
+            if network.precision not in self.precisions:
+                raise EngineError(
+                    f"{bundle.path} is in precision {network.precision}, which {self.title} does not run. "
+                    + self.remedy.format(bundle=bundle.path)
+                )
 
 
 def parse_device(device: str) -> int | None:

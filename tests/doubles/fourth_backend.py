@@ -69,6 +69,8 @@ BACKEND = Backend(
     packages=("fourth-runtime",),
     library=library,
     probe=probe_rows,
+    precisions=("fp32",),
+    remedy="Build it with --precision fp32.",
     host=Runner(host_engine, rank=-1, ready=lambda bundle, folder: any(folder.glob("ready")), extra="four"),
     build=Build(
         f"{__name__}:build",
@@ -76,6 +78,5 @@ BACKEND = Backend(
         from_checkpoints=False,
         flags=(Flag("--fourth-effort", {"type": int, "default": 3, "help": "how hard to try"}),),
     ),
-    refusals=dict.fromkeys(("bf16", "fp16"), "{bundle} is not in fp32, which Fourth needs."),
     operator_seconds=operator_seconds,
 )

@@ -84,6 +84,7 @@ BACKEND = Backend(
     packages=("torch",),
     library=_library,
     probe=_probe_rows,
+    precisions=("fp32", "fp16", "bf16"),
     host=Runner(_host_engine, rank=2, ready=_has_packages_for_this_cpu, extra="aotinductor"),
     device=Runner(_device_engine, rank=1, ready=_has_packages_for_gpus, extra="aotinductor"),
     build=Build(

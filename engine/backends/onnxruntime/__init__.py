@@ -55,6 +55,10 @@ BACKEND = Backend(
     exclusive=True,
     library=_library,
     probe=probe_rows,
+    precisions=("fp32", "fp16"),  # its CPU provider lacks convolution in bf16
+    remedy="Run it with --backend openvino (pip install 'lamp-trt[openvino]'), compile and run it with "
+    "--backend aotinductor or, on a GPU, --backend tensorrt (lamp-trt build --precision bf16 "
+    "--backend … --out {bundle}), or build a bundle with --precision fp32, for GPUs also fp16.",
     host=Runner(_host_engine, rank=1, ready=lambda bundle, folder: True, extra="cpu"),
     device=Runner(
         _device_engine,
@@ -62,11 +66,5 @@ BACKEND = Backend(
         ready=lambda bundle, folder: importlib.util.find_spec("onnxruntime") is not None,
         extra="gpu",
     ),
-    refusals={  # its CPU provider lacks convolution in bf16
-        "bf16": "{bundle} is in precision bf16, which ONNX Runtime does not run. Run it with "
-        "--backend openvino (pip install 'lamp-trt[openvino]'), compile and run it with "
-        "--backend aotinductor or, on a GPU, --backend tensorrt (lamp-trt build --precision bf16 "
-        "--backend … --out {bundle}), or build a bundle with --precision fp32, for GPUs also fp16."
-    },
     operator_seconds=_operator_seconds,
 )

@@ -55,6 +55,7 @@ BACKEND = Backend(
     packages=(PACKAGE,),
     library=_library,
     probe=probe_rows,
+    precisions=("fp32", "fp16", "bf16"),
     host=Runner(_host_engine, rank=0, ready=_ready, extra="openvino"),
     cpu_precisions=("fp32", "bf16"),
     operator_seconds=_operator_seconds,

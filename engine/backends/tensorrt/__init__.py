@@ -50,6 +50,7 @@ BACKEND = Backend(
     packages=PACKAGES,
     library=_library,
     probe=probe_rows,
+    precisions=("fp32", "fp16", "bf16"),
     device=Runner(_device_engine, rank=0, ready=_has_engines, extra="tensorrt"),
     build=Build(
         "lamp_trt.engine.backends.tensorrt.build:build_requested",

@@ -76,7 +76,8 @@ def test_auto_takes_it_by_its_rank_where_it_is_ready(
     assert registry.choose_backend(None, "auto", bundle, tmp_path) == "fourth"
     networks = {name: replace(entry, precision="bf16") for name, entry in bundle.manifest.networks.items()}
     halved = replace(bundle, manifest=replace(bundle.manifest, networks=networks))
-    with pytest.raises(EngineError, match="is not in fp32, which Fourth needs"):
+    refusal = "is in precision bf16, which Fourth does not run. Build it with --precision fp32"
+    with pytest.raises(EngineError, match=refusal):
         registry.choose_backend(None, "fourth", halved, tmp_path)
     with pytest.raises(InputError, match="on a GPU choose 'auto', tensorrt, aotinductor, onnxruntime"):
         registry.choose_backend(0, "fourth", bundle, tmp_path)
