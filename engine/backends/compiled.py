@@ -24,8 +24,8 @@ from lamp_trt.engine.bundle import atomic_files
 from lamp_trt.engine.bundle.atomic_files import TEMPORARY_SUFFIX, NewFile, explained, make_folders, remove
 from lamp_trt.engine.bundle.digests import file_digest
 from lamp_trt.engine.bundle.manifest import read_small_file
-from lamp_trt.engine.bundle.strict_json import decode, parse_object
 from lamp_trt.engine.errors import BundleError, EngineError, InputError
+from lamp_trt.engine.files.strict_json import decode, parse_object
 
 SCHEMA_VERSION = 1
 SIDECAR_SUFFIX = "json"

@@ -9,8 +9,8 @@ from pathlib import Path
 from lamp_trt.engine.bundle import atomic_files
 from lamp_trt.engine.bundle.manifest import FileEntry, read_small_file
 from lamp_trt.engine.bundle.paths import JOURNAL, check_relative
-from lamp_trt.engine.bundle.strict_json import decode, parse_object, to_line
 from lamp_trt.engine.errors import BundleError
+from lamp_trt.engine.files.strict_json import decode, parse_object, to_line
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lamp_trt.engine.bundle.paths import MANIFEST, check_relative, validate_motion_name
-from lamp_trt.engine.bundle.strict_json import decode, parse_object
 from lamp_trt.engine.dtypes import PRECISIONS, Precision, border_dtype
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import SAFETY_CHECKER
 from lamp_trt.engine.files.links import unreadable
+from lamp_trt.engine.files.strict_json import decode, parse_object
 from lamp_trt.engine.networks import IOTensor
 
 SCHEMA_VERSION = 1

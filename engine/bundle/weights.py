@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.engine.bundle.strict_json import unique_keys
 from lamp_trt.engine.dtypes import BY_STORED
 from lamp_trt.engine.errors import CheckpointError
+from lamp_trt.engine.files.strict_json import unique_keys
 
 _HEADER_LIMIT = 16 << 20
 """Bytes. SDXL's UNet has 0.3 MB. The safetensors library allows 100 MB: a gigabyte of Python objects."""

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lamp_trt.engine.bundle.strict_json import unique_keys
+from lamp_trt.engine.files.strict_json import unique_keys
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),

@@ -8,7 +8,7 @@ from typing import Any
 from lamp_trt.engine.errors import CheckpointError
 from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.engine.precompute import ConditionLayout
-from lamp_trt.export.lamp.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, LampUNetConfig
+from lamp_trt.export.checkpoints.lamp_config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, LampUNetConfig
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.export.checkpoints.files import find_component
+from lamp_trt.export.checkpoints.lamp_config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES
+from lamp_trt.export.checkpoints.lamp_config import LampUNetConfig as LampUNetConfig
 from lamp_trt.export.checkpoints.tensors import load_module
-from lamp_trt.export.lamp.config import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES
-from lamp_trt.export.lamp.config import LampUNetConfig as LampUNetConfig
 
 TRANSFORMER_NORM_EPS = 1e-6
 """Epsilon of the transformers' GroupNorm; the ResNets and the output use the config's norm_eps (1e-5)."""

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lamp_trt.engine.bundle.journal import Journal
 from lamp_trt.engine.bundle.manifest import read_manifest
-from lamp_trt.engine.bundle.strict_json import parse_object
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import CheckpointError, InputError
+from lamp_trt.engine.files.strict_json import parse_object
 from lamp_trt.export.checkpoints.files import find_component, read_json
 from lamp_trt.runtime.jobs import Job, job_from_sidecar, jobs_from_prompts_file
 from lamp_trt.runtime.media.image import png_base64

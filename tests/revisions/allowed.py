@@ -18,6 +18,10 @@ class Allowed:
     reason: str
 
 
+CHECKER = "The safety checker of Stable Diffusion v1.4 as a ninth network"
+CHECKER_OPTIONS = "`--safety refuse | report | off` and `--safety-crops` of `generate` and `image`"
+TOY_CHECKER = "`lamp-trt toy` writes a checker and `flagged.png`"
+
 ALLOWED = (
     Allowed(
         "videos/*.timings.json:order",
@@ -28,6 +32,24 @@ ALLOWED = (
         "videos/transparent*",
         "composited over `--background` (white) where transparent",
         "OpenCV dropped the alpha channel of the first frame",
+    ),
+    Allowed("toy/flagged.png", TOY_CHECKER, "an image that the toy checker flags"),
+    Allowed("toy/sd/safety_checker/*", TOY_CHECKER, "its weights and config"),
+    Allowed("toy/sd/feature_extractor/*", TOY_CHECKER, "its preprocessing"),
+    Allowed("toy/sd/model_index.json:safety_checker", TOY_CHECKER, "the class of the checker"),
+    Allowed("toy/sd/model_index.json:feature_extractor", TOY_CHECKER, "the class of its preprocessing"),
+    Allowed("bundles/*/safety_checker.onnx", CHECKER, "its graph"),
+    Allowed("bundles/*/weights/safety_checker.safetensors", CHECKER, "its weights"),
+    Allowed("bundles/*/bundle.json:*.safety_checker.*", CHECKER, "its network and files in the manifest"),
+    Allowed("bundles/*/bundle.json:sizes.safety_*", CHECKER, "its sizes"),
+    Allowed("bundles/*/bundle.json:safety.*", CHECKER, "its thresholds and preprocessing"),
+    Allowed("bundles/*/bundle.json:content_sha256", CHECKER, "the digest of a bundle with these files"),
+    Allowed("videos/*.json:bundle", CHECKER, "the same digest, in sidecars"),
+    Allowed("videos/*.json:safety*", CHECKER_OPTIONS, "the new options and the verdict in sidecars"),
+    Allowed(
+        "videos/*.json:cpu_precision",
+        "`--cpu-precision fp32|bf16` and `lamp_trt.load(cpu_precision=…)`",
+        "the new option in sidecars",
     ),
 )
 

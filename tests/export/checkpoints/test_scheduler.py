@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lamp_trt.engine.bundle.strict_json import to_line
 from lamp_trt.engine.errors import CheckpointError, InputError
+from lamp_trt.engine.files.strict_json import to_line
 from lamp_trt.export.checkpoints.files import read_json
 from lamp_trt.export.checkpoints.scheduler import (
     CLASSES,

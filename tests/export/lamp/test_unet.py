@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lamp_trt.engine.errors import CheckpointError, InputError
 from lamp_trt.engine.networks import is_motion_tensor
-from lamp_trt.export.lamp.config import FIXED_OPTIONS
+from lamp_trt.export.checkpoints.lamp_config import FIXED_OPTIONS
 from lamp_trt.export.lamp.lean_unet import make_lean
 from lamp_trt.export.lamp.unet import (
     InflatedConv3d,
