@@ -9,12 +9,12 @@ Prints a JSON object. "" stands for an argument's default.
 """
 
 import json
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any, cast
 
+from lamp_trt.benchmarks.process_memory import process_memory
 from lamp_trt.child import run_python
 from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.errors import EngineError
@@ -31,13 +31,6 @@ def probe(*arguments: str) -> dict[str, float]:
         raise EngineError(f"measuring {arguments[0]} in a process of its own failed: {last}")
     answer: dict[str, float] = json.loads(done.stdout)
     return answer
-
-
-def memory_bytes() -> tuple[int, int]:
-    """Return this process's memory, now and at its peak. The parent's is not included."""
-    status = Path("/proc/self/status").read_text()
-    fields = dict(re.findall(r"(VmRSS|VmHWM):\s+(\d+) kB", status))
-    return 1024 * int(fields["VmRSS"]), 1024 * int(fields["VmHWM"])
 
 
 def _import() -> dict[str, float]:
@@ -65,7 +58,7 @@ def _load(
         cpu_precision=cast(CpuPrecision | None, precision or None),
     )
     seconds = time.perf_counter() - start
-    loaded, peak = memory_bytes()
+    loaded, peak = process_memory()
     del pipeline
     return {"load_s": seconds, "loaded_bytes": loaded, "peak_bytes": peak}
 
@@ -84,7 +77,7 @@ def _network(
     subject = Subject(opened, BenchOptions())
     arrays = subject.inputs(network)
     find_backend(backend).library()
-    bare, _ = memory_bytes()
+    bare, _ = process_memory()
     start = time.perf_counter()
     engine = host_engine(
         backend,
@@ -96,7 +89,7 @@ def _network(
         cpu_precision=cast(CpuPrecision | None, precision or None),
     )
     load_s = time.perf_counter() - start
-    loaded, _ = memory_bytes()
+    loaded, _ = process_memory()
     times = []
     for _ in range(RUNS):
         start = time.perf_counter()
@@ -107,7 +100,7 @@ def _network(
         "run_s": min(times),
         "bare_bytes": bare,
         "loaded_bytes": loaded,
-        "peak_bytes": memory_bytes()[1],
+        "peak_bytes": process_memory()[1],
     }
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from lamp_trt.benchmarks.process_memory import process_memory
 from lamp_trt.benchmarks.studies.command import study_parser, write_result
 from lamp_trt.engine.families import LAMP
 
@@ -98,8 +99,7 @@ def work(name: str, folder: Path) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         output = run()
         measured = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-        status = Path("/proc/self/status").read_text()  # unlike ru_maxrss, not the parent's before exec
-        peak_bytes = 1024 * next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
+        _, peak_bytes = process_memory()
         if number == 0:
             np.save(folder / f"{name}.npy", output)
         print(json.dumps({**measured, "peak_bytes": peak_bytes}), flush=True)

@@ -5,7 +5,6 @@ Checks go from parts to the whole, so that the first failure names the culprit: 
 weights exactly; then, on equal inputs, each network, each step, and the clip.
 """
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.benchmarks.process_memory import process_memory
 from lamp_trt.benchmarks.verify.checks.bundle import exact_checks
 from lamp_trt.benchmarks.verify.checks.first_frame import verify_first_frame
 from lamp_trt.benchmarks.verify.checks.networks import NetworkProof, why_not_judged
@@ -62,7 +62,7 @@ def verify_bundle(path: Path, options: VerifyOptions) -> Report:
             for name in judged:
                 report.checks += NetworkProof(bundle, name, place, options).checks(report.checks)
         _run_loops(report, bundle, networks, options)
-    report.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _, report.peak_memory_bytes = process_memory()
     return report
 
 

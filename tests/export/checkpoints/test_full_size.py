@@ -21,6 +21,7 @@ from lamp_trt.export.checkpoints.tensors import tensor_infos
 from lamp_trt.export.networks import check_component
 from lamp_trt.export.published import (
     CONFIGS,
+    EXTRACTOR,
     SDXL_INDEX,
     SDXL_SCHEDULER,
     TENSORS,
@@ -129,8 +130,10 @@ def test_a_full_size_build_streams(tmp_path: Path) -> None:
 
 def write_checkpoints(sd: Path, sdxl: Path, motion: Path) -> None:
     """Whole folders in published form, fp32 of zeros."""
-    for component in ("text_encoder", "vae"):
+    for component in ("text_encoder", "vae", "safety_checker"):
         write_component(sd / component, component, old_names=True)
+    (sd / "feature_extractor").mkdir()
+    (sd / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(EXTRACTOR))
     for component, folder in ((component.name, component.folder) for component in SDXL.components):
         write_component(sdxl / folder, component)
     write_component(motion / "unet", "unet")
