@@ -109,7 +109,7 @@ def try_block(commands: tuple[str, ...], python: str, folder: Path) -> None:
     lamp_trt = inside.parent / "lamp-trt"
     run(lamp_trt, "--version", cwd=folder)
     if {"cpu", "gpu"} & extras:
-        run(inside, "-c", "import onnxruntime; print(onnxruntime.__version__)", cwd=folder)
+        run(inside, "-c", "import lamp_trt, onnxruntime; print(onnxruntime.__version__)", cwd=folder)
     if "rtx" in extras:
         run(inside, "-c", "import tensorrt_rtx; print(tensorrt_rtx.__version__)", cwd=folder)
     if "export" in extras:
