@@ -13,8 +13,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def git(*arguments: str) -> bytes:
-    """What git prints in this repository. SystemExit with its message if it fails."""
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)
+    """What git prints in this repository. SystemExit with its message if it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)
+    except FileNotFoundError:
+        raise SystemExit("needs git, see make system-packages") from None
     if done.returncode:
         raise SystemExit(f"git {' '.join(arguments)}: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout

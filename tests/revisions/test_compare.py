@@ -160,8 +160,8 @@ def test_what_is_not_allowed_and_what_did_not_occur_is_reported(
 def clone() -> None:
     try:
         git("rev-parse", "HEAD")
-    except SystemExit:
-        pytest.skip("this is no clone of the repository")
+    except SystemExit as error:
+        pytest.skip(str(error))
 
 
 def test_a_revision_runs_on_its_own_package(clone: None, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,16 @@ def write_plan(options: argparse.Namespace) -> str:
     wheels.write_list(out / "wheels.txt")
     if options.fetch:
         wheels.fetch(out / "wheels")
-    carried = {"tree": _tree_bytes(), "wheels": sum(wheel.size_bytes for wheel in wheels.WHEELS)}
+    carried: dict[str, int | None] = {
+        "tree": _tree_bytes(),
+        "wheels": sum(wheel.size_bytes for wheel in wheels.WHEELS),
+    }
     plan = described(made, shared, carried)
     (out / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
     return _summary(made, shared, carried)
 
 
-def described(made: Schedule, options: ScriptOptions, carried: dict[str, int]) -> dict[str, Any]:
+def described(made: Schedule, options: ScriptOptions, carried: Mapping[str, int | None]) -> dict[str, Any]:
     """plan.json: what runs in which call and for how long, and what comes back."""
     return {
         "schema_version": 1,
@@ -105,7 +108,7 @@ def _call(call: Call, options: ScriptOptions) -> dict[str, Any]:
     }
 
 
-def _summary(made: Schedule, options: ScriptOptions, carried: dict[str, int]) -> str:
+def _summary(made: Schedule, options: ScriptOptions, carried: Mapping[str, int | None]) -> str:
     lines = [
         f"{call.number}.sh, {call.sum_s} of {options.call_seconds} s: "
         + ", ".join(f"{step.part} {step.limit_s} s" for step in call.steps)
@@ -113,7 +116,10 @@ def _summary(made: Schedule, options: ScriptOptions, carried: dict[str, int]) ->
     ]
     if made.left_out:
         lines.append(f"no time for {', '.join(made.left_out)}")
-    sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in carried.items())
+    sizes = ", ".join(
+        f"{name} {'of unknown size (no git clone)' if size is None else f'{size / 1e6:.1f} MB'}"
+        for name, size in carried.items()
+    )
     return "\n".join([*lines, f"to carry: {sizes}"])
 
 
@@ -125,10 +131,12 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _tree_bytes() -> int:
-    """Of the files that git knows; 0 without git."""
-    names = (_git("ls-files") or "").splitlines()
-    return sum((ROOT / name).stat().st_size for name in names if (ROOT / name).is_file())
+def _tree_bytes() -> int | None:
+    """Of the files that git knows; None without git or outside a clone."""
+    names = _git("ls-files")
+    if not names:
+        return None
+    return sum((ROOT / name).stat().st_size for name in names.splitlines() if (ROOT / name).is_file())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 """OpenVINO, imported without its telemetry, and the one Core of the process."""
 
 import importlib
+import os
 import sys
 import threading
 from types import ModuleType
@@ -24,6 +25,7 @@ def import_openvino() -> ModuleType:
     in ~/intel. Without that package it takes a stub that does nothing, so the package is hidden during the
     import. A program that imported openvino earlier has reported already; nothing is sent later.
     """
+    os.environ.setdefault("HWLOC_HIDE_ERRORS", "2")  # TBB's hwloc prints where /sys is not mounted
     with _lock:
         try:
             module = _import_without_telemetry()

@@ -17,7 +17,9 @@ from lamp_trt.benchmarks.proof.plan import wheels
 from lamp_trt.benchmarks.proof.plan.schedule import MEASUREMENTS, schedule
 from lamp_trt.engine.errors import InputError
 from tests.doubles.gpu_machine import fake_program
+from tests.system_tools import find
 
+ROOT = Path(__file__).parents[3]
 GIVEN = ["--minutes", "30", "--call-minutes", "10", "--max-files", "8", "--max-file-mib", "16"]
 
 
@@ -113,7 +115,18 @@ def test_the_wheels_are_listed_and_not_downloaded(plan: Path) -> None:
         assert file.endswith(".whl")
     assert not (plan / "wheels").exists()
     assert content(plan)["carried_bytes"]["wheels"] == sum(int(line[3]) for line in lines)
-    assert 1e6 < content(plan)["carried_bytes"]["tree"] < 10e6
+
+
+def test_the_size_of_the_tree_is_known_in_a_clone_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (ROOT / ".git").exists() and find("git"):
+        assert main(["plan", "--out", str(tmp_path / "clone")]) == 0
+        assert 1e6 < content(tmp_path / "clone")["carried_bytes"]["tree"] < 10e6
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["plan", "--out", str(tmp_path / "no-git")]) == 0
+    assert content(tmp_path / "no-git")["carried_bytes"]["tree"] is None
+    assert "tree of unknown size (no git clone)" in capsys.readouterr().out
 
 
 def test_fetched_wheels_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
