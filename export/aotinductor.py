@@ -73,7 +73,7 @@ class AotInductorOptions:
                    and means "default" on a CPU; or given by slot, like "gate=taps,temporal_conv=two_sided"
     cudnn_benchmark  cuDNN times its algorithms at a package's first run; results of two processes may then
                    differ by rounding
-    conv_1x1_as_mm 1x1 convolutions as matrix products
+    conv_as_mm     1x1 convolutions as matrix products
     max_autotune   benchmark candidates for every matrix product and convolution at compile time. Needs the
                    GPU and takes many times as long; the gain is not known. Not for the CPU, where candidates
                    pack weights at compile time, which makes weights impossible to replace
@@ -84,7 +84,7 @@ class AotInductorOptions:
     attention: str = "auto"
     forms: str = registry.AUTO
     cudnn_benchmark: bool = False
-    conv_1x1_as_mm: bool = False
+    conv_as_mm: bool = False
 
     def __post_init__(self) -> None:
         kind, _, ordinal = self.device.partition(":")
@@ -92,7 +92,7 @@ class AotInductorOptions:
             raise InputError(f"device is {self.device!r}; choose 'cpu', 'cuda' or 'cuda:N'.")
         if self.max_autotune and kind == "cpu":
             raise InputError("max_autotune is for GPUs: on a CPU it would bake the weights in. Leave it out.")
-        for name in ("cudnn_benchmark", "conv_1x1_as_mm"):
+        for name in ("cudnn_benchmark", "conv_as_mm"):
             if getattr(self, name) and kind == "cpu":
                 raise InputError(f"{name} is for GPUs. Leave it out.")
         requested_forms(self.forms, self.device)
@@ -117,7 +117,7 @@ class AotInductorOptions:
         }
         forms = requested_forms(self.forms, self.device)
         if self.device != "cpu":
-            flags |= {CUDNN_BENCHMARK: self.cudnn_benchmark, "conv_1x1_as_mm": self.conv_1x1_as_mm}
+            flags |= {CUDNN_BENCHMARK: self.cudnn_benchmark, "conv_as_mm": self.conv_as_mm}
         if self.device != "cpu" or forms != registry.DEFAULT:
             flags[FORMS] = forms
         return flags
@@ -125,7 +125,7 @@ class AotInductorOptions:
     @property
     def inductor(self) -> dict[str, Any]:
         """Inductor's settings that choose kernels."""
-        return {"max_autotune": self.max_autotune, "conv_1x1_as_mm": self.conv_1x1_as_mm}
+        return {"max_autotune": self.max_autotune, "conv_1x1_as_mm": self.conv_as_mm}
 
 
 def build_requested(request: BuildRequest) -> list[CompiledEngine]:
@@ -137,7 +137,7 @@ def build_requested(request: BuildRequest) -> list[CompiledEngine]:
         bool(flags.get("max_autotune")),
         forms=str(flags.get(FORMS) or registry.AUTO),
         cudnn_benchmark=bool(flags.get(CUDNN_BENCHMARK)),
-        conv_1x1_as_mm=bool(flags.get("conv_1x1_as_mm")),
+        conv_as_mm=bool(flags.get("conv_as_mm")),
     )
     return build_packages(
         request.bundle,
@@ -261,7 +261,7 @@ def _measured(module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInduc
     device = torch.device(options.device)
     _move_empty(module, device, options.layout)
     timer = cuda_timer(device, options.inductor)
-    with cudnn_benchmark(options.cudnn_benchmark):
+    with cudnn_benchmark(torch, options.cudnn_benchmark):
         return measured_forms(module, _zeros(inputs, device), device, timer)
 
 

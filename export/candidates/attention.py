@@ -40,4 +40,5 @@ def small_matrices(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     q, k, v = (torch.unflatten(t, 3, (heads, -1)) for t in (q, k, v))  # (b, f, L, heads, d)
     scores = (q[:, :, None].float() * k[:, None].float()).sum(-1) * q.shape[-1] ** -0.5
     shares = scores.softmax(2)  # (b, f, f, L, heads)
-    return (shares[..., None] * v[:, None].float()).sum(2).to(v.dtype).flatten(3)
+    out: Tensor = (shares[..., None] * v[:, None].float()).sum(2)
+    return out.to(v.dtype).flatten(3)

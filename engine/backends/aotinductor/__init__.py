@@ -112,7 +112,7 @@ BACKEND = Backend(
                 {"action": "store_true", "help": "on a GPU: cuDNN times its algorithms at a first run"},
             ),
             Flag(
-                "--conv-1x1-as-mm",
+                "--conv-as-mm",
                 {"action": "store_true", "help": "on a GPU: 1x1 convolutions as matrix products"},
             ),
         ),

@@ -266,7 +266,7 @@ class AotInductorCudaEngine(BaseEngine):
             _explained(self._network),
             torch.cuda.device(self._device),
             torch.cuda.stream(self._stream),
-            cudnn_benchmark(self._cudnn_benchmark),
+            cudnn_benchmark(torch, self._cudnn_benchmark),
         ):
             yield
 

@@ -237,12 +237,12 @@ def test_a_network_without_such_layers_has_its_default_forms(
         device="cuda",
         networks=("vae_decoder",),
         checkpoints=toy_options(toy),
-        flags={"forms": "auto", "cudnn_benchmark": True, "conv_1x1_as_mm": True, "max_autotune": False},
+        flags={"forms": "auto", "cudnn_benchmark": True, "conv_as_mm": True, "max_autotune": False},
     )
     (engine,) = aotinductor.build_requested(request)
     assert engine.key.flags == {
         "attention": "auto",
-        "conv_1x1_as_mm": True,
+        "conv_as_mm": True,
         "cudnn_benchmark": True,
         "forms": "default",
         "layout": "channels_last",
@@ -283,7 +283,7 @@ def test_a_key_of_another_request_is_not_answered(toy_bundle: Path, tmp_path: Pa
         ({"device": "cuda", "forms": "door=taps"}, "there is no layer form 'door'"),
         ({"forms": "gate=triton"}, "gate=triton is a kernel for GPUs"),
         ({"cudnn_benchmark": True}, "cudnn_benchmark is for GPUs"),
-        ({"conv_1x1_as_mm": True}, "conv_1x1_as_mm is for GPUs"),
+        ({"conv_as_mm": True}, "conv_as_mm is for GPUs"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
