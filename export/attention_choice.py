@@ -54,7 +54,7 @@ def attention_calls(program: ExportedProgram) -> Counter[AttentionCall]:
             continue
         query, key, value = (argument.meta["val"] for argument in node.args[:3])
         is_causal = node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else False)
-        calls[AttentionCall(*map(Operand.of, (query, key, value)), bool(is_causal))] += 1
+        calls[AttentionCall(Operand.of(query), Operand.of(key), Operand.of(value), bool(is_causal))] += 1
     return calls
 
 

@@ -76,7 +76,8 @@ class CandidatesProof:
         """Of the lean module at the work's sizes, recorded once."""
         if self._calls is None:
             assert self.work.bundle
-            unet: Any = peers.module(self.work, "lean").to(memory_format=torch.channels_last)  # as packages
+            unet: Any = peers.module(self.work, "lean")
+            unet.to(memory_format=torch.channels_last)  # as in packages
             tensors = module_inputs(unet, self.work.inputs())
             self._calls = recorded_calls(unet, tuple(tensors[name] for name in INPUTS))
             del unet

@@ -50,7 +50,7 @@ class Call:
     def values(self, device: torch.device) -> tuple[Any, ...]:
         """Random arguments. Weights, the operands after the first video or the first two, are scaled so that
         results are of order 1."""
-        made = []
+        made: list[Any] = []
         for argument in self.arguments:
             if not isinstance(argument, Operand):
                 made.append(argument)
