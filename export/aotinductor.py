@@ -261,8 +261,13 @@ def _measured(module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInduc
     device = torch.device(options.device)
     _move_empty(module, device, options.layout)
     timer = cuda_timer(device, options.inductor)
-    with cudnn_benchmark(torch, options.cudnn_benchmark):
-        return measured_forms(module, _zeros(inputs, device), device, timer)
+    try:
+        with cudnn_benchmark(torch, options.cudnn_benchmark):
+            return measured_forms(module, _zeros(inputs, device), device, timer)
+    except RuntimeError as error:
+        raise EngineError(
+            f"the layers could not be run to be measured ({error}); --forms default measures nothing."
+        ) from error
 
 
 def _zeros(inputs: tuple[IOTensor, ...], device: torch.device) -> tuple[Tensor, ...]:

@@ -303,3 +303,14 @@ def test_a_kernel_without_its_language_is_an_error_that_names_it(
     ):
         unets_package(Bundle.open(toy_bundle), toy, tmp_path, forms="gate=triton")
     assert not list(tmp_path.glob("*.pt2"))
+
+
+def test_layers_that_do_not_run_are_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as too little memory beside another program."""
+
+    def out_of_memory(*_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(aotinductor, "measured_forms", out_of_memory)
+    with pytest.raises(EngineError, match=r"measured \(CUDA out of memory\); --forms default"):
+        aotinductor._measured(nn.Identity(), (), AotInductorOptions())
