@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lamp_trt.engine.backends import compiled
 from lamp_trt.engine.backends.aotinductor import BACKEND
+from lamp_trt.engine.backends.aotinductor.cudnn import CUDNN_BENCHMARK, cudnn_benchmark
 from lamp_trt.engine.backends.aotinductor.engine import CONSTANTS
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, package_key
 from lamp_trt.engine.backends.backend import BuildRequest
@@ -34,6 +35,19 @@ from lamp_trt.engine.errors import EngineError, InputError, UnavailableError
 from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.progress import progress
 from lamp_trt.export.attention_choice import KERNELS, attention_calls, cuda_seconds, fastest
+from lamp_trt.export.candidates import registry
+from lamp_trt.export.candidates.choice import Choice
+from lamp_trt.export.candidates.packages import (
+    CONSIDERED,
+    FORMS,
+    MEASURED,
+    apply_forms,
+    existing_key,
+    measured_forms,
+    requested_forms,
+    with_forms,
+)
+from lamp_trt.export.candidates.timing import cuda_timer
 from lamp_trt.export.gpu_linking import linkable_driver
 from lamp_trt.export.networks import exported_network
 from lamp_trt.export.recipe import Recipe, recipe_from_options
@@ -55,6 +69,11 @@ class AotInductorOptions:
     device         "cpu", "cuda" or "cuda:N": packages run only on that kind of device of this machine
     attention      the preferred attention kernel on a GPU, used where it applies: "flash", "efficient" or
                    "cudnn"; "auto" measures them on the network's own shapes
+    forms          forms of the LAMP UNet's layers: "auto" measures them on the network's own shapes on a GPU,
+                   and means "default" on a CPU; or given by slot, like "gate=taps,temporal_conv=two_sided"
+    cudnn_benchmark  cuDNN times its algorithms at a package's first run; results of two processes may then
+                   differ by rounding
+    conv_as_mm     1x1 convolutions as matrix products
     max_autotune   benchmark candidates for every matrix product and convolution at compile time. Needs the
                    GPU and takes many times as long; the gain is not known. Not for the CPU, where candidates
                    pack weights at compile time, which makes weights impossible to replace
@@ -63,6 +82,9 @@ class AotInductorOptions:
     device: str = "cpu"
     max_autotune: bool = False
     attention: str = "auto"
+    forms: str = registry.AUTO
+    cudnn_benchmark: bool = False
+    conv_as_mm: bool = False
 
     def __post_init__(self) -> None:
         kind, _, ordinal = self.device.partition(":")
@@ -70,6 +92,10 @@ class AotInductorOptions:
             raise InputError(f"device is {self.device!r}; choose 'cpu', 'cuda' or 'cuda:N'.")
         if self.max_autotune and kind == "cpu":
             raise InputError("max_autotune is for GPUs: on a CPU it would bake the weights in. Leave it out.")
+        for name in ("cudnn_benchmark", "conv_as_mm"):
+            if getattr(self, name) and kind == "cpu":
+                raise InputError(f"{name} is for GPUs. Leave it out.")
+        requested_forms(self.forms, self.device)
         if self.attention != "auto" and (kind == "cpu" or self.attention not in KERNELS):
             raise InputError(
                 f"attention is {self.attention!r}; choose 'auto', on a GPU also {', '.join(KERNELS)}."
@@ -84,13 +110,35 @@ class AotInductorOptions:
     def flags(self) -> dict[str, bool | str]:
         """The options that are part of a package's key."""
         layout = str(self.layout).removeprefix("torch.")
-        return {"max_autotune": self.max_autotune, "attention": self.attention, "layout": layout}
+        flags: dict[str, bool | str] = {
+            "max_autotune": self.max_autotune,
+            "attention": self.attention,
+            "layout": layout,
+        }
+        forms = requested_forms(self.forms, self.device)
+        if self.device != "cpu":
+            flags |= {CUDNN_BENCHMARK: self.cudnn_benchmark, "conv_as_mm": self.conv_as_mm}
+        if self.device != "cpu" or forms != registry.DEFAULT:
+            flags[FORMS] = forms
+        return flags
+
+    @property
+    def inductor(self) -> dict[str, Any]:
+        """Inductor's settings that choose kernels."""
+        return {"max_autotune": self.max_autotune, "conv_1x1_as_mm": self.conv_as_mm}
 
 
 def build_requested(request: BuildRequest) -> list[CompiledEngine]:
     """Build the packages of `lamp-trt build --backend aotinductor`; called through the backend's record."""
     device = "cpu" if request.device == "auto" else request.device
-    options = AotInductorOptions(device, bool(request.flags.get("max_autotune")))
+    flags = request.flags
+    options = AotInductorOptions(
+        device,
+        bool(flags.get("max_autotune")),
+        forms=str(flags.get(FORMS) or registry.AUTO),
+        cudnn_benchmark=bool(flags.get(CUDNN_BENCHMARK)),
+        conv_as_mm=bool(flags.get("conv_as_mm")),
+    )
     return build_packages(
         request.bundle,
         recipe_from_options(request.checkpoints),
@@ -115,22 +163,28 @@ def build_packages(
     folder = engine_dir or bundle.engine_folder
     device = _device_name(options)
     wanted = networks or recipe.networks
-    keys = {name: package_key(bundle, name, device, options.flags) for name in wanted}
-    missing = [name for name, key in keys.items() if not compiled.has(folder, key)]
+    requested = {name: package_key(bundle, name, device, options.flags) for name in wanted}
+    keys = {name: existing_key(folder, key) for name, key in requested.items()}
+    missing = [name for name, key in keys.items() if key is None]
     if missing:
         _require_compiler()
         compiled.prepare_folder(folder)
     for name in progress(missing, "AOTInductor", unit=" packages"):
-        build_package(bundle, name, exported_network(recipe, name), keys[name], options, folder)
+        module = exported_network(recipe, name)
+        keys[name] = build_package(bundle, name, module, requested[name], options, folder).key
     by_stem = {engine.path.stem: engine for engine in compiled.known(folder)}
-    return [by_stem[key.stem] for key in keys.values()]
+    return [by_stem[key.stem] for key in keys.values() if key is not None]
 
 
 def build_package(
     bundle: Bundle, name: str, module: nn.Module, key: CompiledKey, options: AotInductorOptions, folder: Path
 ) -> CompiledEngine:
-    """Compile `module` as the bundle's network `name`; the values of its parameters are not used."""
+    """Compile `module` as the bundle's network `name`; the values of its parameters are not used.
+
+    key: of the request. The package's own has the forms that were chosen.
+    """
     start = time.monotonic()
+    key, measured = _with_forms(module, bundle.network(name).inputs, key, options)
     log.info("compiling %s for %s%s", name, key.device, ", with autotuning" * options.max_autotune)
     with tempfile.TemporaryDirectory(prefix="lamp-trt-") as scratch:
         package = Path(scratch) / f"{name}.{SUFFIX}"
@@ -145,6 +199,7 @@ def build_package(
             "bundle": bundle.digest,
             "seconds": seconds,
             "attention": attention,
+            **measured,
         }
         engine = compiled.store(folder, key, SUFFIX, extra, write)
     log.info("compiled %s in %.0f s", name, seconds)
@@ -162,7 +217,7 @@ def compile_module(
     """
     device = torch.device(options.device)
     _move_empty(module, device, options.layout)
-    arguments = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype), device=device) for t in inputs)
+    arguments = _zeros(inputs, device)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -174,7 +229,7 @@ def compile_module(
                 "always_keep_tensor_constants": True,
                 "aot_inductor.metadata": {CONSTANTS: _described(dict(module.named_parameters()), others)},
                 "cpp.dynamic_threads": True,
-                "max_autotune": options.max_autotune,
+                **options.inductor,
             }
             linking = nullcontext() if device.type == "cpu" else linkable_driver()
             with _preferred_attention(attention), linking:
@@ -184,6 +239,39 @@ def compile_module(
         except RuntimeError as error:
             raise EngineError(f"the compiler failed ({path.stem}): {error}") from error
     return attention
+
+
+def _with_forms(
+    module: nn.Module, inputs: tuple[IOTensor, ...], key: CompiledKey, options: AotInductorOptions
+) -> tuple[CompiledKey, dict[str, str]]:
+    """Set the forms of `module`'s layers; returns the key with them, and the sidecar's entries of the choice.
+
+    Measured forms are timed on the GPU first.
+    """
+    measured: dict[str, str] = {}
+    if key.flags.get(FORMS) == registry.AUTO:
+        choice = _measured(module, inputs, options)
+        key = with_forms(key, choice.text)
+        measured = {CONSIDERED: registry.considered(), MEASURED: choice.told}
+    apply_forms(module, str(key.flags.get(FORMS, registry.DEFAULT)))
+    return key, measured
+
+
+def _measured(module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInductorOptions) -> Choice:
+    device = torch.device(options.device)
+    _move_empty(module, device, options.layout)
+    timer = cuda_timer(device, options.inductor)
+    try:
+        with cudnn_benchmark(torch, options.cudnn_benchmark):
+            return measured_forms(module, _zeros(inputs, device), device, timer)
+    except RuntimeError as error:
+        raise EngineError(
+            f"the layers could not be run to be measured ({error}); --forms default measures nothing."
+        ) from error
+
+
+def _zeros(inputs: tuple[IOTensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype), device=device) for t in inputs)
 
 
 def _attention(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choice of torch's attention kernel for a network on a GPU, by measurement on the network's shapes."""
+"""Choice of torch's attention kernel for a network on a GPU, by measurement on the network's shapes and
+strides."""
 
 import itertools
 import logging
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lamp_trt.export.candidates.calls import Operand
 
 log = logging.getLogger("lamp_trt")
 
@@ -30,12 +33,12 @@ _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """The arguments of a scaled_dot_product_attention call; shapes (b, heads, tokens, width)."""
+    """The arguments of a scaled_dot_product_attention call, (b, heads, tokens, width) in any order of memory:
+    kernels read some orders directly, and others as a copy."""
 
-    query: tuple[int, ...]
-    key: tuple[int, ...]
-    value: tuple[int, ...]
-    dtype: torch.dtype
+    query: Operand
+    key: Operand
+    value: Operand
     is_causal: bool = False
 
 
@@ -51,8 +54,7 @@ def attention_calls(program: ExportedProgram) -> Counter[AttentionCall]:
             continue
         query, key, value = (argument.meta["val"] for argument in node.args[:3])
         is_causal = node.kwargs.get("is_causal", node.args[5] if len(node.args) > 5 else False)
-        query_shape, key_shape, value_shape = (tuple(map(int, x.shape)) for x in (query, key, value))
-        calls[AttentionCall(query_shape, key_shape, value_shape, query.dtype, bool(is_causal))] += 1
+        calls[AttentionCall(Operand.of(query), Operand.of(key), Operand.of(value), bool(is_causal))] += 1
     return calls
 
 
@@ -80,10 +82,7 @@ def cuda_seconds(device: torch.device) -> Seconds:
     """A timer for a GPU: median of RUNS on random values, by CUDA events. Unproven: not run on a GPU yet."""
 
     def seconds(call: AttentionCall, kernel: SDPBackend) -> float | None:
-        query, key, value = (
-            torch.randn(shape, dtype=call.dtype, device=device)
-            for shape in (call.query, call.key, call.value)
-        )
+        query, key, value = (operand.random(device) for operand in (call.query, call.key, call.value))
         marks: list[Any] = [
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(RUNS + 1)

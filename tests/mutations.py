@@ -251,10 +251,10 @@ MUTATIONS = (
         ("tests/benchmarks/bench/test_flops.py",),
     ),
     Mutation(
-        "export/lamp/lean_unet.py",
+        "export/candidates/convolutions.py",
         "frames are convolved to be dropped",
-        "self.conv1d(F.pad(y, (0, 0, 2, 0)))",
-        "self.conv1d(F.pad(y, (0, 0, 2, 2)))[:, :, :num_frames]",
+        "F.conv2d(F.pad(y, (0, 0, 2, 0)), weight, bias)",
+        "F.conv2d(F.pad(y, (0, 0, 2, 2)), weight, bias)[:, :, : y.shape[2]]",
         ("tests/benchmarks/bench/test_flops.py",),
     ),
     Mutation(

@@ -3,7 +3,7 @@
 weights."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 import lamp_trt
 from lamp_trt.benchmarks.proof.check import Check, Unavailable, require_diffusers
-from lamp_trt.benchmarks.proof.prepared.engines import FOLDER, compile_networks
+from lamp_trt.benchmarks.proof.prepared.engines import compile_networks, engine_folder
 from lamp_trt.benchmarks.proof.prepared.locks import locked
 from lamp_trt.benchmarks.proof.random_checkpoints import (
     finished,
@@ -39,6 +39,7 @@ class PipelineProof:
     folder: Path
     backend: str
     results: dict[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
     _pipe: Any = None
 
     def checks(self) -> Iterator[Check]:
@@ -53,14 +54,15 @@ class PipelineProof:
         """The UNets last: they take longest, and other processes may be compiling them."""
         bundle = self._bundle()
         networks = sorted(bundle.manifest.networks, key=lambda name: name.endswith("unet"))
-        options, folder = whole_options(self.folder), self.folder / FOLDER
-        compile_networks(self.backend, bundle, options, folder, MOTIONS[:1], tuple(networks))
+        options, folder = whole_options(self.folder), engine_folder(self.folder, self.flags)
+        compile_networks(self.backend, bundle, options, folder, MOTIONS[:1], tuple(networks), self.flags)
         return f"{len(networks)} networks"
 
     def load(self) -> str:
         self.compile()
+        engines = engine_folder(self.folder, self.flags)
         self._pipe = lamp_trt.load(
-            self._bundle().path, device="cuda", backend=self.backend, engine_dir=self.folder / FOLDER
+            self._bundle().path, device="cuda", backend=self.backend, engine_dir=engines
         )
         files = self._pipe.bundle.manifest.files
         return f"{sum(file.size for file in files.values()) / 1e9:.2f} GB in {len(files)} files"

@@ -116,6 +116,7 @@ class Work:
     torch_device    where the reference runs
     config          None: the published one
     height, width   of the video, half of SDXL's image
+    build_flags     of BuildRequest, for its engines
     results         figures for the report, by backend
     """
 
@@ -131,6 +132,7 @@ class Work:
     width: int = 512
     num_frames: int = 16
     steps: int = 50
+    build_flags: Mapping[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     _made: set[Path] = field(default_factory=set)
     _reference: dict[torch.dtype, Array] = field(default_factory=dict)

@@ -8,22 +8,27 @@ Differences from the official formulation, layer by layer:
   every frame: the queries of all frames form one sequence of f*L tokens.
 - Tokens stay in the layout (b, f, L, c); the temporal attention moves the frame axis when it splits heads.
 - Nearest-neighbour upsampling runs on the 4-D view (b, c*f, h, w).
+- Four layers can be written in other forms that are equal in exact arithmetic (export/candidates): `gate`,
+  `temporal_conv`, `temporal_attention` and `norm_silu` are attributes, changed by `use_forms`.
 - One video may be given for several texts: it is computed once up to the first text attention, whose queries,
   residual and skip tensors are then repeated for every text.
 The time embedding, GroupNorms and SiLUs are those of export/lamp/unet.py: native operations on the 5-D video.
 """
 
 import copy
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lamp_trt.export.candidates import attention, convolutions, norms
 from lamp_trt.export.lamp.unet import (
     Attention,
     BasicTransformerBlock,
     InflatedConv3d,
     LampUNet,
+    ResnetBlock3D,
     TemporalAttention,
     Transformer3DModel,
     UpBlock3D,
@@ -31,6 +36,9 @@ from lamp_trt.export.lamp.unet import (
     fold_frames,
     unfold_frames,
 )
+
+Form = Callable[..., Tensor]
+"""One of a slot's functions, see export/candidates/registry.py."""
 
 
 def make_lean(unet: LampUNet) -> LampUNet:
@@ -58,15 +66,39 @@ def _frame_conv2d(conv1d: nn.Conv1d) -> nn.Conv2d:
     return conv2d.train(conv1d.training)
 
 
+def use_forms(module: nn.Module, chosen: Mapping[str, Form]) -> None:
+    """Set the forms of `module`'s layers, by slot."""
+    for layer in module.modules():
+        for slot, form in chosen.items():
+            if hasattr(type(layer), slot):
+                setattr(layer, slot, form)
+
+
 class LeanInflatedConv3d(InflatedConv3d):
+    gate: Form | None = None
+    temporal_conv: Form = staticmethod(convolutions.temporal_padded)
+
     def forward(self, x: Tensor) -> Tensor:
         num_frames = x.shape[2]
-        y = self.conv2d(fold_frames(x))  # (b*f, c, h, w)
-        size = y.shape[2:]
-        gate = self.conv_gate(y).sigmoid().reshape(-1, 1, num_frames, size.numel())  # one channel: a view
-        y = unfold_frames(y, num_frames).flatten(3)  # (b, c, f, h*w)
-        z = self.conv1d(F.pad(y, (0, 0, 2, 0)))  # two zero frames in front
-        return torch.unflatten(y + gate * z, 3, size)
+        images = self.conv2d(fold_frames(x))  # (b*f, c, h, w)
+        size = images.shape[2:]
+        if self.gate is None:  # convolutions.gate_convolution, in the order of exported graphs
+            gate = self.conv_gate(images).sigmoid().reshape(-1, 1, num_frames, size.numel())  # a view
+            y = unfold_frames(images, num_frames).flatten(3)  # (b, c, f, h*w)
+            return torch.unflatten(y + gate * self.temporal(y), 3, size)
+        z = self.temporal(unfold_frames(images, num_frames).flatten(3))
+        return torch.unflatten(self.gate(images, z, self.conv_gate.weight, self.conv_gate.bias), 3, size)
+
+    def temporal(self, y: Tensor) -> Tensor:
+        """(b, c, f, h*w) -> the same."""
+        return self.temporal_conv(y, self.conv1d.weight, self.conv1d.bias)
+
+
+class LeanResnetBlock3D(ResnetBlock3D):
+    norm_silu: Form = staticmethod(norms.native)
+
+    def normalized(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        return self.norm_silu(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
 
 
 class LeanUpsample3D(Upsample3D):
@@ -89,16 +121,14 @@ class LeanAttention(Attention):
 
 
 class LeanTemporalAttention(TemporalAttention):
+    temporal_attention: Form = staticmethod(attention.pixels_as_batch)
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(b, f, L, c) -> the same: every pixel attends over its f frames."""
-        q, k, v = (self.split_pixels(t) for t in (self.to_q(x), self.to_k(x), self.to_v(x)))
-        attended = torch.unflatten(F.scaled_dot_product_attention(q, k, v), 0, (x.shape[0], -1))
-        out: Tensor = self.to_out(attended.permute(0, 3, 1, 2, 4).flatten(3))  # (b, f, L, c)
+        out: Tensor = self.to_out(
+            self.temporal_attention(self.to_q(x), self.to_k(x), self.to_v(x), self.heads)
+        )
         return out
-
-    def split_pixels(self, x: Tensor) -> Tensor:
-        """(b, f, L, c) -> (b*L, heads, f, c / heads)."""
-        return torch.unflatten(x, 3, (self.heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
 
 
 class LeanTransformerBlock(BasicTransformerBlock):
@@ -129,6 +159,7 @@ def repeat(x: Tensor, batch: int) -> Tensor:
 
 LEAN_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     InflatedConv3d: LeanInflatedConv3d,
+    ResnetBlock3D: LeanResnetBlock3D,
     Upsample3D: LeanUpsample3D,
     Attention: LeanAttention,
     TemporalAttention: LeanTemporalAttention,

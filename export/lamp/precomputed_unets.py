@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.engine.precompute import TIME_PROJECTIONS, ConditionLayout, hoisted_specs
 from lamp_trt.export.checkpoints.unet_layout import lamp_layout, sdxl_layout
-from lamp_trt.export.lamp.lean_unet import LeanAttention
-from lamp_trt.export.lamp.unet import LampUNet, ResnetBlock3D
+from lamp_trt.export.lamp.lean_unet import LeanAttention, LeanResnetBlock3D
+from lamp_trt.export.lamp.unet import LampUNet
 
 KeysValues = Mapping[str, tuple[Tensor, Tensor]]
 """A text attention's path → keys and values (b, heads, tokens, head width)."""
@@ -134,7 +134,7 @@ class _GivenKeysValues(LeanAttention):
         return context[self.path]
 
 
-class _GivenProjection(ResnetBlock3D):
+class _GivenProjection(LeanResnetBlock3D):
     path: str
 
     def project_time(self, time_embedding: Projections) -> Tensor:  # type: ignore[override]

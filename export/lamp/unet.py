@@ -86,10 +86,14 @@ class ResnetBlock3D(nn.Module):
 
     def forward(self, x: Tensor, time_embedding: Tensor) -> Tensor:
         """(b, c_in, f, h, w), (b, 4*C0) -> (b, c_out, f, h, w)."""
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        h: Tensor = self.conv1(self.normalized(self.norm1, x))
         h = h + self.project_time(time_embedding)[:, :, None, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.normalized(self.norm2, h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def normalized(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        """GroupNorm and SiLU."""
+        return F.silu(norm(x))
 
     def project_time(self, time_embedding: Tensor) -> Tensor:
         """(b, 4*C0) -> (b, c_out)."""

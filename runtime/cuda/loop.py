@@ -5,7 +5,6 @@ The reference is host/loop.py. A step is the UNet and one kernel; values that di
 from tables on the device.
 """
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.precompute import TIME_PROJECTIONS
 from lamp_trt.runtime.algorithm.latents import STEP_ROW, final_adain
 from lamp_trt.runtime.control import Control
+from lamp_trt.runtime.cuda.capture import CapturedWork
 from lamp_trt.runtime.cuda.device import Device
 from lamp_trt.runtime.cuda.engines import BoundEngine
 from lamp_trt.runtime.cuda.work import DeviceWork, RunningLoop
@@ -25,8 +24,6 @@ from lamp_trt.runtime.kernels.arrays import DeviceArray
 from lamp_trt.runtime.kernels.latent_loop import LOOP_STATE, LoopArrays, begin_loop, latent_step
 from lamp_trt.runtime.kernels.launch import NO_STEP, PROGRESS
 from lamp_trt.runtime.ops import Loop
-
-log = logging.getLogger("lamp_trt")
 
 FIRST_CAPACITY = 50
 """Initial number of steps in the tables; they grow for a longer loop."""
@@ -51,8 +48,7 @@ class DeviceLoop:
         time: BoundEngine | None = None,
     ) -> None:
         self._device, self._unet, self._time = device, unet, time
-        self._generation, self._captured_in = generation, -1
-        self._replay: Callable[[], None] | None = None
+        self._captured = CapturedWork(device, unet, self._step, generation, "its step")
         self._progress_on_device, self.progress = device.mapped(PROGRESS)
         self._filled_for: tuple[int, ...] | None = None
         self.arrays = self._new_arrays(FIRST_CAPACITY)
@@ -86,13 +82,12 @@ class DeviceLoop:
     @property
     def is_captured(self) -> bool:
         """Whether steps are replayed from a capture; valid after `prepare`."""
-        return self._replay is not None
+        return self._captured.is_captured
 
     def enqueue(self, num_steps: int, *, launch: bool = False) -> None:
         """Enqueue steps of the loop that `begin` started: replayed, or launched one by one if `launch`."""
-        step = self._step if launch or self._replay is None else self._replay
         for _ in range(num_steps):
-            step()
+            self._captured.enqueue(launch=launch)
 
     def run(self, loop: Loop, work: DeviceWork, control: Control) -> None:
         """Run the loop that `begin` started, keeping at most STEPS_AHEAD steps enqueued.
@@ -110,7 +105,7 @@ class DeviceLoop:
         for step in range(len(loop)):
             if step >= STEPS_AHEAD:
                 work.wait(mark, control, partial(running.has_done, step - STEPS_AHEAD + 1))
-            (self._replay or self._step)()
+            self._captured.enqueue()
             mark = self._device.mark()
 
     def _run_with_callback(self, loop: Loop, control: Control) -> None:
@@ -120,7 +115,7 @@ class DeviceLoop:
         control.report(loop.stage, 0, n)
         for i in range(n):
             control.check()
-            (self._replay or self._step)()
+            self._captured.enqueue()
             after = self.arrays.latents.rows((n - i - 1) % 2, (n - i - 1) % 2 + 1)
             latents = self._device.download(after)
             self._require_finite(loop)
@@ -144,28 +139,14 @@ class DeviceLoop:
 
     def invalidate(self) -> None:
         """Discard the captured step; the next `begin` captures again."""
-        self._replay, self._captured_in = None, -1
+        self._captured.invalidate()
 
     def prepare(self) -> None:
         """Run a step without effect, which triggers lazy loading, then capture one. Waits for the stream.
 
         Does nothing if the capture is valid; called by `begin`.
         """
-        if self._captured_in == self._generation():
-            return
-        self._device.zero(self.arrays.state)
-        self._step()
-        self._device.synchronize()
-        try:
-            self._replay = self._unet.engine.capture(self._device.stream, self._step)
-        except EngineError as error:
-            log.warning(
-                "%s: its step cannot be captured and is launched every time, which is slower (%s)",
-                self._unet.network,
-                error,
-            )
-            self._replay = None
-        self._captured_in = self._generation()
+        self._captured.prepare(before=lambda: self._device.zero(self.arrays.state))
 
     def _step(self) -> None:
         self._unet.enqueue()

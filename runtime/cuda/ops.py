@@ -16,6 +16,7 @@ from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.algorithm.config import GenerationConfig, Histogram
 from lamp_trt.runtime.algorithm.latents import Latents
 from lamp_trt.runtime.control import Control
+from lamp_trt.runtime.cuda.capture import CapturedWork
 from lamp_trt.runtime.cuda.conditions import Conditions
 from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.image_ops import CudaImageOps, CudaOps
@@ -61,7 +62,11 @@ class CudaVideoOps(CudaOps):
             device.empty((frames, 3, 256), np.uint8),
             progress,
         )
+        self._decoding = CapturedWork(
+            device, self._decoder, self._decode_frames, lambda: engines.generation, "the decoding of a video"
+        )
         self._loop.prepare()
+        self._decoding.prepare(before=lambda: device.zero(self._to_decode))
 
     def images(self) -> CudaImageOps:
         if self._images is None:
@@ -161,16 +166,21 @@ class CudaVideoOps(CudaOps):
 
     def decode(self, latents: DeviceArray, control: Control) -> DeviceArray:
         """See ops.VideoOps. Also counts the frames' histograms for `match`."""
-        launch, decoder = self._device.launch, self._decoder
+        self._decoding.prepare()
         self._decoded[:] = 0
-        kernels.decoder_input(launch, latents, self._to_decode, scaling_factor=self._scaling)
+        kernels.decoder_input(self._device.launch, latents, self._to_decode, scaling_factor=self._scaling)
+        self._decoding.enqueue()
+        self._require_finite_image(self._decoded, self._decoder.arrays["image"], VAE_DECODER)
+        return self._histograms.frames
+
+    def _decode_frames(self) -> None:
+        """Decode all frames, batch by batch, and count them."""
+        decoder = self._decoder
         frames, batch = self._to_decode.shape[0], decoder.arrays["latents"].shape[0]
         for start in decode_windows(frames, batch):
             self._device.copy(decoder.arrays["latents"], self._to_decode.rows(start, start + batch))
             decoder.enqueue()
-            kernels.count_decoded(launch, self._histograms, decoder.arrays["image"], start)
-        self._require_finite_image(self._decoded, decoder.arrays["image"], VAE_DECODER)
-        return self._histograms.frames
+            kernels.count_decoded(self._device.launch, self._histograms, decoder.arrays["image"], start)
 
     def match(self, frames: DeviceArray, mode: Histogram) -> DeviceArray:
         kernels.match_histograms(self._device.launch, self._histograms, mode)

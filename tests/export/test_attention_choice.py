@@ -13,12 +13,22 @@ from torch.nn.attention import SDPBackend
 
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.export.attention_choice import KERNELS, AttentionCall, attention_calls, fastest
+from lamp_trt.export.candidates.calls import Operand
 from lamp_trt.export.networks import exported_network
 from lamp_trt.export.recipe import recipe_from_options
 from tests.fixtures.toy import toy_options
 
-WIDE = AttentionCall((2, 8, 2560, 40), (2, 8, 2560, 40), (2, 8, 2560, 40), torch.float16)
-NARROW = AttentionCall((2, 8, 40, 160), (2, 8, 77, 160), (2, 8, 77, 160), torch.float16)
+
+def operand(*shape: int, dtype: torch.dtype = torch.float32) -> Operand:
+    """In the order of (b, tokens, heads, width), as split heads are."""
+    _, heads, tokens, width = shape
+    return Operand(shape, (heads * tokens * width, width, heads * width, 1), dtype)
+
+
+_WIDE = operand(2, 8, 2560, 40, dtype=torch.float16)
+_TEXT = operand(2, 8, 77, 160, dtype=torch.float16)
+WIDE = AttentionCall(_WIDE, _WIDE, _WIDE)
+NARROW = AttentionCall(operand(2, 8, 40, 160, dtype=torch.float16), _TEXT, _TEXT)
 
 
 class TwoKinds(nn.Module):
@@ -31,14 +41,22 @@ class TwoKinds(nn.Module):
 
 
 def test_calls_of_a_traced_network_are_counted_by_what_they_are_given() -> None:
-    x, text = torch.zeros(1, 2, 6, 8), torch.zeros(1, 2, 3, 8)
+    """The layout too: here heads are split, so that tokens are farther apart than heads."""
+    x, text = torch.zeros(1, 6, 2, 8).transpose(1, 2), torch.zeros(1, 3, 2, 8).transpose(1, 2)
     calls = attention_calls(torch.export.export(TwoKinds(), (x, text), strict=False))
-    own, given = (1, 2, 6, 8), (1, 2, 3, 8)
+    own, given = operand(1, 2, 6, 8), operand(1, 2, 3, 8)
     assert calls == {
-        AttentionCall(own, own, own, torch.float32): 2,
-        AttentionCall(own, own, own, torch.float32, is_causal=True): 1,
-        AttentionCall(own, given, given, torch.float32): 1,
+        AttentionCall(own, own, own): 2,
+        AttentionCall(own, own, own, is_causal=True): 1,
+        AttentionCall(own, given, given): 1,
     }
+
+
+def test_random_operands_have_the_calls_layout() -> None:
+    for shape, stride in (((2, 3, 4), (12, 1, 3)), ((2, 3, 4), (0, 4, 1)), ((1, 1), (7, 5))):
+        made = Operand(shape, stride, torch.float16).random(torch.device("cpu"))
+        assert (tuple(made.shape), made.stride(), made.dtype) == (shape, stride, torch.float16)
+        assert torch.isfinite(made).all()
 
 
 @pytest.mark.parametrize("network", ["text_encoder", "vae_decoder"])

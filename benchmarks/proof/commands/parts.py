@@ -40,6 +40,13 @@ def profile(session: Session) -> Iterator[Check]:
             yield from ProfileProof(work, backend, session.results).checks()
 
 
+def candidates(session: Session) -> Iterator[Check]:
+    from lamp_trt.benchmarks.proof.candidates import CandidatesProof
+
+    session.results = {}
+    return CandidatesProof(session.lamp, session.results).checks()
+
+
 def peers(session: Session) -> Iterator[Check]:
     from lamp_trt.benchmarks.proof import peers as proof_peers
 
@@ -79,7 +86,7 @@ def pipeline(session: Session) -> Iterator[Check]:
 
     session.results = {}
     for backend in session.backends:
-        yield from PipelineProof(session.folder, backend, session.results).checks()
+        yield from PipelineProof(session.folder, backend, session.results, session.build_flags).checks()
 
 
 PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
@@ -87,6 +94,7 @@ PARTS: dict[str, Callable[[Session], Iterator[Check]]] = {
     "kernels": kernels,
     "unet": unet,
     "profile": profile,
+    "candidates": candidates,
     "peers": peers,
     "sdxl": sdxl,
     "hoists": hoists,

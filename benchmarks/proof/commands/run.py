@@ -8,10 +8,11 @@
 
 Parts, in this order if none is named: `prepare`, which makes checkpoints, bundles and engines; `kernels`,
 which everything rests on; `unet`, the LAMP UNet on every backend (parity, capture, motions, memory, time),
-for it takes nearly all of a video's time; `profile`, where a step's time goes, kernel by kernel; `peers`,
-PyTorch on the same, which its times are held against; `sdxl`, all that for SDXL's UNet; then what decides
-options: `hoists` (what each hoist of docs/lean.md gives and costs), `tensorrt` (its builds, its timing cache,
-what refit costs); and last `pipeline`, a prompt to a video at full size, which needs most.
+for it takes nearly all of a video's time; `profile`, where a step's time goes, kernel by kernel;
+`candidates`, the forms of its layers that are equal in exact arithmetic, each timed; `peers`, PyTorch on the
+same, which its times are held against; `sdxl`, all that for SDXL's UNet; then what decides options: `hoists`
+(what each hoist of docs/lean.md gives and costs), `tensorrt` (its builds, its timing cache, what refit
+costs); and last `pipeline`, a prompt to a video at full size, which needs most.
 Weights are random. Each check is printed as it ends and written to <part>-proof-<gpu>.json when it starts and
 when it ends, so that a cut-off loses nothing; what the budget leaves no time for is written as not run. With
 --folder, a later call goes on with the checkpoints, bundles, engines and results of an earlier one. Exit code
@@ -119,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tuple(options.mode),
             options.together,
             not options.no_timings,
+            dict(options.build_option),
         )
         return run_parts(options.parts or list(PARTS), session, facts)
 
@@ -137,6 +139,12 @@ def run_parts(parts: Sequence[str], session: Session, facts: Mapping[str, str]) 
 def _raise_time_is_up(*_: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; what is left takes a moment
     raise TimeIsUp
+
+
+def _build_option(text: str) -> tuple[str, Any]:
+    """The name in BuildRequest.flags, and the value; True without one."""
+    name, given, value = text.partition("=")
+    return name.removeprefix("--").replace("-", "_"), value if given else True
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,6 +177,15 @@ def _parser() -> argparse.ArgumentParser:
         "--mode", action="append", default=[], choices=tuple(MODES), help="of peers; default: all"
     )
     parser.add_argument("--together", action="store_true", help="hoists: all of them together only")
+    parser.add_argument(
+        "--build-option",
+        action="append",
+        default=[],
+        type=_build_option,
+        metavar="NAME[=VALUE]",
+        help="an option of `lamp-trt build` for engines, like forms=gate=taps or cudnn-benchmark; may be "
+        "repeated; default: forms=default",
+    )
     parser.add_argument("--no-timings", action="store_true", help="kernels: check them only")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parents[2] / "results", help="results folder"

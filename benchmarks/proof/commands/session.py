@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State of one command of the proofs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Session:
     modes     of `peers`; all if empty
     together  `hoists` takes all hoists together only
     timings   whether `kernels` times them too
+    build_flags  of BuildRequest, for the engines of all parts
     results   figures of the part under way, for its report
     """
 
@@ -38,6 +40,7 @@ class Session:
     modes: tuple[str, ...] = ()
     together: bool = False
     timings: bool = True
+    build_flags: Mapping[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     _works: dict[str, Any] = field(default_factory=dict)
 
@@ -69,5 +72,7 @@ class Session:
             from lamp_trt.runtime.cuda.device import CudaDevice
 
             device = next((work.device for work in self._works.values()), None) or CudaDevice()
-            self._works[subject.network] = Work(self.folder, device, load_network, subject)
+            self._works[subject.network] = Work(
+                self.folder, device, load_network, subject, build_flags=self.build_flags
+            )
         return self._works[subject.network]

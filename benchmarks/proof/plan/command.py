@@ -22,7 +22,9 @@ from lamp_trt.benchmarks.proof.names import UNKNOWN
 from lamp_trt.benchmarks.proof.plan import wheels
 from lamp_trt.benchmarks.proof.plan.schedule import DETACHED, KILL_AFTER_S, WAIT, Call, Schedule, schedule
 from lamp_trt.benchmarks.proof.plan.scripts import ScriptOptions, command_of, script
+from lamp_trt.benchmarks.proof.results.candidate_rows import NOT_MEASURED
 from lamp_trt.engine.errors import InputError
+from lamp_trt.export.candidates.registry import CANDIDATES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -80,6 +82,9 @@ def described(made: Schedule, options: ScriptOptions, carried: Mapping[str, int 
         "calls": [_call(call, options) for call in made.calls],
         "detached": {"part": "prepare", "subjects": list(DETACHED), "limit_s": options.prepare_seconds},
         "left_out": list(made.left_out),
+        "candidates": [
+            {"form": each.title, "replaces": each.replaces, "result": NOT_MEASURED} for each in CANDIDATES
+        ],
         "outputs": {
             "files": ["report.html", "report.md", "results.json", "logs.tar.gz", "engines.tar.N"],
             "max_files": options.max_files,

@@ -55,6 +55,7 @@ MEASUREMENTS = (
     Step("kernels", 20, 40),
     Step("unet", 60, 130),
     Step("profile", 40, 70),
+    Step("candidates", 60, 110),
     Step("sdxl", 50, 80, PEER_MODES[:2]),
     Step("peers", 60, 110, PEER_MODES),
     Step("pipeline", 120, 420),

@@ -2,7 +2,9 @@
 """Engines of a proof's bundles, compiled into one folder that all parts share: a network whose graph is the
 same in two bundles is compiled once."""
 
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,23 @@ from lamp_trt.engine.errors import UnavailableError
 FOLDER = "engines"
 """Within a proof's folder."""
 
+UNMEASURED = {"forms": "default"}
+"""Build options unless others are given: a build that measures needs the GPU for itself."""
+
+
+def engine_folder(root: Path, flags: Mapping[str, Any]) -> Path:
+    """Of engines that were built with `flags`. Each set of options has its own: of engines in one folder that
+    differ in options, the latest is loaded."""
+    words = [f"{name}-{value}" for name, value in sorted(flags.items())]
+    return root / re.sub(r"[^\w.-]+", "-", "-".join([FOLDER, *words]))
+
 
 def load_network(backend: str, work: Any, network: str) -> Any:
     """A network of a work's bundle on a backend, compiled first where that is needed; Unavailable where it
     cannot be."""
-    bundle, folder = work.bundle, work.folder / FOLDER
+    bundle, folder = work.bundle, engine_folder(work.folder, work.build_flags)
     motions = work.subject.motions[: 1 if work.hoist else None]
-    compile_networks(backend, bundle, work.options, folder, motions)
+    compile_networks(backend, bundle, work.options, folder, motions, flags=work.build_flags)
     try:
         return device_engine(
             backend,
@@ -46,9 +58,11 @@ def compile_networks(
     folder: Path,
     motions: tuple[str, ...] = (),
     networks: tuple[str, ...] = (),
+    flags: Mapping[str, Any] | None = None,
 ) -> None:
     """Those of the bundle's networks (all if none is named) that `folder` does not hold. checkpoints: the
-    BuildOptions of the bundle. Unavailable where the backend or its compiler is missing."""
+    BuildOptions of the bundle; flags: of BuildRequest. Unavailable where the backend or its
+    compiler is missing."""
     record = find_backend(backend)
     start = time.perf_counter()
     try:
@@ -65,6 +79,7 @@ def compile_networks(
                         networks=(network,),
                         motions=motions,
                         checkpoints=checkpoints,
+                        flags=UNMEASURED | dict(flags or {}),
                     )
                 )
     except ModuleNotFoundError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lamp_trt.benchmarks.proof.check import Check
 from lamp_trt.benchmarks.proof.commands.session import WHOLE, Session
-from lamp_trt.benchmarks.proof.prepared.engines import FOLDER, compile_networks
+from lamp_trt.benchmarks.proof.prepared.engines import compile_networks, engine_folder
 from lamp_trt.engine.backends.registry import find_backend
 
 
@@ -25,7 +25,7 @@ def checks(session: Session) -> Iterator[Check]:
         from lamp_trt.benchmarks.proof.pipeline import PipelineProof
 
         for number, backend in enumerate(session.backends):
-            proof = PipelineProof(session.folder, backend)
+            proof = PipelineProof(session.folder, backend, flags=session.build_flags)
             if number == 0:
                 yield "every network: checkpoints and bundle are made", proof.make_bundle
             yield f"{backend}: every network is compiled", proof.compile
@@ -36,6 +36,6 @@ def _bundle(work: Any) -> str:
 
 
 def _compile(backend: str, work: Any) -> str:
-    folder = work.folder / FOLDER
-    compile_networks(backend, work.bundle, work.options, folder, work.subject.motions)
+    folder = engine_folder(work.folder, work.build_flags)
+    compile_networks(backend, work.bundle, work.options, folder, work.subject.motions, flags=work.build_flags)
     return ", ".join(sorted(path.name for path in folder.glob(f"{work.subject.network}-*")))

@@ -16,7 +16,18 @@ from lamp_trt.benchmarks.proof.commands.outcomes import (
 )
 from lamp_trt.benchmarks.proof.names import REPORT_SUFFIX
 
-PARTS = ("prepare", "kernels", "unet", "profile", "peers", "sdxl", "hoists", "tensorrt", "pipeline")
+PARTS = (
+    "prepare",
+    "kernels",
+    "unet",
+    "profile",
+    "candidates",
+    "peers",
+    "sdxl",
+    "hoists",
+    "tensorrt",
+    "pipeline",
+)
 """As in parts.py, which imports what a report does not need."""
 
 NOT_MEASURED = ("skipped", "cut off", "not run")

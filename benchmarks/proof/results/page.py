@@ -8,6 +8,7 @@ from typing import Any
 
 from lamp_trt.benchmarks.proof.profile.figure import profile_figure
 from lamp_trt.benchmarks.proof.profile.tables import profile_tables
+from lamp_trt.benchmarks.proof.results.candidate_rows import candidate_table
 from lamp_trt.benchmarks.proof.results.gather import NOT_MEASURED, PartResult, counted
 from lamp_trt.benchmarks.report.style import STYLE
 from lamp_trt.benchmarks.report.svg import tag
@@ -19,7 +20,7 @@ SHOWN = 400
 
 
 def tables(results: list[PartResult]) -> Iterator[Table]:
-    """Missing measurements first, then the checks of each part, then the profiles."""
+    """Missing measurements first, then the checks of each part, the profiles, and all layer forms."""
     rows = [
         (result.part, outcome.claim, outcome.result, outcome.figures[:SHOWN])
         for result in results
@@ -35,6 +36,8 @@ def tables(results: list[PartResult]) -> Iterator[Table]:
             yield Table(f"Part {result.part}", ("check", "result", "s", "figures"), checks, left=WORDS)
     for profile in profiles(results):
         yield from profile_tables(profile)
+    timed = [result.figures.get("candidates", {}) for result in results if result.part == "candidates"]
+    yield candidate_table({title: ms for figures in timed for title, ms in figures.items()})
 
 
 def profiles(results: list[PartResult]) -> list[dict[str, Any]]:

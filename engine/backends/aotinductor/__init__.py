@@ -99,6 +99,23 @@ BACKEND = Backend(
                     "help": "on a GPU: measure every candidate kernel, which takes many times as long",
                 },
             ),
+            Flag(
+                "--forms",
+                {
+                    "default": "auto",
+                    "metavar": "SLOT=FORM,…",
+                    "help": "forms of the LAMP UNet's layers: auto measures them on a GPU (default), "
+                    "default measures nothing, or given like gate=taps (docs/aotinductor.md)",
+                },
+            ),
+            Flag(
+                "--cudnn-benchmark",
+                {"action": "store_true", "help": "on a GPU: cuDNN times its algorithms at a first run"},
+            ),
+            Flag(
+                "--conv-as-mm",
+                {"action": "store_true", "help": "on a GPU: 1x1 convolutions as matrix products"},
+            ),
         ),
     ),
 )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lamp_trt.engine.backends.aotinductor.cudnn import CUDNN_BENCHMARK, cudnn_benchmark
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, find_package
 from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.bundle.manifest import MotionEntry
@@ -154,6 +155,7 @@ class AotInductorCudaEngine(BaseEngine):
         self._stream = torch.cuda.ExternalStream(stream, device=self._device)  # type: ignore[no-untyped-call]
         capability = torch.cuda.get_device_capability(self._device)
         package = find_package(bundle, network, cuda_name(capability), engine_dir)
+        self._cudnn_benchmark = bool(package.key.flags.get(CUDNN_BENCHMARK))
         self._bound: dict[str, Tensor] = {}
         self._motion = motion
         with self._on_stream():
@@ -260,7 +262,12 @@ class AotInductorCudaEngine(BaseEngine):
     def _on_stream(self) -> Iterator[None]:
         import torch
 
-        with _explained(self._network), torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with (
+            _explained(self._network),
+            torch.cuda.device(self._device),
+            torch.cuda.stream(self._stream),
+            cudnn_benchmark(torch, self._cudnn_benchmark),
+        ):
             yield
 
     def _check(self, stream: int) -> None:

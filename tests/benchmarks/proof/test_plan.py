@@ -16,6 +16,7 @@ from lamp_trt.benchmarks.proof.commands.parts import PARTS
 from lamp_trt.benchmarks.proof.plan import wheels
 from lamp_trt.benchmarks.proof.plan.schedule import MEASUREMENTS, schedule
 from lamp_trt.engine.errors import InputError
+from lamp_trt.export.candidates.registry import CANDIDATES
 from tests.doubles.gpu_machine import fake_program
 from tests.system_tools import find
 
@@ -59,8 +60,20 @@ def test_every_part_is_under_timeout_and_they_fit_together(plan: Path) -> None:
         outside = [int(words[2]) + int(words[3]) for words in commands if "prepare" not in words]
         assert sum(outside) + 45 <= 600  # 45: the wheels, below an if
     measured = [part["part"] for call in made["calls"] for part in call["parts"]]
-    assert measured == ["kernels", "wait", "kernels", "unet", "profile", "sdxl", "peers", "pipeline"]
+    assert measured == [
+        "kernels",
+        "wait",
+        "kernels",
+        "unet",
+        "profile",
+        "candidates",
+        "sdxl",
+        "peers",
+        "pipeline",
+    ]
     assert made["left_out"] == ["hoists"]
+    assert [row["form"] for row in made["candidates"]] == [form.title for form in CANDIDATES]
+    assert {row["result"] for row in made["candidates"]} == {"not measured"}
     assert made["detached"]["subjects"] == ["lamp_unet", "sdxl_unet", "whole"]
 
 
@@ -187,7 +200,7 @@ def test_the_scripts_run_to_their_end_whatever_fails(plan: Path, tmp_path: Path)
         assert done.returncode == 0, done.stderr
         assert "call ended after" in done.stdout
     called = (work / "called.txt").read_text()
-    for part in ("kernels", "unet", "profile", "sdxl", "peers", "pipeline"):
+    for part in ("kernels", "unet", "profile", "candidates", "sdxl", "peers", "pipeline"):
         assert f"lamp_trt.benchmarks.proof {part} " in called
     assert called.count("prepare --subject lamp_unet") == 3
     names = {path.name for path in out.iterdir()}

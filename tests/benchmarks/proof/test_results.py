@@ -10,6 +10,8 @@ from lamp_trt.benchmarks.proof.commands.command import main
 from lamp_trt.benchmarks.proof.commands.outcomes import Outcome, PartReport
 from lamp_trt.benchmarks.proof.results.gather import gathered
 from lamp_trt.benchmarks.proof.results.pack import Limits, put
+from lamp_trt.benchmarks.proof.results.page import tables
+from lamp_trt.export.candidates.registry import CANDIDATES
 
 FACTS = {"gpu": "NVIDIA H200", "commit": "abc", "torch": "2.11.0"}
 
@@ -34,7 +36,7 @@ def test_a_report_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     (results / "peers-proof-h200.json").write_text("{ half a file")
     assert main(["report", "--folder", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
-    heading = "# Proofs on NVIDIA H200\n\n2 passed, 1 failed, 1 skipped, 1 cut off, 7 not run · commit abc"
+    heading = "# Proofs on NVIDIA H200\n\n2 passed, 1 failed, 1 skipped, 1 cut off, 8 not run · commit abc"
     assert text.startswith(heading)
     assert "| unet | it fits | skipped | TensorRT is not installed |" in text
     assert "| prepare | all compiled | cut off | its time was spent |" in text
@@ -46,6 +48,23 @@ def test_a_report_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert rows[2]["checks"][1]["detail"].startswith("Traceback")
     assert rows[2]["figures"] == {"aotinductor": {"step_ms": 55.1}}
+
+
+def test_every_layer_form_has_a_row_with_its_time_or_without(tmp_path: Path) -> None:
+    def rows() -> list[str]:
+        (table,) = [table for table in tables(gathered(tmp_path)) if table.title == "Layer forms"]
+        assert [row[:2] for row in table.rows] == [(form.slot, form.name) for form in CANDIDATES]
+        return [" ".join(row[3:]) for row in table.rows]
+
+    assert rows() == ["not measured "] * len(CANDIDATES)
+    report = PartReport.open(tmp_path / "candidates-proof-h200.json", FACTS)
+    times = {"gate=convolution": 5.0, "gate=taps": 1.25, "norm_silu=folded": 2.0}
+    report.ended(Outcome("gate", "passed", ""), {"candidates": times})
+    by_title = dict(zip((form.title for form in CANDIDATES), rows(), strict=True))
+    assert by_title["gate=convolution"] == "5.000 1.000"
+    assert by_title["gate=taps"] == "1.250 0.250"
+    assert by_title["norm_silu=folded"] == "2.000 "
+    assert by_title["gate=triton"] == by_title["norm_silu=native"] == "not measured "
 
 
 def test_a_check_that_was_killed_is_cut_off(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 """The proofs that wait for a GPU, made on the double of one at a small size: they hold, and can fail."""
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ import torch
 
 from lamp_trt.benchmarks.proof import peers as proof_peers
 from lamp_trt.benchmarks.proof import pipeline as proof_pipeline
+from lamp_trt.benchmarks.proof.candidates import CandidatesProof
 from lamp_trt.benchmarks.proof.check import Check, Unavailable
 from lamp_trt.benchmarks.proof.commands import run as proof_run
 from lamp_trt.benchmarks.proof.commands.outcomes import Outcome
@@ -28,6 +30,7 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export import recipe
+from lamp_trt.export.candidates.registry import CANDIDATES
 from tests.doubles.proof import SUBJECTS, ClockedDevice, toy_work
 from tests.tolerances import PROOF_REL_L2
 
@@ -246,6 +249,33 @@ def test_parts_take_either_unet_to_every_backend(works: dict[str, Work], tmp_pat
     assert session.results == {"hoists": []}
     one = dataclasses.replace(session, backends=("onnxruntime",))
     assert {claim.partition(":")[0] for claim, _ in PARTS["unet"](one)} == {"onnxruntime"}
+
+
+def test_every_layer_form_is_timed_on_the_unets_own_calls(lamp: Work) -> None:
+    """A wrong one fails, and so is not named; one that needs what is missing is skipped."""
+    forms = {form.load(): form.title for form in CANDIDATES if not form.requires}
+    layouts: set[tuple[str, bool]] = set()
+
+    def timer(form: Any, values: tuple[Any, ...]) -> tuple[float, torch.Tensor]:
+        title, result = forms[form], form(*values)
+        layouts.add((title, values[0].is_contiguous()))
+        wrong = 1.01 if title == "norm_silu=by_channel" else 1.0
+        return {"gate=taps": 1.0, "norm_silu=by_channel": 0.1}.get(title, 2.0), result * wrong
+
+    figures: dict[str, Any] = {}
+    made = outcomes(CandidatesProof(lamp, figures, timer).checks())
+    assert [claim.split()[2] for claim in made if claim.startswith("layer")] == [f.title for f in CANDIDATES]
+    (wrong,) = [outcome for outcome in failed(made) if "triton" not in outcome.claim]
+    assert "norm_silu=by_channel" in wrong.claim
+    assert "from the default in fp32" in wrong.figures
+    assert figures["forms"] == "gate=taps"
+    assert made["the fastest forms are known"].figures == "--forms gate=taps"
+    timed = figures["candidates"]
+    assert timed["gate=convolution"] == 2 * timed["gate=taps"] > 0
+    assert timed.keys() >= {title for title in forms.values() if title != "norm_silu=by_channel"}
+    assert ("gate=convolution", False) in layouts  # channels last, as packages have it
+    if importlib.util.find_spec("triton") is None:
+        assert made["layer form gate=triton gives the default's result, and is timed"].result == "skipped"
 
 
 def test_motions_of_random_checkpoints_share_what_motions_share(tmp_path: Path) -> None:

@@ -421,6 +421,22 @@ def test_a_run_goes_from_the_bound_inputs_to_the_bound_output_on_the_given_strea
     assert bound.engine.scratch_bytes == 0
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_cudnn_times_its_algorithms_while_a_package_runs_that_asks_for_it(
+    asked: bool, bundle: Bundle, cuda: CudaTorch, tmp_path: Path
+) -> None:
+    """The setting is the process's, so it is put back."""
+    (package,) = [p for p in compiled.known(bundle.engine_folder) if p.key.device == cuda_name(CAPABILITY)]
+    flags = {**package.key.flags, "cudnn_benchmark": asked}
+    copy_package(package.path, tmp_path, dataclasses.replace(package.key, flags=flags))
+    engine = AotInductorCudaEngine(
+        bundle, "lamp_unet", device=0, stream=STREAM, motion="a", engine_dir=tmp_path
+    )
+    with engine._on_stream():
+        assert torch.backends.cudnn.benchmark is asked
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_a_switch_writes_into_the_same_memory_and_leaves_captures_valid(
     bundle: Bundle, cuda: CudaTorch
 ) -> None:
