@@ -132,6 +132,8 @@ def _timing(container: "InputContainer", stream: "VideoStream", max_frames: int)
             ticks.append(packet.pts)
         if len(ticks) + untimed > max_frames:
             raise Refused(f"has more than {max_frames} frames; cut it: ffmpeg -ss 0 -t 60 -i VIDEO clip.mp4")
+    if not ticks and not untimed:
+        raise Refused("holds no frames: it is damaged or cut off.")
     if untimed or stream.time_base is None:
         return Timing(len(ticks) + untimed)
     tick = float(stream.time_base)
