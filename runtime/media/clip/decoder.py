@@ -7,7 +7,9 @@ FFmpeg gets the demuxer by name and lists of what may run, so that no playlist, 
 decoder is reached. See reader.py for the other end.
 """
 
+import importlib
 import json
+import pkgutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -38,19 +40,21 @@ class Refused(Exception):
 
 def decode(file: BinaryIO, out: BinaryIO, start: int, every: int, count: int, max_frames: int) -> None:
     """Write the taken frames of `file` to `out`, then the facts. Raises Refused, and FFmpeg's errors."""
+    from av.video.reformatter import VideoReformatter
+
     container, stream = _opened(file)
     with container:
         timing = _timing(container, stream, max_frames)
     container, stream = _opened(file)
     with container:
-        written, look = 0, ""
+        written, look, reformatter = 0, "", VideoReformatter()
         frames = _decoded(container, stream)
         for frame in taken(frames, timing, start, every, count):
             found = look_of(frame)
             if written and found.text != look:
                 raise Refused(f"changes in the middle from {look} to {found.text}; convert it to one format.")
             look = found.text
-            pixels = rgb_pixels(frame, found)
+            pixels = rgb_pixels(reformatter, frame, found)
             sar = stream.sample_aspect_ratio or 1
             height, width, channels = pixels.shape
             turned = found.quarter_turns % 2 == 1
@@ -159,9 +163,19 @@ def _write_line(out: BinaryIO, record: dict[str, Any]) -> None:
     out.write(json.dumps(record).encode() + b"\n")
 
 
+def _import_all_of_av() -> None:
+    """Import every module of PyAV: it imports some at the first stream of a kind, which the limits forbid."""
+    import av
+
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
 def main() -> None:
     import av
 
+    _import_all_of_av()
     limit_this_process()
     out = sys.stdout.buffer
     try:

@@ -43,11 +43,13 @@ def demuxer_of(head: bytes) -> str | None:
 
 
 def limit_this_process() -> None:
-    """Limit memory and CPU time; no files are written or opened, no processes begun, no core is dumped."""
+    """Limit memory and CPU time. From now on nothing but the three standard streams can be open, no file and no
+    socket, and no core is dumped. Everything must be imported before."""
     for kind, limit in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_CPU, CPU_SECONDS),
         (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 3),
         (resource.RLIMIT_CORE, 0),
     ):
         hard = resource.getrlimit(kind)[1]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.video.reformatter import VideoReformatter
 
 _UNSPECIFIED = 2
 _BT709 = 1
@@ -66,10 +67,12 @@ def look_of(frame: "VideoFrame") -> Look:
     return Look(text, notes, matrix, bool(hdr or wide), has_alpha, turns, mirrored)
 
 
-def rgb_pixels(frame: "VideoFrame", look: Look) -> NDArray[np.uint8]:
-    """uint8 (h, w, 3), or (h, w, 4) with alpha."""
+def rgb_pixels(reformatter: "VideoReformatter", frame: "VideoFrame", look: Look) -> NDArray[np.uint8]:
+    """uint8 (h, w, 3), or (h, w, 4) with alpha. reformatter: keeps FFmpeg's tables from frame to frame, which
+    take it seconds for HDR."""
     options: dict[str, Any] = {"dst_color_trc": _BT709, "dst_color_primaries": _BT709}
-    converted = frame.reformat(
+    converted = reformatter.reformat(
+        frame,
         format="rgba" if look.has_alpha else "rgb24",
         src_colorspace=look.matrix,
         interpolation="BICUBIC",
