@@ -43,8 +43,8 @@ def demuxer_of(head: bytes) -> str | None:
 
 
 def limit_this_process() -> None:
-    """Limit memory and CPU time. From now on nothing but the three standard streams can be open, no file and no
-    socket, and no core is dumped. Everything must be imported before."""
+    """Limit memory and CPU time. From now on nothing but the three standard streams can be open, no file and
+    no socket, and no core is dumped. Everything must be imported before."""
     for kind, limit in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_CPU, CPU_SECONDS),
