@@ -9,7 +9,7 @@ import pytest
 
 from lamp_trt.cli import main
 from lamp_trt.runtime.media.image import encode_png
-from tests.fixtures.clips import moving_picture, write_clip
+from tests.runtime.media.clips import moving_picture, write_clip
 
 FRAMES = moving_picture(6, 64, 64)
 

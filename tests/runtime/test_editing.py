@@ -28,8 +28,8 @@ from lamp_trt.runtime.jobs import Job, job_from_sidecar, jobs_from_prompts_file,
 from lamp_trt.runtime.media.image import model_input
 from lamp_trt.runtime.pipeline import LampPipeline
 from lamp_trt.runtime.requests import ClipRequest
-from tests.fixtures.clips import moving_picture, write_clip
 from tests.fixtures.openvino import HOST_BACKENDS
+from tests.runtime.media.clips import moving_picture, write_clip
 from tests.tolerances import EDIT_PSNR_DB, EDIT_PSNR_DIFFERENCE_DB, PIPELINE_REL_L2
 
 FRAMES = moving_picture(6, 64, 64)

@@ -18,7 +18,7 @@ from lamp_trt.runtime.media.clip.timing import Timing, taken, timing_of
 from lamp_trt.runtime.media.image import resize_to
 from lamp_trt.runtime.media.video import save_frames
 from lamp_trt.runtime.requests import ClipRequest
-from tests.fixtures.clips import SIZE, moving_picture, with_matrix, write_clip
+from tests.runtime.media.clips import SIZE, moving_picture, with_matrix, write_clip
 
 FRAMES = moving_picture(10)
 
