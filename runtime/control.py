@@ -11,8 +11,9 @@ class Progress(Protocol):
     """Progress callback, called in the thread that makes the video: with done = 0 when a loop begins, then as
     steps are done.
 
-    stage: "make_first_frame" (SDXL's loop) or "denoise" (the video's loop). done: finished steps of `total`;
-    may increase by more than one. An exception that it raises ends the call. It must not use the pipeline.
+    stage: "make_first_frame" (SDXL's loop), "invert" (a clip's) or "denoise" (the video's). done: finished
+    steps of `total`; may increase by more than one. An exception that it raises ends the call. It must not
+    use the pipeline.
     """
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...

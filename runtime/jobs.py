@@ -18,17 +18,23 @@ from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError, SafetyError
 from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines, without_marks
-from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, GenerationConfig, file_path
+from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, GenerationConfig, file_path, settings_of
 from lamp_trt.runtime.control import CancelToken, Progress
+from lamp_trt.runtime.edit import EditRequest, edit_video
+from lamp_trt.runtime.media.clip.reader import check_video
 from lamp_trt.runtime.media.image import image_from_base64
 from lamp_trt.runtime.media.tokenizer import prompt_text
 from lamp_trt.runtime.media.video import Video, check_destination, check_format, frame_rate
 from lamp_trt.runtime.pipeline import LampPipeline
+from lamp_trt.runtime.requests import ClipRequest
 
 OPTIONS = tuple(each.name for each in SETTINGS if each.in_jobs)
 """Names of the settings that a job may set, apart from the fields of Job."""
 
 _PROMPTS = tuple(each.name for each in SETTINGS if each.metavar == "PROMPT")
+
+_CLIP = ("video", *(each.name for each in settings_of(ClipRequest)))
+"""Fields of a job that edits a clip."""
 
 FIRST_FRAME_OPTIONS = tuple(each.name for each in SETTINGS if each.kept == "first_frame")
 """Names of the settings with which SDXL makes a first frame."""
@@ -41,7 +47,8 @@ _SLUG_BYTES = 100
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make: arguments of `LampPipeline.__call__` and the destination (None: not set yet)."""
+    """One video to make: arguments of `LampPipeline.__call__` and the destination (None: not set yet); with a
+    clip, an edit of it (edit.EditRequest)."""
 
     prompt: str
     motion: str | None = None
@@ -53,15 +60,20 @@ class Job:
     """Settings with which the given first frame was made, to be stored in the sidecar."""
     bundle: str | None = None
     """Digest of the bundle that made the video to reproduce."""
+    clip: ClipRequest | None = None
+    latents: Path | None = None
+    """File of the clip's inverted latents, see EditRequest."""
+    clip_sha256: str | None = None
+    """Digest of the clip's frames in the video to reproduce."""
 
 
 def jobs_from_prompts_file(path: Path, defaults: Job) -> list[Job]:
     """Read one job per line of `path`: a prompt, or in a .jsonl file an object.
 
-    An object has `prompt` and any of `motion`, `first_frame` (relative to the file), `out`, `fps` and
-    OPTIONS; other values come from `defaults`. Leading and trailing space and empty lines are ignored;
-    comments are not supported. Lines end with LF, CRLF or CR; the UTF-8 text may begin with a byte order
-    mark. Raises InputError naming the line.
+    An object has `prompt` and any of `motion`, `first_frame` and `video` (relative to the file), `start`,
+    `every`, `out`, `fps` and OPTIONS; other values come from `defaults`. Leading and trailing space and empty
+    lines are ignored; comments are not supported. Lines end with LF, CRLF or CR; the UTF-8 text may begin
+    with a byte order mark. Raises InputError naming the line.
     """
     jobs = []
     text = _text(path)
@@ -94,7 +106,7 @@ def job_from_sidecar(path: Path) -> Job:
     a sidecar, or if noise was injected.
     """
     settings = _object(_text(path), str(path))
-    known = {"prompt", "motion", "fps", "first_frame_png", *OPTIONS} - {*FIRST_FRAME_OPTIONS}
+    known = {"prompt", "motion", "fps", "first_frame_png", *_CLIP, *OPTIONS} - {*FIRST_FRAME_OPTIONS}
     if not isinstance(settings.get("prompt"), str) or "first_frame_png" not in settings:
         raise InputError(
             f"{path} is not the settings file of a video: it lacks `prompt` or `first_frame_png`."
@@ -112,7 +124,8 @@ def job_from_sidecar(path: Path) -> Job:
     with _named(str(path)):
         check_options(origin)
     job = _job(fields, Job(""), str(path), path.parent)
-    return replace(job, first_frame=image, origin=origin, bundle=settings.get("bundle"))
+    bundle, clip_sha256 = settings.get("bundle"), settings.get("clip_sha256")
+    return replace(job, first_frame=image, origin=origin, bundle=bundle, clip_sha256=clip_sha256)
 
 
 def first_frame_path(video: Path) -> Path:
@@ -177,14 +190,7 @@ def run_jobs(
         for job in group:
             assert job.out is not None
             try:
-                video = pipeline(
-                    job.prompt,
-                    motion=motion,
-                    first_frame=job.first_frame,
-                    progress=progress,
-                    cancel=cancel,
-                    **job.options,
-                )
+                video = _make(pipeline, replace(job, motion=motion), progress, cancel)
             except SafetyError as error:
                 if len(jobs) == 1:
                     raise
@@ -201,6 +207,27 @@ def run_jobs(
         raise SafetyError(f"{refused} of {len(jobs)} videos were refused by the safety checker.")
 
 
+def _make(pipeline: LampPipeline, job: Job, progress: Progress | None, cancel: CancelToken | None) -> Video:
+    if job.clip is None:
+        return pipeline(
+            job.prompt,
+            motion=job.motion,
+            first_frame=job.first_frame,
+            progress=progress,
+            cancel=cancel,
+            **job.options,
+        )
+    video = edit_video(pipeline, _edit(job, job.clip), progress=progress, cancel=cancel)
+    if job.clip_sha256 not in (None, video.settings["clip_sha256"]):
+        log.warning("the clip's frames are not those of the edit to repeat: the result may differ")
+    return video
+
+
+def _edit(job: Job, clip: ClipRequest) -> EditRequest:
+    config = GenerationConfig(**job.options)
+    return EditRequest(job.prompt, clip, config, job.motion, job.first_frame, job.latents)
+
+
 def _check(pipeline: LampPipeline, job: Job) -> None:
     """Raise the errors of an invalid job before any video is made."""
     assert job.out is not None
@@ -208,7 +235,10 @@ def _check(pipeline: LampPipeline, job: Job) -> None:
     check_options(job.options)
     if job.options.get("safety") is not None:
         pipeline.safety_check(GenerationConfig(**job.options))
-    if job.first_frame is None:
+    if job.clip is not None:
+        _edit(job, job.clip)
+        check_video(job.clip.video)
+    elif job.first_frame is None:
         pipeline.require_first_frame_networks()
     pipeline.bundle.motion(job.motion or pipeline.bundle.manifest.default_motion)
     if job.bundle not in (None, pipeline.bundle.digest):
@@ -237,11 +267,11 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> Job:
-    own = ("prompt", "motion", "first_frame", "out", "fps")
+    own = ("prompt", "motion", "first_frame", "out", "fps", *_CLIP)
     unknown = sorted(fields.keys() - {*own, *OPTIONS})
     if unknown:
         raise InputError(f"{where}: unknown field {unknown[0]!r:.100}; known: {', '.join((*own, *OPTIONS))}.")
-    for name in ("motion", "first_frame", "out"):
+    for name in ("motion", "first_frame", "out", "video"):
         if not isinstance(fields.get(name, ""), str | None):
             raise InputError(f"{where}: {name} is {fields[name]!r:.100}; expected a string.")
     options = {key: fields[key] for key in OPTIONS if key in fields}
@@ -249,6 +279,7 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
         prompt_text(fields["prompt"])
         check_options(options)
         frame_rate(fields.get("fps", FPS))
+        clip = _clip(fields, defaults, folder)
     first_frame, out = fields.get("first_frame"), fields.get("out")
     return replace(
         defaults,
@@ -258,7 +289,18 @@ def _job(fields: Mapping[str, Any], defaults: Job, where: str, folder: Path) -> 
         out=Path(out) if out else defaults.out,
         fps=fields.get("fps", defaults.fps),
         options={**defaults.options, **options},
+        clip=clip,
     )
+
+
+def _clip(fields: Mapping[str, Any], defaults: Job, folder: Path) -> ClipRequest | None:
+    """The clip of a job's fields. Raises InputError for fields of a clip without `video`."""
+    given = {name: fields[name] for name in _CLIP if fields.get(name) is not None}
+    if not given:
+        return defaults.clip
+    if "video" not in given:
+        raise InputError(f"{next(iter(given))} is of an edit, but no `video` is given.")
+    return ClipRequest(**{**given, "video": folder / given["video"]})
 
 
 @contextmanager

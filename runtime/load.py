@@ -145,7 +145,7 @@ def load_pipeline(
         tokenizer = load_tokenizer(opened.tokenizer_folder("tokenizer"), opened.manifest.sizes["tokens"])
         opened.check_unchanged()
         failed.pop_all()
-    return LampPipeline(opened, ops, tokenizer, motion, first_frames, place.cpu_precision)
+    return LampPipeline(opened, ops, tokenizer, motion, first_frames, place.cpu_precision, str(place))
 
 
 def load_first_frame_maker(bundle: Bundle, placement: Placement = Placement()) -> FirstFrameMaker:

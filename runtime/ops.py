@@ -32,7 +32,7 @@ class Loop:
 
     stage          name of the loop for Progress
     unet           name of the UNet in errors
-    timesteps      (n,), descending
+    timesteps      (n,), descending; ascending in an inversion
     rows           (n,) latents.STEP_ROW
     seed, purpose  of the noise to draw, if `noise` is None
     noise          initial noise, (1, c, f, h, w) or (1, c, h, w)
@@ -157,8 +157,9 @@ class VideoOps(Ops, Protocol):
         """The image given to the last encode_image, uint8 RGB (height, width, 3); after `finish`."""
         ...
 
-    def denoise(self, loop: Loop, text: Any, first_frame: Any, control: Control) -> Any:
-        """Latents (1, 4, f, h, w) float32 after the last step."""
+    def denoise(self, loop: Loop, text: Any, first_frame: Any | None, control: Control) -> Any:
+        """Latents (1, 4, f, h, w) float32 after the last step. first_frame: latents of frame 0; None: frame 0
+        is one of the loop's, as in an inversion."""
         ...
 
     def put(self, latents: Latents) -> Any:

@@ -3,7 +3,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -31,19 +31,18 @@ from lamp_trt.runtime.algorithm.config import (
 )
 from lamp_trt.runtime.algorithm.ddim import ddim_schedule
 from lamp_trt.runtime.algorithm.latents import Latents
-from lamp_trt.runtime.algorithm.noise import check_noise
+from lamp_trt.runtime.callbacks import Callback, step_callback
 from lamp_trt.runtime.control import CancelToken, Control, Progress
 from lamp_trt.runtime.first_frame import FirstFrame, FirstFrameMaker, missing_networks, prompt_ids
 from lamp_trt.runtime.media.image import png_base64
 from lamp_trt.runtime.media.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.ops import StepCallback, VideoOps
-from lamp_trt.runtime.requests import NOISES, FirstFrameRequest, VideoRequest
-from lamp_trt.runtime.safety.check import SafetyCheck, SafetyPolicy
-from lamp_trt.runtime.stages import NO_CONTROL, VideoJob, make_video, with_total
+from lamp_trt.runtime.requests import NOISES, FirstFrameRequest, InversionRequest, VideoRequest
+from lamp_trt.runtime.safety.check import FIRST_FRAME, SafetyCheck, SafetyPolicy
+from lamp_trt.runtime.stages import NO_CONTROL, InversionJob, VideoJob, make_video, with_total
 
 Array = NDArray[Any]
-Callback = Callable[["LampPipeline", int, int, dict[str, Array]], Mapping[str, Array] | None]
 
 _LOCK_SECONDS = 0.05
 """Interval at which a call that waits for another thread checks its cancel token."""
@@ -64,12 +63,15 @@ class LampPipeline:
         motion: str,
         first_frames: FirstFrameMaker | None = None,
         cpu_precision: CpuPrecision | None = None,
+        runner: str = "",
     ) -> None:
         self.bundle = bundle
         self.motion = motion
         """The current motion of the UNet; a call may switch it."""
         self.cpu_precision = cpu_precision
         """The arithmetic that was requested at loading."""
+        self.runner = runner
+        """Backend and device, like "openvino on the CPU"."""
         self._ops, self._tokenizer, self._first_frames = ops, tokenizer, first_frames
         self._safety = first_frames.safety if first_frames else SafetyPolicy(bundle.manifest)
         self._lock = threading.Lock()
@@ -194,7 +196,7 @@ class LampPipeline:
         given = locals()
         config = GenerationConfig(**{each.name: given[each.name] for each in SETTINGS})
         request = VideoRequest(prompt, config, motion, first_frame, **{name: given[name] for name in NOISES})
-        return self._make_video(request, Control(progress, cancel), _on_step(self, callback_on_step_end))
+        return self._make_video(request, Control(progress, cancel), step_callback(self, callback_on_step_end))
 
     def _make_video(self, request: VideoRequest, control: Control, on_step: StepCallback | None) -> Video:
         if request.first_frame is None:
@@ -283,7 +285,7 @@ class LampPipeline:
             safety,
             safety_crops,
         )
-        control, on_step = Control(progress, cancel), _on_step(self, callback_on_step_end)
+        control, on_step = Control(progress, cancel), step_callback(self, callback_on_step_end)
         self.require_first_frame_networks()
         with self._alone(control):
             return self._first_frame_maker()(request, on_step=on_step, control=control)
@@ -315,6 +317,42 @@ class LampPipeline:
         seed = whole_number("seed", seed, 0, MAX_SEED)
         with self._alone():
             return stages.encode_first_frame(self._ops, image, seed, posterior_noise)
+
+    def invert(
+        self,
+        frames: NDArray[np.uint8],
+        *,
+        motion: str | None = None,
+        num_inference_steps: int = 50,
+        fit: Fit = "stretch",
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Latents:
+        """Invert a clip by DDIM: latents (1, 4, f, h // 8, w // 8) that the loop turns into the clip again.
+
+        An edit passes them as `noise` with mix_noise=False, and the same motion and steps: docs/editing.md.
+        frames: uint8 RGB (f, h, w, 3), as many as the bundle's videos have, fitted to their size. Raises as a
+        call does.
+        """
+        request = InversionRequest(frames, num_inference_steps, motion, fit)
+        motion = self.motion if request.motion is None else request.motion
+        self.bundle.motion(motion)
+        job = InversionJob(
+            prompt_ids(self._tokenizer, ("", "")),
+            request.fitted_frames(self.num_frames, *self.size),
+            ddim_schedule(request.num_inference_steps, self.bundle.manifest.scheduler),
+        )
+        control = Control(progress, cancel)
+        with self._alone(control):
+            self._set_motion(motion)
+            return stages.invert(self._ops, job, control)
+
+    def check_first_frame(self, image: NDArray[np.uint8], config: GenerationConfig) -> None:
+        """Raise SafetyError if a call with these settings refuses this first frame, uint8 (h, w, 3)."""
+        check = self.safety_check(config)
+        if check is not None and not check.report:
+            with self._alone():
+                stages.are_flagged(self._ops, check, image[None], FIRST_FRAME)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Decode latents (1, 4, f, h, w) to uint8 frames (f, height, width, 3); no histogram matching."""
@@ -358,23 +396,3 @@ def _first_frame_settings(request: VideoRequest) -> dict[str, Any]:
     """Settings of a first frame made by SDXL. Injected noise is omitted: the sidecar stores the image."""
     prompt = request.first_frame_request().prompt
     return {**request.config.kept("first_frame"), "first_frame_prompt": prompt}
-
-
-def _on_step(pipeline: LampPipeline, callback: Callback | None) -> StepCallback | None:
-    """Adapt `callback` to the signature that the loop calls. Raises InputError if it is not a function."""
-    if callback is None:
-        return None
-    if not callable(callback):
-        raise InputError(f"callback_on_step_end is {callback!r:.100}; expected a function.")
-
-    def on_step(step: int, timestep: int, latents: Latents) -> Latents:
-        changed = callback(pipeline, step, timestep, {"latents": latents})
-        if changed is None:
-            return latents
-        if not isinstance(changed, Mapping):
-            raise InputError(f"callback_on_step_end returned {changed!r:.100}; expected a mapping or None.")
-        if "latents" in changed:
-            check_noise("the latents of callback_on_step_end", changed["latents"], latents.shape)
-        return changed.get("latents", latents).astype(np.float32, copy=False)
-
-    return on_step

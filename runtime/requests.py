@@ -13,16 +13,21 @@ from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.errors import InputError
 from lamp_trt.runtime.algorithm.config import (
     MAX_THREADS,
+    Fit,
     GenerationConfig,
     Safety,
     SafetyCrops,
     checked,
+    file_path,
     plain_text,
     setting,
 )
 
 NOISES = ("noise", "base_noise", "first_frame_noise", "posterior_noise")
 """The injected arrays of a VideoRequest."""
+
+MAX_CLIP_FRAMES = 20_000
+"""Maximum number of frames of a video file to edit: 11 minutes at 30 frames a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,53 @@ class FirstFrameRequest:
         """The settings that reproduce the image, as JSON values."""
         kept = {name: value for name, value in vars(self).items() if name != "noise"}
         return {**kept, "injected": ["noise"] * (self.noise is not None)}
+
+
+@dataclass(frozen=True, eq=False)
+class InversionRequest:
+    """A clip to be inverted, with the arguments of `LampPipeline.invert`. Raises InputError for invalid
+    ones."""
+
+    frames: Any
+    num_inference_steps: int = 50
+    motion: str | None = None
+    fit: Fit = "stretch"
+
+    def __post_init__(self) -> None:
+        config = GenerationConfig(num_inference_steps=self.num_inference_steps, fit=self.fit)
+        vars(self).update(num_inference_steps=config.num_inference_steps, fit=config.fit)
+        if self.motion is not None:
+            vars(self)["motion"] = plain_text("motion", self.motion)
+
+    def fitted_frames(self, num_frames: int, height: int, width: int) -> Any:
+        """The frames at the video's size, uint8 (f, height, width, 3). Raises InputError for other arrays and
+        for another number of frames."""
+        import numpy as np
+
+        from lamp_trt.runtime.media.image import resize_to
+
+        frames = self.frames
+        if not isinstance(frames, np.ndarray):
+            raise InputError(f"frames are a {type(frames).__name__}; expected a NumPy array.")
+        if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[-1] != 3 or not frames.size:
+            raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (f, h, w, 3).")
+        if len(frames) != num_frames:
+            raise InputError(f"{len(frames)} frames were given; this bundle's videos have {num_frames}.")
+        if frames.shape[1:3] == (height, width):
+            return frames
+        return np.stack([resize_to(frame, height, width, self.fit) for frame in frames])
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """The part of a video file that is edited. Raises InputError for invalid values."""
+
+    video: Path
+    start: int = setting(0, "number of the clip's first frame to take, from 0", high=MAX_CLIP_FRAMES)
+    every: int = setting(1, "take each, every second, … frame of the clip", low=1, high=MAX_CLIP_FRAMES)
+
+    def __post_init__(self) -> None:
+        vars(self).update(checked(self), video=file_path("the video", self.video))
 
 
 @dataclass(frozen=True, eq=False)

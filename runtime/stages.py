@@ -23,7 +23,7 @@ from lamp_trt.runtime.finite import (
 )
 from lamp_trt.runtime.media.image import Image
 from lamp_trt.runtime.ops import Array, Clock, ImageOps, Loop, StepCallback, TokenIds, VideoOps
-from lamp_trt.runtime.safety.check import SafetyCheck, check_first_frame, check_frames
+from lamp_trt.runtime.safety.check import FIRST_FRAME, VIDEO, SafetyCheck, check_first_frame, check_frames
 
 NO_CONTROL = Control()
 """No progress reports, no cancelling."""
@@ -68,6 +68,19 @@ class VideoJob:
     posterior_noise: Array | None = None
     on_step: StepCallback | None = None
     safety: SafetyCheck | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class InversionJob:
+    """A clip to be inverted, with checked arguments, see LampPipeline.invert.
+
+    ids     (2, tokens): the empty prompt, twice
+    frames  uint8 RGB (f, height, width, 3)
+    """
+
+    ids: TokenIds
+    frames: NDArray[np.uint8]
+    schedule: DDIMSchedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +178,27 @@ def make_image(ops: ImageOps, job: ImageJob, control: Control = NO_CONTROL) -> M
         return replace(_fetch_image(ops, pixels, latents, clock), flagged=flagged)
 
 
+def invert(ops: VideoOps, job: InversionJob, control: Control = NO_CONTROL) -> Latents:
+    """Invert a clip by DDIM: latents (1, 4, f, h, w) from which the loop comes back to it."""
+    with ops.working(control):
+        clip = _encode_clip(ops, job.frames, control)
+        latents = ops.denoise(inversion_loop(job.schedule, clip), ops.encode_text(job.ids), None, control)
+        ops.finish(control)
+        return ops.fetch(latents)
+
+
+def _encode_clip(ops: VideoOps, frames: NDArray[np.uint8], control: Control) -> Latents:
+    """Latents (1, 4, f, h, w) of a clip: the means of the VAE's posteriors, so that no seed enters."""
+    latents = []
+    height, width = (size // 8 for size in frames.shape[1:3])
+    mean = np.zeros((1, 4, height, width), np.float32)
+    for frame in frames:
+        encoded = ops.encode_image(frame, 0, mean)
+        ops.finish(control)
+        latents.append(_finite(ops.fetch(encoded), VAE_ENCODER))
+    return np.concatenate(latents, axis=2)
+
+
 def encode_prompt(ops: VideoOps, ids: TokenIds) -> Array:
     """Encode token ids to text embeddings (2, tokens, width), [negative, prompt]."""
     with ops.working(NO_CONTROL):
@@ -200,9 +234,12 @@ def decode(ops: VideoOps, latents: Latents) -> NDArray[np.uint8]:
         return ops.fetch(frames)
 
 
-def are_flagged(ops: VideoOps, check: SafetyCheck, frames: NDArray[np.uint8]) -> bool:
-    """Whether the safety checker flags any of frames (n, h, w, 3)."""
+def are_flagged(ops: VideoOps, check: SafetyCheck, frames: NDArray[np.uint8], stage: str = VIDEO) -> bool:
+    """Whether the safety checker flags any of frames (n, h, w, 3). stage: FIRST_FRAME or VIDEO, for
+    messages."""
     with ops.working(NO_CONTROL):
+        if stage == FIRST_FRAME:
+            return check_first_frame(ops, check, list(frames), NO_CONTROL)
         return check_frames(ops, check, frames, NO_CONTROL)
 
 
@@ -244,6 +281,23 @@ def video_loop(job: VideoJob) -> Loop:
         base_noise=job.base_noise,
         on_step=job.on_step,
         final_adain=final,
+    )
+
+
+def inversion_loop(schedule: DDIMSchedule, clip: Latents) -> Loop:
+    """The loop of DDIM inversion from a clip's latents, without guidance or AdaIN; frame 0 is one of all.
+
+    schedule: of denoising. Both halves of the UNet's batch hold the same clip and text (docs/editing.md).
+    """
+    steps = schedule.inversion
+    return Loop(
+        stage="invert",
+        unet=LAMP_UNET,
+        timesteps=steps.timesteps,
+        rows=step_table(steps, guidance_scale=1, adain="none", step_frame_0=True),
+        seed=0,
+        purpose=Purpose.VIDEO,
+        noise=clip,
     )
 
 

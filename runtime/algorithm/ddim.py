@@ -45,6 +45,12 @@ class DDIMSchedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def inversion(self) -> "DDIMSchedule":
+        """The steps of DDIM inversion, from clean to noisy: `timesteps` ascend, and the network gets the one
+        that a step leads to. Source: docs/algorithm.md, section 8."""
+        return DDIMSchedule(self.timesteps[::-1], self.alpha_prev[::-1], self.alpha_t[::-1])
+
 
 def alphas_cumprod(scheduler_config: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
     """Cumulative product of 1 - beta, float32 (num_train_timesteps,).

@@ -143,7 +143,7 @@ class CudaVideoOps(CudaOps):
         return np.ascontiguousarray(levels)
 
     def denoise(
-        self, loop: Loop, text: DeviceArray, first_frame: DeviceArray, control: Control
+        self, loop: Loop, text: DeviceArray, first_frame: DeviceArray | None, control: Control
     ) -> DeviceArray:
         self._loop.begin(
             loop.timesteps,

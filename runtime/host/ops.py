@@ -181,12 +181,10 @@ class HostVideoOps(HostOps):
     def animated(self, image: Image) -> Image:
         return image
 
-    def denoise(self, loop: Loop, text: Array, first_frame: Latents, control: Control) -> Latents:
-        _, channels, _, height, width = first_frame.shape
-        shape = (1, channels, self._manifest.sizes["num_frames"], height, width)
-        latents = initial_latents(loop, shape, first_frame)
-        conditions = {"encoder_hidden_states": text}
+    def denoise(self, loop: Loop, text: Array, first_frame: Latents | None, control: Control) -> Latents:
         unet = self._engines[LAMP.unet]
+        latents = initial_latents(loop, (1, *unet.outputs[0].shape[1:]), first_frame)
+        conditions = {"encoder_hidden_states": text}
         return run_loop(unet, self._precompute_engines(LAMP.unet), loop, latents, conditions, control)
 
     def put(self, latents: Latents) -> Latents:

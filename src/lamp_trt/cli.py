@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lamp_trt._version import __version__
-from lamp_trt.commands import bench, build, doctor, generate, image, inspect, motion, toy, verify
+from lamp_trt.commands import bench, build, doctor, edit, generate, image, inspect, motion, toy, verify
 from lamp_trt.commands.shared import HelpFormatter
 from lamp_trt.engine.backends.registry import backends
 from lamp_trt.engine.errors import MACHINE_ERRORS, LampError
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lamp-trt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (build, generate, image, inspect, verify, bench, doctor, toy):
+    for module in (build, generate, edit, image, inspect, verify, bench, doctor, toy):
         sub = commands.add_parser(
             module.__name__.rpartition(".")[2],
             help=module.DESCRIPTION,

@@ -160,7 +160,8 @@ def test_the_fields_of_a_jsonl_line_are_the_jobs() -> None:
     text = re.search(r"A line of a `\.jsonl` file has (.*?); the command line's", README, re.DOTALL)
     assert text is not None
     stated = re.findall(r"`(\w+)`", text[1])
-    assert sorted(stated) == sorted(["prompt", "motion", "first_frame", "out", "fps", *OPTIONS])
+    clip = ["video", "start", "every"]
+    assert sorted(stated) == sorted(["prompt", "motion", "first_frame", "out", "fps", *clip, *OPTIONS])
     assert {"prompt", "motion", "first_frame", "out", "fps"} <= Job.__dataclass_fields__.keys()
 
 

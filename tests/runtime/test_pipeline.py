@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lamp_trt.runtime.control import Control
 from lamp_trt.runtime.finite import require_finite
 from lamp_trt.runtime.host.loop import run_loop
 from lamp_trt.runtime.pipeline import LampPipeline
-from lamp_trt.runtime.stages import VideoJob, video_loop
+from lamp_trt.runtime.stages import VideoJob, inversion_loop, video_loop
 from tests.conftest import GoldenClose
 from tests.fixtures.openvino import HOST_BACKENDS
 from tests.fixtures.reference_clip import reference_clip, smooth_picture
@@ -38,6 +39,7 @@ from tests.tolerances import (
     GOLDEN_GIF_EQUAL_SHARE,
     GOLDEN_GIF_LEVELS,
     GOLDEN_INITIAL,
+    GOLDEN_INVERSION,
     GOLDEN_LATENTS_FINAL,
     GOLDEN_LATENTS_FREE,
     GOLDEN_VAE,
@@ -135,6 +137,35 @@ def test_the_loop_follows_the_official_one(
     difference = np.abs(frames.astype(int) - arrays["gif_u8"])
     assert (difference == 0).mean() >= GOLDEN_GIF_EQUAL_SHARE
     assert difference.max() <= GOLDEN_GIF_LEVELS
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", ["five_of_five", "five_of_fifty"])
+def test_the_inversion_follows_the_official_one(
+    case: str,
+    golden: Golden,
+    golden_close: GoldenClose,
+    golden_bundle: Bundle,
+    golden_engines: dict[str, Engine],
+) -> None:
+    arrays = golden("inversion")
+    used = arrays[f"{case}/used_timesteps"]
+    steps = len(arrays[f"{case}/scheduler_timesteps"])
+    schedule = ddim_schedule(steps, golden_bundle.manifest.scheduler)
+    loop = inversion_loop(schedule, arrays["video_latents"])
+    np.testing.assert_array_equal(loop.timesteps[: len(used)], used)
+    after = [arrays["video_latents"][0]]
+
+    def remember(step: int, timestep: int, latents: np.ndarray) -> np.ndarray:
+        after.append(latents[0])
+        return latents
+
+    first = replace(
+        loop, timesteps=loop.timesteps[: len(used)], rows=loop.rows[: len(used)], on_step=remember
+    )
+    text = {"encoder_hidden_states": np.stack([arrays["text_uncond"]] * 2)}
+    run_loop(golden_engines["lamp_unet"], (), first, arrays["video_latents"], text, Control())
+    golden_close(np.stack(after), arrays[f"{case}/latents"], **GOLDEN_INVERSION)
 
 
 @pytest.mark.golden

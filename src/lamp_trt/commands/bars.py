@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from lamp_trt.engine.progress import progress as progress_bar
 
-_LABELS = {"make_first_frame": "first frame", "denoise": "denoising"}
+_LABELS = {"make_first_frame": "first frame", "invert": "inverting", "denoise": "denoising"}
 
 
 class Bars:

@@ -5,9 +5,9 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamp_trt.commands.bars import Bars
 from lamp_trt.commands.flags import add_settings
@@ -16,6 +16,9 @@ from lamp_trt.commands.shared import add_placement, add_verify_files, file_path,
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.text import without_marks
 from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, Setting
+
+if TYPE_CHECKING:
+    from lamp_trt.runtime.jobs import Job
 
 DESCRIPTION = "Make videos from prompts, and from first frames if given."
 
@@ -39,24 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an image file; default: SDXL makes one, if the bundle has it",
         metavar="IMAGE",
     )
-    parser.add_argument(
-        "--save-first-frame",
-        action="store_true",
-        help="also save it as NAME.first_frame.png next to the video",
-    )
     add_settings(parser, job_settings(), suppress=True)
-    parser.add_argument("--fps", type=float, default=argparse.SUPPRESS, help=f"default: {FPS}")
-    parser.add_argument(
-        "--out",
-        type=file_path,
-        help="a .mp4, .gif or .webp file, or a folder: of PNGs, or of videos if there are several; "
+    add_output(
+        parser,
+        "a .mp4, .gif or .webp file, or a folder: of PNGs, or of videos if there are several; "
         "default: named after the prompt, or the folder videos for several",
-    )
-    parser.add_argument(
-        "--format",
-        choices=["mp4", "gif", "webp", "png"],
-        default="mp4",
-        help="of videos that are not named by --out: without it, and of several",
+        "of videos that are not named by --out: without it, and of several",
     )
     parser.add_argument(
         "--prompts", type=file_path, help="a file: a prompt a line, or JSON lines", metavar="FILE"
@@ -68,6 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="repeat the video of this JSON sidecar file, with the options given here changed",
         metavar="FILE",
     )
+
+
+def add_output(parser: argparse.ArgumentParser, out_help: str, format_help: str) -> None:
+    """Add the options of the videos' files."""
+    parser.add_argument(
+        "--save-first-frame",
+        action="store_true",
+        help="also save it as NAME.first_frame.png next to the video",
+    )
+    parser.add_argument("--fps", type=float, default=argparse.SUPPRESS, help=f"default: {FPS}")
+    parser.add_argument("--out", type=file_path, help=out_help)
+    parser.add_argument("--format", choices=["mp4", "gif", "webp", "png"], default="mp4", help=format_help)
     parser.add_argument(
         "--before-save",
         help="a function that gets each Video and returns the one to save; it refuses by raising",
@@ -76,16 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lamp_trt.runtime.first_frame import save_png
-    from lamp_trt.runtime.jobs import (
-        Job,
-        first_frame_path,
-        job_from_sidecar,
-        jobs_from_prompts_file,
-        run_jobs,
-        with_destinations,
-    )
-    from lamp_trt.runtime.load import load_pipeline
+    from lamp_trt.runtime.jobs import Job, job_from_sidecar, jobs_from_prompts_file
 
     if sum(map(bool, (args.prompt, args.prompts, args.sidecar))) != 1:
         raise InputError("give either prompts, or --prompts FILE, or --from SIDECAR.")
@@ -104,6 +98,15 @@ def run(args: argparse.Namespace) -> None:
         jobs = [replace(defaults, prompt=prompt) for prompt in args.prompt]
     if args.motion:
         jobs = [replace(job, motion=job.motion or motion) for motion in args.motion for job in jobs]
+    make_videos(args, jobs)
+
+
+def make_videos(args: argparse.Namespace, jobs: "Sequence[Job]") -> None:
+    """Load the bundle, make the videos, and print a line for each. args: of `generate` or `edit`."""
+    from lamp_trt.runtime.first_frame import save_png
+    from lamp_trt.runtime.jobs import first_frame_path, run_jobs, with_destinations
+    from lamp_trt.runtime.load import load_pipeline
+
     jobs = with_destinations(jobs, args.out, "" if args.format == "png" else f".{args.format}")
     before_save = _function(args.before_save) if args.before_save else None
     pipeline = load_pipeline(

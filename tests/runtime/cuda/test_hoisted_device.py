@@ -50,6 +50,18 @@ def test_videos_are_the_plain_bundles(on_device: OnDevice, toy_bundle: Path) -> 
     on_device.device.memory.check()
 
 
+def test_inversions_are_the_plain_bundles(
+    on_device: OnDevice, toy_bundle: Path, hoisted_bundle: Path
+) -> None:
+    """Guidance's shared prefix is computed once for both halves, which an inversion feeds with one clip."""
+    clip = np.random.default_rng(1).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    plain, hoisted = (lamp_trt.load(path, num_threads=1) for path in (toy_bundle, hoisted_bundle))
+    wanted = plain.invert(clip, motion="horse_run", num_inference_steps=3)
+    for pipe in (on_device.pipe, hoisted):
+        ours = pipe.invert(clip, motion="horse_run", num_inference_steps=3)
+        np.testing.assert_allclose(ours, wanted, rtol=0, atol=DEVICE_LATENTS_ATOL)
+
+
 @pytest.mark.parametrize("negative_prompt", [None, "blurry"])
 def test_first_frames_are_the_plain_bundles(
     on_device: OnDevice, sdxl_bundle: Path, negative_prompt: str | None

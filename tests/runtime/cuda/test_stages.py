@@ -111,6 +111,32 @@ def test_injected_noise_is_what_the_loop_starts_from(
     assert_same_video(on_device.pipe(PROMPT, **options | paper), host(PROMPT, **options | paper))
 
 
+def test_a_clip_is_inverted_and_edited_as_on_the_cpu(
+    host: LampPipeline, on_device: OnDevice, picture: np.ndarray
+) -> None:
+    """The real kernels step frame 0 too; a video in between leaves nothing behind."""
+    clip = np.stack([np.roll(picture, 3 * i, axis=1) for i in range(4)])
+    seen: list[tuple[str, int, int]] = []
+    ours = on_device.pipe.invert(
+        clip, motion="rain", num_inference_steps=3, progress=lambda *step: seen.append(step)
+    )
+    wanted = host.invert(clip, motion="rain", num_inference_steps=3)
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=DEVICE_LATENTS_ATOL)
+    assert (seen[0], seen[-1]) == (("invert", 0, 3), ("invert", 3, 3))
+    options: dict[str, Any] = {
+        "motion": "rain",
+        "num_inference_steps": 3,
+        "noise": wanted,
+        "mix_noise": False,
+    }
+    edits = [pipe(PROMPT, first_frame=picture, **options) for pipe in (on_device.pipe, host)]
+    assert_same_video(*edits)
+    again = on_device.pipe.invert(clip, motion="rain", num_inference_steps=3)
+    np.testing.assert_array_equal(again, ours)
+    for pipe in (host, on_device.pipe):
+        pipe.set_motion("horse_run")
+
+
 def test_one_captured_step_serves_every_video_and_nothing_waits_in_between(
     on_device: OnDevice, picture: np.ndarray
 ) -> None:
