@@ -18,6 +18,10 @@ class Allowed:
     reason: str
 
 
+PREVIEW_MAPS = (
+    "A build fits a linear map from each VAE's latents to colours and keeps it in `bundle.json` (`previews`)"
+)
+
 ALLOWED = (
     Allowed(
         "videos/*.timings.json:order",
@@ -28,6 +32,14 @@ ALLOWED = (
         "videos/transparent*",
         "composited over `--background` (white) where transparent",
         "OpenCV dropped the alpha channel of the first frame",
+    ),
+    *(
+        Allowed(where, PREVIEW_MAPS, reason)
+        for where, reason in {
+            "bundles/*/bundle.json:previews.*": "the manifest has a new entry",
+            "bundles/*/bundle.json:content_sha256": "the digest covers it",
+            "videos/*.json:bundle": "a sidecar names the bundle's digest",
+        }.items()
     ),
 )
 
