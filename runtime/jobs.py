@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_li
 from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, GenerationConfig, file_path
 from lamp_trt.runtime.control import CancelToken, Progress
 from lamp_trt.runtime.media.image import image_from_base64
+from lamp_trt.runtime.media.preview_file import FILE_SECONDS, PreviewFile, check_preview_path
 from lamp_trt.runtime.media.tokenizer import prompt_text
 from lamp_trt.runtime.media.video import Video, check_destination, check_format, frame_rate
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -149,6 +150,7 @@ def run_jobs(
     before_save: Callable[[Video], Video] | None = None,
     *,
     progress: Progress | None = None,
+    preview: Path | None = None,
     cancel: CancelToken | None = None,
 ) -> Iterator[tuple[Path, Video]]:
     """Make and save every video, grouped by motion; yields (path, video) after each is saved.
@@ -156,6 +158,8 @@ def run_jobs(
     before_save       gets each finished video and returns the one to save (a safety checker may blur it); its
                       exceptions end the run before that video is written
     progress, cancel  for each video, see LampPipeline.__call__
+    preview           a .webp file that shows the running video, see PreviewFile; it stays after a saved
+                      video, and is removed after a refused or failed one
     A job without a motion uses the bundle's default one. The folder of several videos is created if missing.
     Jobs and destinations are checked before any video is made.
     A refused video is not written; the others are made, and a SafetyError at the end has the number refused.
@@ -168,37 +172,63 @@ def run_jobs(
         _check(pipeline, job)
         motion = job.motion or pipeline.bundle.manifest.default_motion
         by_motion.setdefault(str(motion), []).append(job)
+    if preview is not None:
+        _check_preview(pipeline, preview, jobs)
     for job in (job for group in by_motion.values() for job in group):
         assert job.out is not None
         if len(jobs) > 1 and job.out.parent.parent.is_dir():
             _make_folder(job.out.parent)
         check_destination(job.out, *pipeline.size, job.fps)
+    if preview is not None:
+        check_destination(preview, *pipeline.size)
     for motion, group in by_motion.items():
         for job in group:
-            assert job.out is not None
-            try:
-                video = pipeline(
-                    job.prompt,
-                    motion=motion,
-                    first_frame=job.first_frame,
-                    progress=progress,
-                    cancel=cancel,
-                    **job.options,
-                )
-            except SafetyError as error:
-                if len(jobs) == 1:
-                    raise
-                refused += 1
-                log.warning("%s is not made: %s", job.out, error)
-                continue
-            video = replace(video, settings={**video.settings, **job.origin})
-            if before_save is not None:
-                video = before_save(video)
-                if not isinstance(video, Video):
-                    raise InputError(f"before_save returned {video!r}; expected the Video to save.")
-            yield video.save(job.out, job.fps), video
+            file = PreviewFile(preview, job.fps) if preview is not None else None
+            control = {"progress": progress, "cancel": cancel, "preview": file}
+            with file or nullcontext():
+                try:
+                    video = _made(pipeline, replace(job, motion=motion), control)
+                except SafetyError as error:
+                    if len(jobs) == 1:
+                        raise
+                    refused += 1
+                    log.warning("%s is not made: %s", job.out, error)
+                    if file is not None:
+                        file.remove()
+                    continue
+                path, video = _saved(video, job, before_save)
+            yield path, video
     if refused:
         raise SafetyError(f"{refused} of {len(jobs)} videos were refused by the safety checker.")
+
+
+def _made(pipeline: LampPipeline, job: Job, control: Mapping[str, Any]) -> Video:
+    video = pipeline(
+        job.prompt,
+        motion=job.motion,
+        first_frame=job.first_frame,
+        preview_interval=FILE_SECONDS,
+        **control,
+        **job.options,
+    )
+    return replace(video, settings={**video.settings, **job.origin})
+
+
+def _saved(video: Video, job: Job, before_save: Callable[[Video], Video] | None) -> tuple[Path, Video]:
+    assert job.out is not None
+    if before_save is not None:
+        video = before_save(video)
+        if not isinstance(video, Video):
+            raise InputError(f"before_save returned {video!r}; expected the Video to save.")
+    return video.save(job.out, job.fps), video
+
+
+def _check_preview(pipeline: LampPipeline, preview: Path, jobs: Sequence[Job]) -> None:
+    """Raise the errors of a preview file before any video is made."""
+    used = [path for job in jobs for path in (job.out, job.first_frame) if isinstance(path, Path)]
+    check_preview_path(preview, used, *pipeline.size)
+    for job in jobs:
+        pipeline.require_previews(GenerationConfig(**job.options), made=job.first_frame is None)
 
 
 def _check(pipeline: LampPipeline, job: Job) -> None:

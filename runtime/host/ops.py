@@ -116,7 +116,8 @@ class HostImageOps(HostOps):
             "text_embeds": text_embeds,
             "time_ids": time_ids(self._manifest.sizes),
         }
-        return run_loop(unet, self._precompute_engines(SDXL.unet), loop, latents, conditions, control)
+        precompute, preview = self._precompute_engines(SDXL.unet), self._manifest.previews.get(SDXL.vae)
+        return run_loop(unet, precompute, loop, latents, conditions, control, preview)
 
     def decode(self, latents: Latents) -> Array:
         decoder = self._engines["sdxl_vae_decoder"]
@@ -187,7 +188,8 @@ class HostVideoOps(HostOps):
         latents = initial_latents(loop, shape, first_frame)
         conditions = {"encoder_hidden_states": text}
         unet = self._engines[LAMP.unet]
-        return run_loop(unet, self._precompute_engines(LAMP.unet), loop, latents, conditions, control)
+        precompute, preview = self._precompute_engines(LAMP.unet), self._manifest.previews.get(LAMP.vae)
+        return run_loop(unet, precompute, loop, latents, conditions, control, preview)
 
     def put(self, latents: Latents) -> Latents:
         return latents

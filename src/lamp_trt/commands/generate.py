@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of videos that are not named by --out: without it, and of several",
     )
     parser.add_argument(
+        "--preview",
+        type=file_path,
+        help="a .webp file that shows the video while it is made, rewritten every few seconds",
+        metavar="FILE.webp",
+    )
+    parser.add_argument(
         "--prompts", type=file_path, help="a file: a prompt a line, or JSON lines", metavar="FILE"
     )
     parser.add_argument(
@@ -110,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         args.bundle, placement(args), expect_bundle=args.expect_bundle, verify_files=args.verify_files
     )
     with pipeline, Bars() as bars:
-        for path, video in run_jobs(pipeline, jobs, before_save, progress=bars):
+        for path, video in run_jobs(pipeline, jobs, before_save, progress=bars, preview=args.preview):
             log_timings(video.timings)
             settings = {name: value for name, value in video.settings.items() if name != "first_frame_png"}
             result = {"path": str(path), "timings": video.timings, "settings": settings}
