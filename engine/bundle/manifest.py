@@ -166,6 +166,8 @@ class Manifest:
             _require(
                 shape == [4, 4, 4, 3], f"previews.{name}", shape, "three rows of 4 weights, and 3 biases"
             )
+            largest = max(abs(number) for row in (*preview.weights, preview.bias) for number in row)
+            _require(largest <= 100, f"previews.{name}", largest, "numbers of at most 100")
 
     def _check_safety(self) -> None:
         """The safety checker's network and entry are there together, and fit each other: a bundle does not

@@ -178,6 +178,7 @@ def test_an_encoder_that_is_not_finite_is_refused(toy: Path, tmp_path: Path) -> 
         ({"weights": [[1.0] * 3] * 3}, r"previews\.vae is \[3, 3, 3, 3\]"),
         ({"bias": [1.0]}, r"previews\.vae is \[4, 4, 4, 1\]"),
         ({"bias": ["a", 0.0, 0.0]}, r"previews\.vae\.bias\[0\] is 'a', expected a number"),
+        ({"bias": [0.0, -1e300, 0.0]}, r"previews\.vae is 1e\+300, expected numbers of at most 100"),
         ({"r_squared": None}, r"previews\.vae\.r_squared is None, expected a number"),
         ({"more": 1}, r"previews\.vae\.more is not a known key"),
     ],
