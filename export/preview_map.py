@@ -115,4 +115,5 @@ def _enlarged(values: Array, size: int) -> Array:
     places = np.linspace(0, values.shape[-1] - 1, size)
     low = np.minimum(places.astype(int), values.shape[-1] - 2)
     between = places - low
-    return values[..., low] * (1 - between) + values[..., low + 1] * between
+    enlarged: Array = values[..., low] * (1 - between) + values[..., low + 1] * between
+    return enlarged

@@ -173,6 +173,7 @@ def run_jobs(
         motion = job.motion or pipeline.bundle.manifest.default_motion
         by_motion.setdefault(str(motion), []).append(job)
     if preview is not None:
+        preview = file_path("the preview", preview)
         _check_preview(pipeline, preview, jobs)
     for job in (job for group in by_motion.values() for job in group):
         assert job.out is not None

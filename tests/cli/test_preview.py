@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """generate --preview: a file that is whole at any moment, and is left only by a video that was saved."""
 
-import re
 import shlex
 import shutil
 import threading
@@ -18,7 +17,7 @@ import lamp_trt
 from lamp_trt.benchmarks.verify.pictures import synthetic_picture
 from lamp_trt.cli import main
 from lamp_trt.engine.bundle.manifest import Manifest
-from lamp_trt.engine.errors import Cancelled, OutputError, SafetyError
+from lamp_trt.engine.errors import Cancelled, InputError, OutputError, SafetyError
 from lamp_trt.runtime.jobs import Job, run_jobs
 from lamp_trt.runtime.media.image import encode_png
 from lamp_trt.runtime.media.video import Video
@@ -203,12 +202,11 @@ def test_a_file_that_can_no_longer_be_written_does_not_cost_the_video(
     ],
 )
 def test_unusable_paths_are_refused_before_any_work(
-    safe_bundle: Path,
+    pipe: LampPipeline,
     tmp_path: Path,
     preview: str,
     out: str,
     message: str,
-    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "sub").mkdir()
@@ -217,16 +215,9 @@ def test_unusable_paths_are_refused_before_any_work(
     (tmp_path / "link.webp").symlink_to("a.webp")
     before = {path.name for path in tmp_path.iterdir()}
     monkeypatch.setattr("lamp_trt.runtime.pipeline.make_video", None)
-    arguments = [
-        "--first-frame",
-        tmp_path / "horse.webp",
-        "--preview",
-        tmp_path / preview,
-        "--out",
-        tmp_path / out,
-    ]
-    assert main(["generate", "x", f"--bundle={safe_bundle}", "--num-threads=1", *map(str, arguments)]) == 2
-    assert re.search(message, capfd.readouterr().err)
+    from_file = replace(job(tmp_path, out), first_frame=tmp_path / "horse.webp")
+    with pytest.raises(InputError, match=message):
+        list(run_jobs(pipe, [from_file], preview=tmp_path / preview))
     assert {path.name for path in tmp_path.iterdir()} == before
 
 

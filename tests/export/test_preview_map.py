@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lamp_trt.engine.bundle.manifest import Manifest, PreviewEntry
 from lamp_trt.engine.bundle.reader import Bundle
+from lamp_trt.engine.dtypes import PRECISIONS
 from lamp_trt.engine.errors import BundleError, CheckpointError
 from lamp_trt.engine.torch_threads import torch_threads
 from lamp_trt.export import preview_map
@@ -20,6 +21,7 @@ from lamp_trt.export.build import build_bundle
 from lamp_trt.export.checkpoints.files import ComponentFiles, find_component
 from lamp_trt.export.checkpoints.tensors import load_vae
 from lamp_trt.export.preview_map import fitted_map, synthetic_pictures
+from lamp_trt.export.recipe import recipe_from_options
 from tests.fixtures.toy import toy_options
 
 SCALING = 0.18215
@@ -83,23 +85,28 @@ def test_sdxls_vae_has_a_map_of_its_own(sdxl_bundle: Path) -> None:
     assert 0 <= previews["sdxl_vae"].r_squared < 0.1  # random weights: the manifest says that it shows little
 
 
-def test_builds_on_any_number_of_threads_are_the_same_bytes(toy: Path, tmp_path: Path) -> None:
-    """A whole build twice, and the fit alone."""
-    digests = []
-    for count in (1, 2):
-        with torch_threads(count):
-            out = tmp_path / str(count)
-            build_bundle(out, toy_options(toy, motions=None, only=("vae_encoder",)))
-            digests.append((out / "bundle.json").read_bytes())
-    assert digests[0] == digests[1]
-    assert b'"previews"' in digests[0]
-
-
-def test_the_precision_of_the_bundle_does_not_change_the_map(
-    toy: Path, toy_bundle: Path, tmp_path: Path
+@pytest.mark.parametrize("count", [1, 2])
+def test_builds_on_any_number_of_threads_are_the_same_bytes(
+    count: int, toy_bundle: Path, toy: Path, tmp_path: Path
 ) -> None:
-    build_bundle(tmp_path / "b", toy_options(toy, motions=None, only=("vae_encoder",), precision="fp16"))
-    assert manifest_of(tmp_path / "b").previews == manifest_of(toy_bundle).previews
+    """Of a bundle that lacks the map alone, so that nothing else is exported."""
+    out = Path(shutil.copytree(toy_bundle, tmp_path / "b"))
+    before = change_previews(out, {})
+    with torch_threads(count):
+        build_bundle(out, toy_options(toy))
+    assert (out / "bundle.json").read_bytes() == before
+
+
+def test_the_precision_of_the_bundle_does_not_change_the_map(toy: Path) -> None:
+    keys = {recipe_from_options(toy_options(toy, precision=p)).preview_key("vae") for p in PRECISIONS}
+    assert len(keys) == 1
+
+
+def change_previews(bundle: Path, previews: dict[str, PreviewEntry]) -> bytes:
+    """Replace the maps of a bundle; the bytes of its manifest before."""
+    before = (bundle / "bundle.json").read_bytes()
+    (bundle / "bundle.json").write_bytes(replace(Manifest.from_json(before), previews=previews).to_json())
+    return before
 
 
 @pytest.fixture
@@ -121,34 +128,34 @@ def test_a_build_that_changes_nothing_fits_nothing(
     out = Path(shutil.copytree(toy_bundle, tmp_path / "b"))
     before = (out / "bundle.json").read_bytes()
     build_bundle(out, toy_options(toy))
-    build_bundle(out, toy_options(toy, sd=None, only=("lamp_unet",)))
     assert (out / "bundle.json").read_bytes() == before
     assert fits == []
 
 
-def test_an_older_bundle_gets_its_map_once_by_the_same_build(
-    toy_bundle: Path, toy: Path, tmp_path: Path, fits: list[str]
+@pytest.mark.parametrize("previews", [{}, {"vae": PreviewEntry(((0.0,) * 4,) * 3, (0.0,) * 3, 0.0, "old")}])
+def test_a_bundle_without_this_vaes_map_gets_it_once_by_the_same_build(
+    previews: dict[str, PreviewEntry], toy_bundle: Path, toy: Path, tmp_path: Path, fits: list[str]
 ) -> None:
+    """One of an older release, and one with the map of another VAE."""
     out = Path(shutil.copytree(toy_bundle, tmp_path / "b"))
-    before = (out / "bundle.json").read_bytes()
-    (out / "bundle.json").write_bytes(replace(Manifest.from_json(before), previews={}).to_json())
+    before = change_previews(out, previews)
     report = build_bundle(out, toy_options(toy))
     assert (out / "bundle.json").read_bytes() == before
     assert fits == ["vae"]
     assert {file.seconds for file in report.files} == {None}
 
 
-def test_another_vae_has_another_map(toy_bundle: Path, toy: Path, tmp_path: Path, fits: list[str]) -> None:
+def test_another_vae_has_another_map(toy_bundle: Path, toy: Path, tmp_path: Path) -> None:
+    """Latents of twice the size: half the weights."""
     sd = Path(shutil.copytree(toy / "sd", tmp_path / "sd"))
     weights = sd / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
-    save_file({**tensors, "quant_conv.weight": tensors["quant_conv.weight"] * 2}, weights)
-    out = Path(shutil.copytree(toy_bundle, tmp_path / "b"))
-    only = ("text_encoder", "vae_encoder", "vae_decoder")
-    build_bundle(out, toy_options(toy, sd=sd, motions=None, only=only))
-    before, after = (manifest_of(path).previews["vae"] for path in (toy_bundle, out))
-    assert fits == ["vae"]
-    assert before.key != after.key
+    doubled = {name: tensors[name] * 2 for name in ("quant_conv.weight", "quant_conv.bias")}
+    save_file({**tensors, **doubled}, weights)
+    before = manifest_of(toy_bundle).previews["vae"]
+    key = recipe_from_options(toy_options(toy, sd=sd)).preview_key("vae")
+    assert key != before.key
+    after = fitted_map(vae_of(sd), SCALING, key)
     np.testing.assert_allclose(np.array(after.weights) * 2, before.weights, atol=0.02)
 
 
