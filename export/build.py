@@ -5,13 +5,20 @@ Building into an existing bundle adds to it: files that do not depend on the giv
 is loaded only if a file must be made.
 """
 
+import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from lamp_trt.engine.bundle.digests import DigestCache
-from lamp_trt.engine.bundle.manifest import Manifest, MotionEntry, NetworkEntry, SafetyEntry
+from lamp_trt.engine.bundle.manifest import (
+    Manifest,
+    MotionEntry,
+    NetworkEntry,
+    PreviewEntry,
+    SafetyEntry,
+)
 from lamp_trt.engine.bundle.paths import MANIFEST, graph_path, weights_path
 from lamp_trt.engine.bundle.unchanged import write_if_needed
 from lamp_trt.engine.bundle.weights import read_weight_file
@@ -32,6 +39,8 @@ from lamp_trt.export.planned import (
 from lamp_trt.export.recipe import BuildOptions, Recipe, recipe_from_options
 from lamp_trt.export.shared_weights import check_shared_stay, is_shared, share_kept
 
+log = logging.getLogger("lamp_trt")
+
 
 def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = None) -> BuildReport:
     """Make or complete the bundle `out`. Raises CheckpointError, InputError or BundleError.
@@ -44,13 +53,25 @@ def build_bundle(out: Path, options: BuildOptions, cache: DigestCache | None = N
     report = BuildReport(out)
     if not os.path.lexists(out / MANIFEST):
         _check_checkpoints(recipe)
-    report.digest = write_if_needed(out, lambda writer: _complete(writer, recipe, report, cache), cache)
+    previews: dict[str, PreviewEntry] = {}
+    report.digest = write_if_needed(
+        out, lambda writer: _complete(writer, recipe, report, cache, previews), cache
+    )
     report.seconds = time.monotonic() - start
     return report
 
 
-def _complete(writer: BundleWriter, recipe: Recipe, report: BuildReport, cache: DigestCache) -> str:
-    """Make the files of `recipe` that the bundle lacks, commit, and return the bundle's digest."""
+def _complete(
+    writer: BundleWriter,
+    recipe: Recipe,
+    report: BuildReport,
+    cache: DigestCache,
+    previews: dict[str, PreviewEntry],
+) -> str:
+    """Make the files of `recipe` that the bundle lacks, commit, and return the bundle's digest.
+
+    previews: receives the preview maps, so that a second call does not fit them again.
+    """
     report.files.clear()
     kept = _kept(writer.manifest, recipe, writer.path)
     maker = FileMaker(writer, report)
@@ -74,7 +95,8 @@ def _complete(writer: BundleWriter, recipe: Recipe, report: BuildReport, cache: 
     for name, folder in recipe.tokenizers.items():
         for planned in tokenizer_copies(name, folder, cache):
             maker.make(planned)
-    return writer.commit(_manifest(writer, recipe, kept, entries, motions, default_motion))
+    _make_previews(recipe, kept, previews)
+    return writer.commit(_manifest(writer, recipe, kept, entries, motions, default_motion, previews))
 
 
 def _check_checkpoints(recipe: Recipe) -> None:
@@ -111,6 +133,24 @@ def _make_weights(
             maker.make(weights[name])
             stored_in[name] = name
     return stored_in
+
+
+def _make_previews(recipe: Recipe, kept: Manifest | None, previews: dict[str, PreviewEntry]) -> None:
+    """Add the preview map of every VAE to `previews`: that of the bundle if its key is the same, or fitted.
+
+    They are made last, and stored in the manifest alone: an interrupted build fits them again.
+    """
+    for vae, entry in (kept.previews if kept else {}).items():
+        previews.setdefault(vae, entry)
+    for vae in recipe.scaling_factors:
+        key = recipe.preview_key(vae)
+        if vae not in previews or previews[vae].key != key:
+            from lamp_trt.export.preview_map import fitted_map
+
+            log.info("fitting the preview map of %s", vae)
+            entry = fitted_map(recipe.components[vae].files, recipe.scaling_factors[vae], key)
+            log.info("previews will show %.0f %% of the colours' variance", 100 * entry.r_squared)
+            previews[vae] = entry
 
 
 def _entry(recipe: Recipe, network: str, stored_in: Mapping[str, str]) -> NetworkEntry:
@@ -176,6 +216,7 @@ def _manifest(
     entries: Mapping[str, NetworkEntry],
     motions: Mapping[str, MotionEntry],
     default_motion: str | None,
+    previews: Mapping[str, PreviewEntry],
 ) -> Manifest:
     networks = {**(kept.networks if kept else {}), **entries}
     remade = tuple(f"{name}/" for name in recipe.tokenizers)  # another layout may have fewer files
@@ -200,6 +241,7 @@ def _manifest(
         files=files,
         first_frame=recipe.first_frame or (kept.first_frame if kept else None),
         safety=_safety(writer, recipe) or (kept.safety if kept else None),
+        previews=dict(previews),
     )
 
 

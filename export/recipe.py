@@ -54,6 +54,8 @@ CONVERTER_VERSION = 1
 """Increment when the same checkpoints would give different weight files, so that bundles are rebuilt."""
 EXPORTER_VERSION = 1
 """Increment when the same inputs would give different graphs."""
+PREVIEW_VERSION = 1
+"""Increment when the same VAE would give another preview map."""
 
 _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers")
 
@@ -157,6 +159,10 @@ class Recipe:
     def weights_key(self, component: str) -> str:
         source = self.components[component]
         return digest_of(CONVERTER_VERSION, component, self.precision_of(component), source.digest)
+
+    def preview_key(self, vae: str) -> str:
+        """The key of the preview map of a VAE's component."""
+        return digest_of(PREVIEW_VERSION, self.components[vae].digest, self.scaling_factors[vae])
 
     def graph_key(self, network: str) -> str:
         """The key of a graph that references its own component's weight file only.

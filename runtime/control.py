@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress and cancelling of one call: handled between steps, without making the device wait."""
+"""Progress, previews and cancelling of one call: handled between steps, without making the device wait."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lamp_trt.engine.errors import Cancelled, InputError
+from lamp_trt.runtime.preview import Previews
 
 
 class Progress(Protocol):
@@ -27,10 +28,12 @@ class CancelToken(Protocol):
 
 @dataclass(frozen=True)
 class Control:
-    """The progress callback and cancel token of one call, or None. Raises InputError for other types."""
+    """The progress callback, cancel token and previews of one call, or None. Raises InputError for other
+    types."""
 
     progress: Progress | None = None
     cancel: CancelToken | None = None
+    previews: Previews | None = None
 
     def __post_init__(self) -> None:
         if self.progress is not None and not callable(self.progress):
@@ -41,6 +44,9 @@ class Control:
     def report(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(stage, done, total)
+
+    def without_previews(self) -> "Control":
+        return replace(self, previews=None)
 
     def check(self) -> None:
         """Raise Cancelled if the token is set."""

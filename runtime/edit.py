@@ -29,6 +29,7 @@ from lamp_trt.runtime.media.clip.reader import read_clip
 from lamp_trt.runtime.media.image import load_first_frame
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.pipeline import LampPipeline
+from lamp_trt.runtime.preview import PREVIEW_SECONDS, Preview
 from lamp_trt.runtime.requests import ClipRequest
 from lamp_trt.runtime.stages import with_total
 
@@ -67,11 +68,14 @@ def edit_video(
     request: EditRequest,
     *,
     progress: Progress | None = None,
+    preview: Preview | None = None,
+    preview_interval: float = PREVIEW_SECONDS,
     cancel: CancelToken | None = None,
 ) -> Video:
     """Edit a clip. The video's settings have the clip's file, digest and fitting, and repeat the edit.
 
     progress  called for both halves, stages "invert" and "denoise"
+    preview, preview_interval: of the second half, as in LampPipeline.__call__
     The first frame is checked by the safety checker before the inversion; the source clip is not checked.
     Raises as LampPipeline.__call__, and InputError for a clip or a file of latents that does not fit.
     """
@@ -118,6 +122,8 @@ def edit_video(
         first_frame=first_frame,
         noise=latents,
         progress=progress,
+        preview=preview,
+        preview_interval=preview_interval,
         cancel=cancel,
         **vars(config),
     )

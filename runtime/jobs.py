@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lamp_trt.runtime.control import CancelToken, Progress
 from lamp_trt.runtime.edit import EditRequest, edit_video
 from lamp_trt.runtime.media.clip.reader import check_video
 from lamp_trt.runtime.media.image import image_from_base64
+from lamp_trt.runtime.media.preview_file import FILE_SECONDS, PreviewFile, check_preview_path
 from lamp_trt.runtime.media.tokenizer import prompt_text
 from lamp_trt.runtime.media.video import Video, check_destination, check_format, frame_rate
 from lamp_trt.runtime.pipeline import LampPipeline
@@ -162,6 +163,7 @@ def run_jobs(
     before_save: Callable[[Video], Video] | None = None,
     *,
     progress: Progress | None = None,
+    preview: Path | None = None,
     cancel: CancelToken | None = None,
 ) -> Iterator[tuple[Path, Video]]:
     """Make and save every video, grouped by motion; yields (path, video) after each is saved.
@@ -169,6 +171,8 @@ def run_jobs(
     before_save       gets each finished video and returns the one to save (a safety checker may blur it); its
                       exceptions end the run before that video is written
     progress, cancel  for each video, see LampPipeline.__call__
+    preview           a .webp file that shows the running video, see PreviewFile; it stays after a saved
+                      video, and is removed after a refused or failed one
     A job without a motion uses the bundle's default one. The folder of several videos is created if missing.
     Jobs and destinations are checked before any video is made.
     A refused video is not written; the others are made, and a SafetyError at the end has the number refused.
@@ -181,51 +185,81 @@ def run_jobs(
         _check(pipeline, job)
         motion = job.motion or pipeline.bundle.manifest.default_motion
         by_motion.setdefault(str(motion), []).append(job)
+    if preview is not None:
+        preview = file_path("the preview", preview)
+        _check_preview(pipeline, preview, jobs)
     for job in (job for group in by_motion.values() for job in group):
         assert job.out is not None
         if len(jobs) > 1 and job.out.parent.parent.is_dir():
             _make_folder(job.out.parent)
         check_destination(job.out, *pipeline.size, job.fps)
+    if preview is not None:
+        check_destination(preview, *pipeline.size)
     for motion, group in by_motion.items():
         for job in group:
-            assert job.out is not None
-            try:
-                video = _make(pipeline, replace(job, motion=motion), progress, cancel)
-            except SafetyError as error:
-                if len(jobs) == 1:
-                    raise
-                refused += 1
-                log.warning("%s is not made: %s", job.out, error)
-                continue
-            video = replace(video, settings={**video.settings, **job.origin})
-            if before_save is not None:
-                video = before_save(video)
-                if not isinstance(video, Video):
-                    raise InputError(f"before_save returned {video!r}; expected the Video to save.")
-            yield video.save(job.out, job.fps), video
+            file = PreviewFile(preview, job.fps) if preview is not None else None
+            control = {"progress": progress, "cancel": cancel, "preview": file}
+            with file or nullcontext():
+                try:
+                    video = _made(pipeline, replace(job, motion=motion), control)
+                except SafetyError as error:
+                    if len(jobs) == 1:
+                        raise
+                    refused += 1
+                    log.warning("%s is not made: %s", job.out, error)
+                    if file is not None:
+                        file.remove()
+                    continue
+                path, video = _saved(video, job, before_save)
+            yield path, video
     if refused:
         raise SafetyError(f"{refused} of {len(jobs)} videos were refused by the safety checker.")
 
 
-def _make(pipeline: LampPipeline, job: Job, progress: Progress | None, cancel: CancelToken | None) -> Video:
+def _made(pipeline: LampPipeline, job: Job, control: Mapping[str, Any]) -> Video:
+    control = {**control, "preview_interval": FILE_SECONDS}
     if job.clip is None:
-        return pipeline(
+        video = pipeline(
             job.prompt,
             motion=job.motion,
             first_frame=job.first_frame,
-            progress=progress,
-            cancel=cancel,
+            **control,
             **job.options,
         )
-    video = edit_video(pipeline, _edit(job, job.clip), progress=progress, cancel=cancel)
-    if job.clip_sha256 not in (None, video.settings["clip_sha256"]):
-        log.warning("the clip's frames are not those of the edit to repeat: the result may differ")
-    return video
+    else:
+        video = edit_video(pipeline, _edit(job, job.clip), **control)
+        if job.clip_sha256 not in (None, video.settings["clip_sha256"]):
+            log.warning("the clip's frames are not those of the edit to repeat: the result may differ")
+    return replace(video, settings={**video.settings, **job.origin})
 
 
 def _edit(job: Job, clip: ClipRequest) -> EditRequest:
     config = GenerationConfig(**job.options)
     return EditRequest(job.prompt, clip, config, job.motion, job.first_frame, job.latents)
+
+
+def _saved(video: Video, job: Job, before_save: Callable[[Video], Video] | None) -> tuple[Path, Video]:
+    assert job.out is not None
+    if before_save is not None:
+        video = before_save(video)
+        if not isinstance(video, Video):
+            raise InputError(f"before_save returned {video!r}; expected the Video to save.")
+    return video.save(job.out, job.fps), video
+
+
+def _check_preview(pipeline: LampPipeline, preview: Path, jobs: Sequence[Job]) -> None:
+    """Raise the errors of a preview file before any video is made."""
+    used = [path for job in jobs for path in _files_of(job)]
+    check_preview_path(preview, used, *pipeline.size)
+    for job in jobs:
+        made = job.first_frame is None and job.clip is None
+        pipeline.require_previews(GenerationConfig(**job.options), made=made)
+
+
+def _files_of(job: Job) -> list[Path]:
+    """Files that a job reads or writes."""
+    clip = None if job.clip is None else job.clip.video
+    return [path for path in (job.out, job.first_frame, job.latents, clip) if isinstance(path, Path)]
 
 
 def _check(pipeline: LampPipeline, job: Job) -> None:

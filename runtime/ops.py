@@ -41,6 +41,7 @@ class Loop:
     base_noise     the shared noise, (1, c, 1, h, w), instead of a draw
     on_step        callback after each step; on a device, waits for each step
     final_adain    match frames to frame 0 once more after the last callback
+    clean          (n, 2) from preview.clean_table, for previews; None: no previews of this loop
     """
 
     stage: str
@@ -55,6 +56,7 @@ class Loop:
     base_noise: Array | None = None
     on_step: StepCallback | None = None
     final_adain: bool = False
+    clean: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -15,6 +15,7 @@ from lamp_trt._version import __version__
 from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.runtime import stages
 from lamp_trt.runtime.algorithm.config import (
     MAX_SEED,
@@ -38,6 +39,7 @@ from lamp_trt.runtime.media.image import png_base64
 from lamp_trt.runtime.media.tokenizer import CLIPTokenizer
 from lamp_trt.runtime.media.video import Video
 from lamp_trt.runtime.ops import StepCallback, VideoOps
+from lamp_trt.runtime.preview import PREVIEW_SECONDS, Preview, previews_from, require_preview_maps
 from lamp_trt.runtime.requests import NOISES, FirstFrameRequest, InversionRequest, VideoRequest
 from lamp_trt.runtime.safety.check import FIRST_FRAME, SafetyCheck, SafetyPolicy
 from lamp_trt.runtime.stages import NO_CONTROL, InversionJob, VideoJob, make_video, with_total
@@ -166,6 +168,8 @@ class LampPipeline:
         first_frame_noise: Array | None = None,
         posterior_noise: Array | None = None,
         progress: Progress | None = None,
+        preview: Preview | None = None,
+        preview_interval: float = PREVIEW_SECONDS,
         cancel: CancelToken | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> Video:
@@ -184,10 +188,12 @@ class LampPipeline:
         safety_crops       parts of each frame: "all", or "official", the centre square alone
         noise, base_noise, first_frame_noise, posterior_noise: replace noise from the seed, see VideoRequest
         progress           called after steps with (stage, done, total), see control.Progress
+        preview            called with small pictures while a loop runs, (stage, step, frames), and at least
+                           `preview_interval` seconds between: see preview.Preview, docs/previews.md
         cancel             a threading.Event: once it is set, the call raises Cancelled within a few steps
         callback_on_step_end  called after each of the video's steps as in diffusers: (pipeline, step,
                            timestep, {"latents": …}) → such a mapping or None; its latents replace the current
-                           ones. On a GPU the device waits for it at each step, unlike for the two above
+                           ones. On a GPU the device waits for it at each step, unlike for those above
 
         The same seed gives the same video on the same machine and backend. Raises InputError for invalid
         arguments, BundleError for an unknown motion, SafetyError for a refused first frame or video,
@@ -196,7 +202,8 @@ class LampPipeline:
         given = locals()
         config = GenerationConfig(**{each.name: given[each.name] for each in SETTINGS})
         request = VideoRequest(prompt, config, motion, first_frame, **{name: given[name] for name in NOISES})
-        return self._make_video(request, Control(progress, cancel), step_callback(self, callback_on_step_end))
+        control = Control(progress, cancel, previews_from(preview, preview_interval))
+        return self._make_video(request, control, step_callback(self, callback_on_step_end))
 
     def _make_video(self, request: VideoRequest, control: Control, on_step: StepCallback | None) -> Video:
         if request.first_frame is None:
@@ -204,6 +211,8 @@ class LampPipeline:
         motion = self.motion if request.motion is None else request.motion
         self.bundle.motion(motion)
         safety = self.safety_check(request.config)
+        if control.previews:
+            self.require_previews(request.config, made=request.first_frame is None)
         sizes = self.bundle.manifest.sizes
         request.check_shapes(self.num_frames, sizes["latent_height"], sizes["latent_width"])
         with self._alone(control):
@@ -228,6 +237,14 @@ class LampPipeline:
         shown = made.made.image if made.made else made.first_frame
         timings = with_total({**timings, **made.timings})
         return Video(made.frames, shown, made.latents, timings, settings)
+
+    def require_previews(self, config: GenerationConfig, *, made: bool) -> None:
+        """Raise InputError if the bundle lacks what previews of such a call need. made: SDXL makes the first
+        frame, whose loop has previews unless a check may refuse it."""
+        safety = self.safety_check(config)
+        of_first_frame = made and (safety is None or safety.report)
+        vaes = [LAMP.vae, *([SDXL.vae] if of_first_frame else [])]
+        require_preview_maps(self.bundle.manifest, vaes, self.bundle.path)
 
     def safety_check(self, config: GenerationConfig) -> SafetyCheck | None:
         """How a call with these settings checks its pictures, None: not at all. InputError for a check that

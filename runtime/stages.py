@@ -12,6 +12,7 @@ from lamp_trt.runtime.algorithm.config import NOISE_BASE_WEIGHT, GenerationConfi
 from lamp_trt.runtime.algorithm.ddim import DDIMSchedule
 from lamp_trt.runtime.algorithm.latents import Latents, StepMode, step_table
 from lamp_trt.runtime.algorithm.noise import Purpose
+from lamp_trt.runtime.algorithm.preview import clean_table
 from lamp_trt.runtime.control import Control
 from lamp_trt.runtime.finite import (
     LAMP_UNET,
@@ -123,7 +124,8 @@ class MadeVideo:
 def make_video(ops: VideoOps, job: VideoJob, control: Control = NO_CONTROL) -> MadeVideo:
     """Run Algorithm 1; SDXL makes the first frame if job.first_frame is an ImageJob.
 
-    Raises SafetyError for a refused first frame, before the loop begins, and for refused frames.
+    Raises SafetyError for a refused first frame, before the loop begins, and for refused frames. No preview
+    comes before the first frame has passed a check that refuses, hence none of SDXL's loop.
     """
     config, made, flagged = job.config, None, None
     with ops.working(control) as clock:
@@ -133,7 +135,9 @@ def make_video(ops: VideoOps, job: VideoJob, control: Control = NO_CONTROL) -> M
         if isinstance(image, ImageJob):
             images = ops.images()
             image_clock = images.clock()
-            image_latents, decoded = _draw(images, image, image_clock, control)
+            refusing = job.safety is not None and not job.safety.report
+            shown_by = control.without_previews() if refusing else control
+            image_latents, decoded = _draw(images, image, image_clock, shown_by)
             pixels, image = ops.fit(decoded, config)
             image_clock.end("decode")
             made = images, pixels, image_latents, image_clock
@@ -281,6 +285,7 @@ def video_loop(job: VideoJob) -> Loop:
         base_noise=job.base_noise,
         on_step=job.on_step,
         final_adain=final,
+        clean=clean_table(job.schedule),
     )
 
 
@@ -312,6 +317,7 @@ def image_loop(job: ImageJob) -> Loop:
         purpose=Purpose.SDXL_LATENTS,
         noise=job.noise,
         on_step=job.on_step,
+        clean=clean_table(job.schedule),
     )
 
 

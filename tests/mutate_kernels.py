@@ -22,7 +22,10 @@ from tests.system_tools import cxx_compiler
 
 ROOT = Path(__file__).parents[1]
 KERNELS = ROOT / "runtime" / "kernels"
-TESTS = [ROOT / "tests" / "runtime" / "kernels" / f"test_{name}.py" for name in ("loop", "noise", "frames")]
+TESTS = [
+    ROOT / "tests" / "runtime" / "kernels" / f"test_{name}.py"
+    for name in ("loop", "noise", "frames", "preview")
+]
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Bug:
     new: str
 
 
-COMMON, STEP, NOISE, FRAME, HIST = (
+COMMON, STEP, NOISE, FRAME, HIST, PREVIEW = (
     "lamp_common.cuh",
     "latent_step.cu",
     "noise.cu",
     "first_frame.cu",
     "hist_match.cu",
+    "preview.cu",
 )
 BUGS = [
     # --- barriers, lanes, tickets
@@ -236,11 +240,22 @@ BUGS = [
     Bug(
         NOISE,
         "log-variance not clamped below",
-        "fmaxf(to_float(logvar[i + j]), -30.f)",
-        "to_float(logvar[i + j])",
+        "fmaxf(log_variance, -30.f)",
+        "log_variance",
     ),
     Bug(NOISE, "log-variance not clamped above", "-30.f), 20.f)", "-30.f), 90.f)"),
     Bug(NOISE, "the noise is not scaled", "deviation * value) * scaling_factor", "deviation * value)"),
+    # --- previews
+    Bug(PREVIEW, "truncated instead of rounded", "rintf(level(value))", "level(value)"),
+    Bug(PREVIEW, "BGR", "bytes[3 * tid + colour]", "bytes[3 * tid + 2 - colour]"),
+    Bug(PREVIEW, "the given frame is stepped", "at / hw < first_stepped", "at / hw < 0"),
+    Bug(PREVIEW, "the unconditional half alone", "(batch - 1) * kPreviewChannels", "0 * kPreviewChannels"),
+    Bug(PREVIEW, "no guidance", "eps = u + guidance * (eps - u);", "eps = u + (eps - u);"),
+    Bug(PREVIEW, "no bias", "float value = map[kPreviewChannels];", "float value = 0.f;"),
+    Bug(PREVIEW, "no barrier before the bytes are written", "  __syncthreads();\n", ""),
+    Bug(PREVIEW, "the last bytes are not written", "if (tid < size % 4) out", "if (false) out"),
+    Bug(PREVIEW, "whole blocks of bytes", "left < 3 * kPreviewThreads ? left :", "false ? left :"),
+    Bug(PREVIEW, "pixels beyond the video", "if (at < pixels) {", "if (true) {"),
     # --- first frame, decoder
     Bug(FRAME, "half up", "rintf(level(pair[x]))", "floorf(level(pair[x]) + 0.5f)"),
     Bug(FRAME, "truncated instead of rounded", "rintf(level(pair[x]))", "level(pair[x])"),
@@ -252,8 +267,8 @@ BUGS = [
         "const Out scaled = from_float<Out>(static_cast<float>(level) / 127.5f);",
         "const float scaled = static_cast<float>(level) / 127.5f;",
     ),
-    Bug(FRAME, "not clamped above", "fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f)", "fmaxf(x / 2.f + 0.5f, 0.f)"),
-    Bug(FRAME, "not clamped below", "fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f)", "fminf(x / 2.f + 0.5f, 1.f)"),
+    Bug(COMMON, "not clamped above", "fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f)", "fmaxf(x / 2.f + 0.5f, 0.f)"),
+    Bug(COMMON, "not clamped below", "fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f)", "fminf(x / 2.f + 0.5f, 1.f)"),
     Bug(FRAME, "NaN is not reported", "progress->image_not_finite = 1u;", ";"),
     Bug(FRAME, "rows beyond the image", "channel < 3 && at < area", "channel < 3"),
     Bug(

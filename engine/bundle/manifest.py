@@ -83,6 +83,21 @@ class SafetyEntry:
 
 
 @dataclass(frozen=True)
+class PreviewEntry:
+    """The linear map from a VAE's scaled latents to colours in [-1, 1]: weights @ latents + bias, see
+    export/preview_map.py.
+
+    weights (3, 4), bias (3,), rounded. r_squared: share of the colours' variance that it explains on the
+    pictures of its fit. key: identifies the VAE.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    bias: tuple[float, ...]
+    r_squared: float
+    key: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of bundle.json. BundleError, naming the field, if fields contradict each other.
 
@@ -90,7 +105,7 @@ class Manifest:
     text_width, …). scheduler: as published. scaling_factors: by VAE, like {"vae": 0.18215}.
     tokenizers: {name: {"folder": …, …}}. files: every deterministic file by its relative path. first_frame:
     None, and then absent from the file, for a bundle without SDXL networks; safety likewise without a
-    safety checker.
+    safety checker. previews: by VAE; empty, and then absent, in bundles of older releases.
     """
 
     networks: dict[str, NetworkEntry]
@@ -103,6 +118,7 @@ class Manifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     first_frame: FirstFrameEntry | None = None
     safety: SafetyEntry | None = None
+    previews: dict[str, PreviewEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for path, entry in self.files.items():
@@ -144,6 +160,14 @@ class Manifest:
                 f"one of {[*self.motions]}",
             )
         self._check_safety()
+        for name, preview in self.previews.items():
+            _require(name in self.scaling_factors, f"previews.{name}", name, "the name of a VAE")
+            shape = [len(row) for row in (*preview.weights, preview.bias)]
+            _require(
+                shape == [4, 4, 4, 3], f"previews.{name}", shape, "three rows of 4 weights, and 3 biases"
+            )
+            largest = max(abs(number) for row in (*preview.weights, preview.bias) for number in row)
+            _require(largest <= 100, f"previews.{name}", largest, "numbers of at most 100")
 
     def _check_safety(self) -> None:
         """The safety checker's network and entry are there together, and fit each other: a bundle does not
@@ -178,8 +202,8 @@ class Manifest:
     def to_json(self) -> bytes:
         """The bytes of bundle.json: sorted keys, neither time nor host, and a digest of the other fields."""
         document = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-        for optional in ("first_frame", "safety"):
-            if document[optional] is None:
+        for optional in ("first_frame", "safety", "previews"):
+            if not document[optional]:
                 del document[optional]
         return _canonical({**document, "content_sha256": hashlib.sha256(_canonical(document)).hexdigest()})
 
@@ -196,7 +220,9 @@ class Manifest:
                 f"schema_version is {version!r:.100}, this lamp-trt reads {SCHEMA_VERSION}; made by {origin}"
             )
         content = document.pop("content_sha256", None)
-        manifest: Manifest = decode(cls, {"first_frame": None, "safety": None, **document}, "")
+        manifest: Manifest = decode(
+            cls, {"first_frame": None, "safety": None, "previews": {}, **document}, ""
+        )
         if manifest.to_json() != data:
             raise BundleError(
                 f"content_sha256 is {content!r:.100} and does not fit: the file was edited or damaged"

@@ -37,6 +37,7 @@ def bundle_summary(bundle: Bundle) -> dict[str, Any]:
             "concepts": len(manifest.safety.concept_thresholds),
             "special_care": len(manifest.safety.special_care_thresholds),
         },
+        "previews": {vae: entry.r_squared for vae, entry in manifest.previews.items()},
         "files": {path: entry.size for path, entry in manifest.files.items()},
     }
 
@@ -48,6 +49,13 @@ def safety_text(safety: Mapping[str, int] | None) -> str:
     return f"safety checker of {safety['concepts']} concepts and {safety['special_care']} special-care ones"
 
 
+def previews_text(previews: Mapping[str, float]) -> str:
+    """The VAEs that have a preview map, from `bundle_summary`'s entry."""
+    if not previews:
+        return "none, as an older lamp-trt made this bundle: repeat its build"
+    return ", ".join(f"{vae} (R² {share:.3f})" for vae, share in previews.items())
+
+
 def summary_text(summary: dict[str, Any], checked: str) -> str:
     """`bundle_summary` as lines. `checked` says how the files were checked."""
     sizes = summary["sizes"]
@@ -57,6 +65,7 @@ def summary_text(summary: dict[str, Any], checked: str) -> str:
         f"  digest    {summary['digest']}",
         f"  files     {len(summary['files'])}, {sum(summary['files'].values()) / 1e6:,.1f} MB, {checked}",
         f"  safety    {safety_text(summary['safety'])}",
+        f"  previews  {previews_text(summary['previews'])}",
         "  networks",
     ]
     for name, network in summary["networks"].items():

@@ -40,9 +40,9 @@ class Device(Protocol):
         """Free memory of `empty`. Waits for the stream."""
         ...
 
-    def mapped(self, dtype: Any) -> tuple[DeviceArray, Array]:
-        """Allocate one element of mapped host memory, which kernels write while the host reads it; returns
-        the device's and the host's view, (1,)."""
+    def mapped(self, dtype: Any, shape: tuple[int, ...] = (1,)) -> tuple[DeviceArray, Array]:
+        """Allocate mapped host memory, which kernels write while the host reads it; returns the device's and
+        the host's view."""
         ...
 
     def upload(self, target: DeviceArray, values: Array) -> None:
@@ -155,11 +155,11 @@ class CudaDevice:
                 self._call("cudaFreeHost", staged[0])
             self._call("cudaFree", array.pointer)
 
-    def mapped(self, dtype: Any) -> tuple[DeviceArray, Array]:
-        host_pointer, values = self._host_memory((1,), np.dtype(dtype))
+    def mapped(self, dtype: Any, shape: tuple[int, ...] = (1,)) -> tuple[DeviceArray, Array]:
+        host_pointer, values = self._host_memory(shape, np.dtype(dtype))
         self._mapped.append(host_pointer)
         (pointer,) = self._call("cudaHostGetDevicePointer", host_pointer, 0)
-        return DeviceArray(int(pointer), (1,), np.dtype(dtype), owner=values), values
+        return DeviceArray(int(pointer), shape, np.dtype(dtype), owner=values), values
 
     def upload(self, target: DeviceArray, values: Array) -> None:
         staged = self._staged(target)

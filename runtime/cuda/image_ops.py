@@ -112,7 +112,8 @@ class CudaImageOps(CudaOps):
         self._decoder = engines.add("sdxl_vae_decoder")
         engines.share_scratch()
         unet, time = self._conditions.unet, self._conditions.time
-        self._loop = DeviceLoop(device, unet, lambda: engines.generation, time)
+        preview = manifest.previews.get(SDXL.vae)
+        self._loop = DeviceLoop(device, unet, lambda: engines.generation, time, preview)
         self._noise = device.empty((1, *unet.arrays["sample"].shape[1:]), np.float32)
         decoded = self._decoder.arrays["image"]
         self._pixels = device.empty((*decoded.shape[2:], 3), np.uint8)

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lamp_trt.engine.bundle.manifest import PreviewEntry
 from lamp_trt.engine.precompute import TIME_PROJECTIONS
 from lamp_trt.runtime.algorithm.latents import STEP_ROW, final_adain
 from lamp_trt.runtime.control import Control
 from lamp_trt.runtime.cuda.capture import CapturedWork
 from lamp_trt.runtime.cuda.device import Device
 from lamp_trt.runtime.cuda.engines import BoundEngine
+from lamp_trt.runtime.cuda.preview import PreviewMemory, RunningPreviews
 from lamp_trt.runtime.cuda.work import DeviceWork, RunningLoop
 from lamp_trt.runtime.finite import not_finite, step_of
 from lamp_trt.runtime.kernels.arrays import DeviceArray
@@ -36,8 +38,9 @@ between polls of the host, few enough that a cancelled loop ends soon: enqueued 
 class DeviceLoop:
     """The denoising loop of one UNet, at fixed addresses.
 
-    unet   the bound UNet; its time input is `timestep`, or `time_projections` made by `time`
-    time   the network timestep → time_projections, or None
+    unet     the bound UNet; its time input is `timestep`, or `time_projections` made by `time`
+    time     the network timestep → time_projections, or None
+    preview  map of the latents' VAE, without which there are no previews
     """
 
     def __init__(
@@ -46,11 +49,14 @@ class DeviceLoop:
         unet: BoundEngine,
         generation: Callable[[], int],
         time: BoundEngine | None = None,
+        preview: PreviewEntry | None = None,
     ) -> None:
         self._device, self._unet, self._time = device, unet, time
         self._captured = CapturedWork(device, unet, self._step, generation, "its step")
         self._progress_on_device, self.progress = device.mapped(PROGRESS)
         self._filled_for: tuple[int, ...] | None = None
+        self._preview = preview
+        self._preview_memory: PreviewMemory | None = None
         self.arrays = self._new_arrays(FIRST_CAPACITY)
 
     @property
@@ -92,23 +98,38 @@ class DeviceLoop:
     def run(self, loop: Loop, work: DeviceWork, control: Control) -> None:
         """Run the loop that `begin` started, keeping at most STEPS_AHEAD steps enqueued.
 
-        Does not wait for the last ones, unless the loop has a callback. `finish`, or this method with a
-        callback, raises EngineError if latents exceed the range of the UNet's precision.
+        Draws previews between them. Does not wait for the last ones, unless the loop has a callback.
+        `finish`, or this method with a callback, raises EngineError if latents exceed the range of the UNet's
+        precision.
         """
+        previews = self._running_previews(loop, control)
         if loop.on_step is not None:
-            self._run_with_callback(loop, control)
+            self._run_with_callback(loop, control, previews)
             return
         running = RunningLoop(loop.stage, self.progress, len(loop))
         work.follow(running, control)
+        if previews:
+            work.follow(previews, control)
         work.flag(lambda: self._require_finite(loop))
         mark = None
         for step in range(len(loop)):
             if step >= STEPS_AHEAD:
                 work.wait(mark, control, partial(running.has_done, step - STEPS_AHEAD + 1))
             self._captured.enqueue()
+            if previews:
+                previews.enqueue(step)
             mark = self._device.mark()
 
-    def _run_with_callback(self, loop: Loop, control: Control) -> None:
+    def _running_previews(self, loop: Loop, control: Control) -> RunningPreviews | None:
+        """The previews of a loop, None if none are wanted or possible."""
+        if control.previews is None or self._preview is None or loop.clean is None:
+            return None
+        if self._preview_memory is None:
+            self._preview_memory = PreviewMemory(self._device, self.arrays, self._preview)
+        memory = self._preview_memory
+        return RunningPreviews(self._device, memory, self.arrays, loop, control.previews, self.progress)
+
+    def _run_with_callback(self, loop: Loop, control: Control, previews: RunningPreviews | None) -> None:
         """Run the steps one by one: wait for each, and continue with the latents returned by the callback."""
         assert loop.on_step is not None
         n, latents = len(loop), np.empty(0, np.float32)
@@ -116,6 +137,8 @@ class DeviceLoop:
         for i in range(n):
             control.check()
             self._captured.enqueue()
+            if previews:
+                previews.enqueue(i)
             after = self.arrays.latents.rows((n - i - 1) % 2, (n - i - 1) % 2 + 1)
             latents = self._device.download(after)
             self._require_finite(loop)
@@ -126,6 +149,8 @@ class DeviceLoop:
                 sample = self.arrays.sample
                 self._device.upload(sample, np.repeat(latents, sample.shape[0], axis=0).astype(sample.dtype))
             control.report(loop.stage, i + 1, n)
+            if previews:
+                previews.report(control)
         if loop.final_adain:
             self._device.synchronize()
             self._device.upload(self.final_latents, final_adain(latents))

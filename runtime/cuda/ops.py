@@ -46,7 +46,8 @@ class CudaVideoOps(CudaOps):
         self._encoder, self._decoder = engines.add("vae_encoder"), engines.add("vae_decoder")
         engines.share_scratch()
         unet = self._conditions.unet
-        self._loop = DeviceLoop(device, unet, lambda: engines.generation, self._conditions.time)
+        time, preview = self._conditions.time, manifest.previews.get(LAMP.vae)
+        self._loop = DeviceLoop(device, unet, lambda: engines.generation, time, preview)
         _, channels, frames, *picture = unet.arrays["sample"].shape
         self._noise = device.empty((1, channels, frames, *picture), np.float32)
         self._base_noise = device.empty((1, channels, 1, *picture), np.float32)

@@ -4,7 +4,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -30,6 +30,12 @@ class DeviceClock:
     def seconds(self) -> dict[str, float]:
         pairs = zip(self._marks[:-1], self._marks[1:], strict=True)
         return {stage: self._device.seconds(before, mark) for (_, before), (stage, mark) in pairs}
+
+
+class Followed(Protocol):
+    """What `DeviceWork.poll` reports of."""
+
+    def report(self, control: Control) -> None: ...
 
 
 class RunningLoop:
@@ -63,7 +69,7 @@ class DeviceWork:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._loops: list[RunningLoop] = []
+        self._loops: list[Followed] = []
         self._flags: list[Callable[[], None]] = []
         self._causes: list[tuple[DeviceArray, str]] = []
 
@@ -80,8 +86,8 @@ class DeviceWork:
             self.device.synchronize()
             raise
 
-    def follow(self, loop: RunningLoop, control: Control) -> None:
-        """Start reporting the loop's progress."""
+    def follow(self, loop: Followed, control: Control) -> None:
+        """Start reporting the loop's progress, or its previews."""
         self._loops.append(loop)
         loop.report(control)
 

@@ -116,7 +116,8 @@ class HostImageOps(HostOps):
             "text_embeds": text_embeds,
             "time_ids": time_ids(self._manifest.sizes),
         }
-        return run_loop(unet, self._precompute_engines(SDXL.unet), loop, latents, conditions, control)
+        precompute, preview = self._precompute_engines(SDXL.unet), self._manifest.previews.get(SDXL.vae)
+        return run_loop(unet, precompute, loop, latents, conditions, control, preview)
 
     def decode(self, latents: Latents) -> Array:
         decoder = self._engines["sdxl_vae_decoder"]
@@ -185,7 +186,8 @@ class HostVideoOps(HostOps):
         unet = self._engines[LAMP.unet]
         latents = initial_latents(loop, (1, *unet.outputs[0].shape[1:]), first_frame)
         conditions = {"encoder_hidden_states": text}
-        return run_loop(unet, self._precompute_engines(LAMP.unet), loop, latents, conditions, control)
+        precompute, preview = self._precompute_engines(LAMP.unet), self._manifest.previews.get(LAMP.vae)
+        return run_loop(unet, precompute, loop, latents, conditions, control, preview)
 
     def put(self, latents: Latents) -> Latents:
         return latents

@@ -39,6 +39,7 @@ SIGNATURES: dict[str, tuple[type[Any], ...]] = {
     **{f"lamp_hist_count_{v}": (_POINTER,) * 4 + (_INT,) for v in _VARIANTS},
     "lamp_hist_lut": (_POINTER, _POINTER, _INT, _DOUBLE),
     **{f"lamp_hist_apply_{v}": (_POINTER, _POINTER, _INT) for v in ("u8", "u8_any")},
+    **{f"lamp_preview_{d}": (_POINTER,) * 4 + (_FLOAT,) * 3 + (_INT,) * 4 for d in _DTYPES},
 }
 """Parameter types in order. Launchers convert arguments to these: cuda.core passes a Python float as 8 bytes.
 """

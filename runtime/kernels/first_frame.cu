@@ -10,11 +10,6 @@
 
 namespace lamp {
 
-/* Maps a decoder's value from [-1, 1] to 0..255 without rounding. NaN becomes 0. */
-__device__ __forceinline__ float level(float x) {
-  return fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f) * 255.f;
-}
-
 /* Reports to the host if any thread of the block met a non-finite value; every thread must call it. */
 __device__ __forceinline__ void report_not_finite(bool met, LampProgress* progress) {
   if (__syncthreads_or(met) && threadIdx.x == 0 && progress != nullptr) progress->image_not_finite = 1u;

@@ -65,6 +65,11 @@ constexpr float kLargest<__half> = 65504.f;
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) <= kLargest<float>; }
 
+/* Maps a colour from [-1, 1] to 0..255 without rounding. NaN becomes 0. */
+__device__ __forceinline__ float level(float x) {
+  return fminf(fmaxf(x / 2.f + 0.5f, 0.f), 1.f) * 255.f;
+}
+
 /* p must be aligned to V * sizeof(T) bytes. */
 template <int V, typename T>
 __device__ __forceinline__ void load(const T* p, float (&out)[V]) {

@@ -3,3 +3,4 @@
 #include "hist_match.cu"
 #include "latent_step.cu"
 #include "noise.cu"
+#include "preview.cu"

@@ -132,9 +132,9 @@ def check_format(path: PathLike, height: int, width: int, fps: float = FPS) -> P
             f"H.264 needs an even width and height, the video is {width}x{height}; "
             "save it as .gif, .webp or a folder of PNGs."
         )
-    fastest = _FASTEST.get(suffix)
+    fastest = FASTEST.get(suffix)
     if fastest is not None and rate > fastest:
-        others = ".mp4 or .webp" if suffix == ".gif" and rate <= _FASTEST[".webp"] else ".mp4"
+        others = ".mp4 or .webp" if suffix == ".gif" and rate <= FASTEST[".webp"] else ".mp4"
         raise InputError(
             f"fps is {fps!r}, but browsers slow a {suffix} of more than {fastest} fps down several times; "
             f"save it as {others}, or choose at most {fastest} fps."
@@ -260,7 +260,7 @@ def _av_frames(frames: Frames, fps: Fraction) -> Iterator["VideoFrame"]:
         yield av_frame
 
 
-_FASTEST = {".gif": 50, ".webp": 90}
+FASTEST = {".gif": 50, ".webp": 90}
 """Highest fps that browsers play. GIF's delays are multiples of 10 ms; browsers replace delays of 10 ms or
 less by 100 ms, also in WebP. Source: FrameTimeout.h of Firefox; Chromium and WebKit do the same."""
 

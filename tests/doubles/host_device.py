@@ -119,9 +119,9 @@ class HostDevice(Closable):
             del self._arrays[array.pointer]
             values_at(array).view(np.uint8)[...] = 0xFF
 
-    def mapped(self, dtype: Any) -> tuple[DeviceArray, np.ndarray]:
-        array = self.memory.empty((1,), dtype)
-        return DeviceArray(array.ctypes.data, (1,), np.dtype(dtype), owner=array), array
+    def mapped(self, dtype: Any, shape: tuple[int, ...] = (1,)) -> tuple[DeviceArray, np.ndarray]:
+        array = self.memory.empty(shape, dtype)
+        return DeviceArray(array.ctypes.data, shape, np.dtype(dtype), owner=array), array
 
     def upload(self, target: DeviceArray, values: Array) -> None:
         assert values.dtype == target.dtype

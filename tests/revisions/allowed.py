@@ -21,6 +21,9 @@ class Allowed:
 CHECKER = "The safety checker of Stable Diffusion v1.4 as a ninth network"
 CHECKER_OPTIONS = "`--safety refuse | report | off` and `--safety-crops` of `generate` and `image`"
 TOY_CHECKER = "`lamp-trt toy` writes a checker and `flagged.png`"
+PREVIEW_MAPS = (
+    "A build fits a linear map from each VAE's latents to colours and keeps it in `bundle.json` (`previews`)"
+)
 
 ALLOWED = (
     Allowed(
@@ -51,6 +54,7 @@ ALLOWED = (
         "`--cpu-precision fp32|bf16` and `lamp_trt.load(cpu_precision=…)`",
         "the new option in sidecars",
     ),
+    Allowed("bundles/*/bundle.json:previews.*", PREVIEW_MAPS, "the manifest has a new entry"),
 )
 
 

@@ -4,7 +4,7 @@
 import argparse
 
 from lamp_trt.commands.flags import add_settings, given
-from lamp_trt.commands.generate import add_output, make_videos
+from lamp_trt.commands.generate import add_output, add_preview, make_videos
 from lamp_trt.commands.shared import add_placement, add_verify_files, file_path
 from lamp_trt.engine.files.text import without_marks
 from lamp_trt.runtime.algorithm.config import SETTINGS, Setting, settings_of
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a .mp4, .gif or .webp file, or a folder of PNGs; default: named after the prompt",
         "of a video that is not named by --out",
     )
+    add_preview(parser)
 
 
 def edit_settings() -> list[Setting]:

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "default: named after the prompt, or the folder videos for several",
         "of videos that are not named by --out: without it, and of several",
     )
+    add_preview(parser)
     parser.add_argument(
         "--prompts", type=file_path, help="a file: a prompt a line, or JSON lines", metavar="FILE"
     )
@@ -58,6 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="sidecar",
         help="repeat the video of this JSON sidecar file, with the options given here changed",
         metavar="FILE",
+    )
+
+
+def add_preview(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preview",
+        type=file_path,
+        help="a .webp file that shows the video while it is made, rewritten every few seconds",
+        metavar="FILE.webp",
     )
 
 
@@ -113,7 +123,7 @@ def make_videos(args: argparse.Namespace, jobs: "Sequence[Job]") -> None:
         args.bundle, placement(args), expect_bundle=args.expect_bundle, verify_files=args.verify_files
     )
     with pipeline, Bars() as bars:
-        for path, video in run_jobs(pipeline, jobs, before_save, progress=bars):
+        for path, video in run_jobs(pipeline, jobs, before_save, progress=bars, preview=args.preview):
             log_timings(video.timings)
             settings = {name: value for name, value in video.settings.items() if name != "first_frame_png"}
             result = {"path": str(path), "timings": video.timings, "settings": settings}

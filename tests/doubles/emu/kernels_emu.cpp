@@ -28,6 +28,8 @@ EMU_EXPORT(lamp_hist_count_f32_any)
 EMU_EXPORT(lamp_hist_lut)
 EMU_EXPORT(lamp_hist_apply_u8)
 EMU_EXPORT(lamp_hist_apply_u8_any)
+EMU_EXPORT(lamp_preview_f16)
+EMU_EXPORT(lamp_preview_f32)
 
 /* Philox alone: one counter, one key, four words. */
 extern "C" void emu_philox(const unsigned* counter, const unsigned* key, unsigned* out) {

@@ -110,6 +110,13 @@ int main() {
     GO(lamp_model_input_f16, area, 256u, seed, pixels.data, image16.data, kArea);
     GO(lamp_decoder_input_f32, latent, 256u, seed, latents.data, input.data, 0.18215f, 35);
     GO(lamp_decoder_input_f16, latent, 256u, seed, latents.data, input16.data, 0.18215f, 35);
+    Array<float> noise_pred(2 * 4 * 3 * 151), colours(15), before(4 * 3 * 151);
+    Array<__half> noise_pred16(2 * 4 * 3 * 151);
+    Array<unsigned char> shown(3 * 3 * 151);
+    GO(lamp_preview_f32, area, 256u, seed, before.data, noise_pred.data, colours.data, shown.data, 2.f, -1.f, 9.f, 1, 3,
+       151, 2);
+    GO(lamp_preview_f16, area, 256u, seed, before.data, noise_pred16.data, colours.data, shown.data, 2.f, -1.f, 1.f, 0,
+       3, 151, 1);
     GO(lamp_posterior_sample_f32, dim3{1, 1, 1}, 256u, seed, mean.data, mean.data, nullptr, out.data, 7ull, 1, 0.18215f,
        kCount);
     GO(lamp_posterior_sample_f16, dim3{1, 1, 1}, 256u, seed, mean16.data, mean16.data, out.data, out.data, 7ull, 1,

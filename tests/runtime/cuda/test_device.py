@@ -48,6 +48,13 @@ def test_columns_go_where_they_are_told(device: CudaDevice) -> None:
             device.copy_columns(wide, narrow, first)
 
 
+def test_mapped_memory_has_the_shape_asked_for(device: CudaDevice, cuda: CudaRuntime) -> None:
+    on_device, values = device.mapped(np.uint8, (2, 5, 3))
+    assert (on_device.shape, on_device.nbytes, values.shape) == ((2, 5, 3), 30, (2, 5, 3))
+    values[...] = np.arange(30).reshape(values.shape)
+    np.testing.assert_array_equal(device.download(on_device), values)
+
+
 def test_time_between_marks_is_in_seconds(device: CudaDevice, cuda: CudaRuntime) -> None:
     cuda.clock_ms = 1000.0
     start = device.mark()
