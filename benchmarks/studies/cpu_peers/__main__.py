@@ -26,10 +26,9 @@ import numpy as np
 from lamp_trt.benchmarks.bench.machine_facts import machine_facts
 from lamp_trt.benchmarks.bench.options import budget_seconds
 from lamp_trt.benchmarks.studies.command import write_result
+from lamp_trt.benchmarks.studies.cpu_peers import TWO_VIDEOS, VIDEO
 from lamp_trt.benchmarks.studies.cpu_peers.ways import (
     EAGER,
-    TWO_VIDEOS,
-    VIDEO,
     backend_ways,
     network_ways,
     outputs_path,

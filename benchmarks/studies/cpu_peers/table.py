@@ -6,7 +6,7 @@ from typing import Any
 
 from lamp_trt.benchmarks.report.numbers import amount, seconds, small
 from lamp_trt.benchmarks.report.tables import Table
-from lamp_trt.benchmarks.studies.cpu_peers.ways import TWO_VIDEOS, VIDEO
+from lamp_trt.benchmarks.studies.cpu_peers import TWO_VIDEOS, VIDEO
 
 Values = Mapping[str, Any]
 

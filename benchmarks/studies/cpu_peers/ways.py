@@ -23,12 +23,12 @@ from lamp_trt.benchmarks.bench.entries.peers import Peers
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.probe import memory_bytes
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.benchmarks.studies.cpu_peers import TWO_VIDEOS, VIDEO
 from lamp_trt.benchmarks.studies.record import SUBJECTS
 from lamp_trt.engine.backends.registry import backends_on
 from lamp_trt.engine.bundle.reader import Bundle
 
 EAGER, COMPILED = "PyTorch eager", "torch.compile"
-VIDEO, TWO_VIDEOS = "video", "two videos at once"
 STEPS = 4
 TURN_S = 0.2
 """Seconds of a turn: short networks run several times in one."""
