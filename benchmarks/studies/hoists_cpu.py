@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Effect of each hoist on one step of the LAMP UNet on a CPU.
 
-    python -m lamp_trt.benchmarks.studies.hoists_cpu [--backend NAME] [--rounds 3] [--runs 2] [--out FILE.json]
+    python -m lamp_trt.benchmarks.studies.hoists_cpu [--backend NAME] [--rounds 3] [--runs 2] [--out FILE]
 
 UNet and inputs are those of unet_cpu.py, with equal halves of the sample. A step includes the precompute
 networks that run at every step; those that run once a prompt are timed apart. Forms take turns, each in a
