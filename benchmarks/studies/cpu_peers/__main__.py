@@ -16,8 +16,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +53,12 @@ class Worker:
     def __init__(self, folder: Path, subject: str, what: str, way: str) -> None:
         self.title, self.failed, self.turns = way, "", list[dict[str, float]]()
         cache = str((folder / "inductor").absolute())
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads could fill up)
         self._process = subprocess.Popen(
             [sys.executable, "-m", WORKER, str(folder), subject, what, way],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._said,
             text=True,
             bufsize=1,
             env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
@@ -67,13 +70,15 @@ class Worker:
         if self.failed:
             return
         assert self._process.stdin is not None
-        self._process.stdin.write("run\n")
+        with suppress(BrokenPipeError):  # it has ended, which the answer shows
+            self._process.stdin.write("run\n")
         answer = self._answer()
         if answer:
             self.turns.append(answer)
 
     def close(self) -> None:
         self._process.communicate()
+        self._said.close()
 
     def figures(self) -> dict[str, Any]:
         if self.failed or len(self.turns) < 2:
@@ -90,11 +95,12 @@ class Worker:
 
     def _answer(self) -> dict[str, float] | None:
         assert self._process.stdout is not None
-        assert self._process.stderr is not None
         line = self._process.stdout.readline()
         if not line:
-            said = self._process.stderr.read().strip().splitlines() or ["it printed nothing"]
-            self.failed = f"it ended with code {self._process.wait()}: {said[-1]:.300}"
+            code = self._process.wait()
+            self._said.seek(0)
+            said = self._said.read().strip().splitlines() or ["it printed nothing"]
+            self.failed = f"it ended with code {code}: {said[-1]:.300}"
             return None
         answer: dict[str, float] = json.loads(line)
         return answer

@@ -8,11 +8,10 @@ Prints a line of JSON when it is loaded, and one for each line on stdin: times, 
 
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +83,13 @@ def _videos(subject: Subject, options: dict[str, Any], count: int) -> Iterator[C
             for _ in range(count)
         ]
 
+        pool = stack.enter_context(ThreadPoolExecutor(count))
+        settings: dict[str, Any] = {"first_frame": picture, "num_inference_steps": STEPS}
+
         def run() -> None:
-            settings = {"first_frame": picture, "num_inference_steps": STEPS}
-            threads = [threading.Thread(target=partial(pipe, "a horse", **settings)) for pipe in pipes]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            making = [pool.submit(pipe, "a horse", **settings) for pipe in pipes]
+            for video in making:
+                video.result()
 
         yield run
 

@@ -60,7 +60,8 @@ def network(folder: Path, name: str, precision: CpuPrecision, runs: int) -> Figu
         backend, subject.bundle, name, motion=subject.motion_of(name), cpu_precision=precision
     ) as engine:
         load_s = time.perf_counter() - start
-        times, outputs = [], {}
+        times: list[dict[str, float]] = []
+        outputs: Arrays = {}
         for _ in range(runs):
             seconds, outputs = _timed(partial(engine.run, arrays))
             times.append(seconds)

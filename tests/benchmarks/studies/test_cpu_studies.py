@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 
 from lamp_trt.benchmarks.report.markdown import table_lines
+from lamp_trt.benchmarks.studies.cpu_peers import TWO_VIDEOS, VIDEO
 from lamp_trt.benchmarks.studies.cpu_peers import __main__ as peers
 from lamp_trt.benchmarks.studies.cpu_peers.table import networks_table as peers_table
-from lamp_trt.benchmarks.studies.cpu_peers.ways import EAGER, network_ways, outputs_path
+from lamp_trt.benchmarks.studies.cpu_peers.ways import EAGER, loaded, network_ways, outputs_path
 from lamp_trt.benchmarks.studies.full_size import __main__ as full_size
+from lamp_trt.benchmarks.studies.full_size import parts
 from lamp_trt.benchmarks.studies.full_size.table import networks_table, videos_table
+from lamp_trt.benchmarks.verify.metrics import distance
+from lamp_trt.engine.backends import cpu
+from lamp_trt.engine.backends.registry import REFERENCE
+from lamp_trt.export.recipe import BuildOptions
+from tests.fixtures.openvino import needs_openvino
 
 MACHINE = {"cpu": "a CPU", "cpu_threads": 2, "versions": {"onnxruntime": "1.2", "torch": "2.3"}}
 STEP = {"wall_s": 10.0, "cpu_s": 20.0, "peak_bytes": 5e9, "load_s": 3.0}
@@ -47,7 +54,7 @@ def test_a_study_of_full_size_goes_on_with_the_parts_that_are_missing(
 
 
 def test_the_tables_of_full_size_give_the_share_of_the_measured_rate() -> None:
-    parts = {
+    figures = {
         "limits": {"fp32": 1e11, "bf16": 2e11},
         "lamp_unet": {**STEP, "backend": "onnxruntime", "flops": 1e12},
         "lamp_unet-pytorch": {**STEP, "rel_l2": 0.0123},
@@ -58,7 +65,7 @@ def test_the_tables_of_full_size_give_the_share_of_the_measured_rate() -> None:
         "video-from-image": {"timings": {"denoise": 10.0, "total": 12.0}, "peak_bytes": 6e9},
         "video-from-text": None,
     }
-    values = {"machine": MACHINE, "parts": parts}
+    values = {"machine": MACHINE, "parts": figures}
     (row,) = networks_table(values).rows
     assert list(row)[:5] == ["a step of the LAMP UNet", "10.0 s", "20 s", "50 %", "5.00 GB"]
     assert row[-1] == "1.2e-02"
@@ -111,3 +118,41 @@ def test_a_way_that_ends_early_says_why(tmp_path: Path) -> None:
     worker.run()
     worker.close()
     assert "KeyError" in worker.figures()["failed"]
+
+
+# --- what the parts and ways run, at toy size --------------------------------------------------------------
+
+
+@needs_openvino
+@pytest.mark.skipif(bool(cpu.why_no_bf16()), reason=f"no bf16: {cpu.why_no_bf16()}")
+@pytest.mark.usefixtures("auto_as_shipped")
+def test_parts_measure_networks_pytorch_and_videos(
+    toy: Path, sdxl: Path, sdxl_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    motions = {"horse_run": toy / "motions" / "horse_run"}
+    monkeypatch.setattr(parts, "bundle_path", lambda _: sdxl_bundle)
+    monkeypatch.setattr(parts, "whole_options", lambda _: BuildOptions(toy / "sd", motions, sdxl))
+    ours, own = (parts.PARTS[name](tmp_path) for name in ("vae_decoder", "vae_decoder-pytorch"))
+    assert ours["flops"] > 0
+    assert 0 < ours["wall_s"] <= ours["first_s"]
+    assert 1e-4 < own["rel_l2"] < 0.1
+    assert min(ours["peak_bytes"], own["peak_bytes"]) > 1 << 20
+    timings = parts.PARTS["video-from-text"](tmp_path)["timings"]
+    assert timings["make_first_frame"] > 0
+    assert "make_first_frame" not in parts.PARTS["video-from-image"](tmp_path)["timings"]
+
+
+@pytest.mark.parametrize("what", ["vae_decoder", VIDEO, TWO_VIDEOS])
+def test_ways_compute_the_same_network_and_make_videos(
+    what: str, toy: Path, toy_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "toy-checkpoints").symlink_to(toy)
+    (tmp_path / "toy-bundle").symlink_to(toy_bundle)
+    title = REFERENCE.title
+    with loaded(tmp_path, "toy", what, title) as run:
+        made = run()
+    if what != "vae_decoder":
+        assert made is None
+        return
+    with loaded(tmp_path, "toy", what, EAGER) as run:
+        assert distance(made["image"], run()["image"]).rel_l2 < 1e-5
