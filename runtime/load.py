@@ -24,6 +24,7 @@ from lamp_trt.engine.backends.registry import (
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import BundleError, InputError
 from lamp_trt.engine.families import FIRST_FRAME_NETWORKS, LAMP, SAFETY_CHECKER, SDXL, VIDEO_NETWORKS
+from lamp_trt.engine.memory import memory_bytes
 from lamp_trt.engine.precompute import precompute_networks
 from lamp_trt.runtime.algorithm.config import file_path, plain_text, truth_value
 from lamp_trt.runtime.cuda.device import CudaDevice
@@ -31,6 +32,7 @@ from lamp_trt.runtime.cuda.engines import EngineSet
 from lamp_trt.runtime.cuda.image_ops import CudaImageOps
 from lamp_trt.runtime.cuda.ops import CudaVideoOps
 from lamp_trt.runtime.first_frame import FirstFrameMaker, first_frame_maker, missing_networks
+from lamp_trt.runtime.host.engines import HostEngines, Turns, fit_together
 from lamp_trt.runtime.host.ops import HostImageOps, HostVideoOps
 from lamp_trt.runtime.host.safety import HostSafetyNetwork
 from lamp_trt.runtime.media.tokenizer import load_tokenizer
@@ -160,15 +162,36 @@ def load_first_frame_maker(bundle: Bundle, placement: Placement = Placement()) -
 
 
 def _host_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, FirstFrameMaker | None]:
-    engines = {
-        name: place.host_engine(bundle, name, motion if name == LAMP.unet else None)
-        for name in (*VIDEO_NETWORKS, *precompute_networks(bundle.manifest, LAMP.unet))
-    }
+    names = (*VIDEO_NETWORKS, *precompute_networks(bundle.manifest, LAMP.unet))
     safety = _host_safety(bundle, place)
     if missing_networks(bundle):
-        return HostVideoOps(bundle.manifest, engines, safety=safety), None
-    maker = first_frame_maker(bundle, partial(_host_image_ops, bundle, place, safety), place.cpu_precision)
-    return HostVideoOps(bundle.manifest, engines, lambda: maker.ops, safety), maker
+        engines = HostEngines("LAMP", names, partial(_host_engine, bundle, place), None, motion)
+        return HostVideoOps(bundle.manifest, engines.loaded(), safety=safety), None
+    turns = _host_turns(bundle, place, (*names, *_image_networks(bundle)))
+    maker = first_frame_maker(
+        bundle, partial(_host_image_ops, bundle, place, safety, turns), place.cpu_precision
+    )
+    engines = HostEngines("LAMP", names, partial(_host_engine, bundle, place), turns, motion)
+    return HostVideoOps(bundle.manifest, engines.loaded(), lambda: maker.ops, safety), maker
+
+
+def _host_engine(bundle: Bundle, place: Place, network: str, motion: str | None) -> Engine:
+    engine = place.host_engine(bundle, network, motion)
+    _check_networks(bundle, (network,))
+    if motion is not None:
+        bundle.check_unchanged([bundle.motion(motion).file])
+    return engine
+
+
+def _host_turns(bundle: Bundle, place: Place, networks: tuple[str, ...]) -> Turns | None:
+    """The Turns of LAMP's and SDXL's networks, None if the memory holds both."""
+    _, available = memory_bytes()
+    if fit_together(bundle.manifest, networks, available, place.cpu_precision):
+        return None
+    log.info(
+        "%.1f GB of memory are available: SDXL's and LAMP's networks are loaded in turn", available / 1e9
+    )
+    return Turns()
 
 
 def _host_safety(bundle: Bundle, place: Place) -> HostSafetyNetwork | None:
@@ -189,17 +212,19 @@ def _cuda_ops(bundle: Bundle, place: Place, motion: str) -> tuple[VideoOps, Firs
     return ops, None if missing_networks(bundle) else first_frame_maker(bundle, ops.images)
 
 
-def _host_image_ops(bundle: Bundle, place: Place, safety: HostSafetyNetwork | None = None) -> ImageOps:
-    """safety: the checker of the pipeline that they belong to."""
-    networks = (*FIRST_FRAME_NETWORKS, *precompute_networks(bundle.manifest, SDXL.unet))
-    engines = {name: place.host_engine(bundle, name) for name in networks}
-    _check_networks(bundle, networks)
+def _host_image_ops(
+    bundle: Bundle, place: Place, safety: HostSafetyNetwork | None = None, turns: Turns | None = None
+) -> ImageOps:
+    """safety, turns: those of the pipeline that they belong to."""
+    networks = _image_networks(bundle)
+    load = partial(_host_engine, bundle, place)
+    engines = HostEngines("SDXL", networks, load, turns).loaded()
     return HostImageOps(bundle.manifest, engines, safety or _host_safety(bundle, place))
 
 
 def _cuda_image_ops(bundle: Bundle, place: Place) -> ImageOps:
     ops = _on_device(partial(CudaImageOps, bundle.manifest), place.engine_set(bundle))
-    _check_networks(bundle, (*FIRST_FRAME_NETWORKS, *precompute_networks(bundle.manifest, SDXL.unet)))
+    _check_networks(bundle, _image_networks(bundle))
     return ops
 
 
@@ -211,6 +236,10 @@ def _on_device(make: Callable[[EngineSet], AnyOps], engines: EngineSet) -> AnyOp
         engines.close()
         engines.device.close()
         raise
+
+
+def _image_networks(bundle: Bundle) -> tuple[str, ...]:
+    return (*FIRST_FRAME_NETWORKS, *precompute_networks(bundle.manifest, SDXL.unet))
 
 
 def _check_networks(bundle: Bundle, networks: tuple[str, ...]) -> None:

@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lamp_trt.doctor.machine import cpu_count, memory_bytes, processor
+from lamp_trt.doctor.machine import cpu_count, processor
 from lamp_trt.engine.backends.registry import backends
+from lamp_trt.engine.memory import memory_bytes
 
 _PACKAGES = ("lamp-trt", "numpy", "onnx", "torch", "diffusers", "transformers", "cuda-core")
 """Packages whose versions are recorded, in addition to those of the backends."""

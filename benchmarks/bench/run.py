@@ -20,11 +20,11 @@ from lamp_trt.benchmarks.bench.machine_facts import machine_facts, machine_state
 from lamp_trt.benchmarks.bench.options import BenchOptions
 from lamp_trt.benchmarks.bench.result import BenchResult, read_result
 from lamp_trt.benchmarks.bench.subject import Subject
-from lamp_trt.doctor.machine import memory_bytes
 from lamp_trt.engine.backends.backend import HostOptions
 from lamp_trt.engine.backends.registry import backends_on
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.memory import memory_bytes
 
 log = logging.getLogger("lamp_trt")
 

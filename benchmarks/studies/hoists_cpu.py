@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Effect of each hoist on one step of the LAMP UNet on a CPU, in ONNX Runtime.
+"""Effect of each hoist on one step of the LAMP UNet on a CPU.
 
-    python -m lamp_trt.benchmarks.studies.hoists_cpu [--out FILE.json] [--rounds 3] [--runs 2]
+    python -m lamp_trt.benchmarks.studies.hoists_cpu [--backend NAME] [--rounds 3] [--runs 2] [--out FILE]
 
 UNet and inputs are those of unet_cpu.py, with equal halves of the sample. A step includes the precompute
 networks that run at every step; those that run once a prompt are timed apart. Forms take turns, each in a
@@ -32,7 +32,7 @@ from lamp_trt.benchmarks.studies.unet_cpu import (
     write_checkpoint,
 )
 from lamp_trt.benchmarks.verify.metrics import distance
-from lamp_trt.engine.backends.onnxruntime.cpu import OnnxRuntimeEngine
+from lamp_trt.engine.backends.registry import REFERENCE, backends_on, host_engine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.families import LAMP
 from lamp_trt.engine.precompute import HOISTS, precompute_networks
@@ -42,11 +42,12 @@ FORMS = ("", *HOISTS, ",".join(HOISTS))
 """Hoists of each form; "" is the plain UNet."""
 
 
-def work(folder: Path, form: str, runs: int) -> None:
+def work(folder: Path, backend: str, form: str, runs: int) -> None:
     """Warm up, run, and print the measurements; save the output to a file."""
     bundle = Bundle.open(folder / name_of(form))
-    unet = OnnxRuntimeEngine(bundle, LAMP.unet, motion="random")
-    precompute = [OnnxRuntimeEngine(bundle, name) for name in precompute_networks(bundle.manifest, LAMP.unet)]
+    unet = host_engine(backend, bundle, LAMP.unet, motion="random")
+    networks = precompute_networks(bundle.manifest, LAMP.unet)
+    precompute = [host_engine(backend, bundle, name) for name in networks]
     arrays = inputs()
     sample, text = np.repeat(arrays["sample"][:1], 2, axis=0), arrays["encoder_hidden_states"]
     start = time.perf_counter()
@@ -83,7 +84,7 @@ def build_all(folder: Path) -> None:
         build_bundle(folder / name_of(form), options)
 
 
-def measure(folder: Path, rounds: int, runs: int) -> dict[str, Any]:
+def measure(folder: Path, backend: str, rounds: int, runs: int) -> dict[str, Any]:
     build_all(folder)
     measured: dict[str, list[dict[str, Any]]] = {form: [] for form in FORMS}
     for number in range(rounds):
@@ -95,7 +96,7 @@ def measure(folder: Path, rounds: int, runs: int) -> dict[str, Any]:
                 "--folder",
                 str(folder),
             ]
-            command += ["--form", form, "--runs", str(runs)]
+            command += ["--backend", backend, "--form", form, "--runs", str(runs)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             print(f"round {number} {form or 'plain'}: {done.stdout.strip()}", file=sys.stderr)
             measured[form].append(json.loads(done.stdout))
@@ -123,17 +124,19 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="processes for each form")
     parser.add_argument("--runs", type=int, default=2, help="steps of each process after the first, cold one")
+    parser.add_argument("--backend", choices=[b.name for b in backends_on(None)], default=REFERENCE.name)
     parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.folder:
-        work(args.folder, args.form, args.runs)
+        work(args.folder, args.backend, args.form, args.runs)
         return
     load = [os.getloadavg()]
     with tempfile.TemporaryDirectory() as scratch:
-        forms = measure(Path(scratch), args.rounds, args.runs + 1)
+        forms = measure(Path(scratch), args.backend, args.rounds, args.runs + 1)
     load.append(os.getloadavg())
     facts = {**machine(), "load_average_before_and_after": load}
     result = {"machine": facts, "config": CONFIG, "size": [NUM_FRAMES, HEIGHT, WIDTH], "forms": forms}
+    result["backend"] = args.backend
     for form, figures in forms.items():
         ratio = figures["cpu_s"] / forms["plain"]["cpu_s"]
         print(f"{form:18} {figures['wall_s']:6.2f} s, {figures['cpu_s']:6.2f} CPU s ({ratio:.3f} of plain)")

@@ -19,7 +19,9 @@ from typing import Any
 from lamp_trt.benchmarks.bench.result import BenchResult
 from lamp_trt.benchmarks.report.markdown import table_lines
 from lamp_trt.benchmarks.report.tables import Table, roofline_table, speed_up_table, times_table
+from lamp_trt.benchmarks.studies.cpu_peers import table as cpu_peers
 from lamp_trt.benchmarks.studies.cpu_tables import hoists_table, motion_switch_table, unet_cpu_table
+from lamp_trt.benchmarks.studies.full_size import table as full_size
 from lamp_trt.engine.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -33,10 +35,18 @@ def _bench_table(table: Callable[[BenchResult], Table], values: Mapping[str, Any
 _networks = partial(times_table, title="Networks", groups=("networks", "peers"), note="")
 _videos = partial(times_table, title="Stages and videos", groups=("stages", "videos"), note="")
 
+_PEERS = "cpu-peers-2-core-epyc.json"
+_FULL_SIZE = "full-size-2-core-epyc.json"
+
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Table]]] = {
     "unet-cpu": ("unet-cpu-2-core-epyc.json", unet_cpu_table),
     "hoists-cpu": ("hoists-cpu-2-core-epyc.json", hoists_table),
     "motion-switch": ("motion-switch-2-core-epyc.json", motion_switch_table),
+    "full-size": (_FULL_SIZE, full_size.networks_table),
+    "full-size-videos": (_FULL_SIZE, full_size.videos_table),
+    "toy-peers": (_PEERS, partial(cpu_peers.networks_table, subject="toy")),
+    "toy-peers-videos": (_PEERS, partial(cpu_peers.videos_table, subject="toy")),
+    "mid-size-peers": (_PEERS, partial(cpu_peers.networks_table, subject="mid-size")),
     "toy-networks": ("bench-toy-2-core-epyc.json", partial(_bench_table, _networks)),
     "toy-videos": ("bench-toy-2-core-epyc.json", partial(_bench_table, _videos)),
     "toy-roofline": ("bench-toy-2-core-epyc.json", partial(_bench_table, roofline_table)),

@@ -6,7 +6,7 @@ Operations are synchronous.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,12 +32,11 @@ from lamp_trt.runtime.finite import (
     VAE_ENCODER,
     require_finite,
 )
+from lamp_trt.runtime.host.engines import HostEngines
 from lamp_trt.runtime.host.loop import initial_latents, run_loop
 from lamp_trt.runtime.host.safety import HostSafetyNetwork
 from lamp_trt.runtime.media.image import Image, load_first_frame, model_input, resize_to
 from lamp_trt.runtime.ops import Array, ImageOps, Loop, TokenIds, decode_windows, time_ids
-
-Engines = Mapping[str, Engine]
 
 
 class HostClock:
@@ -56,10 +55,12 @@ class HostClock:
 
 
 class HostOps:
-    """Operations common to both families. engines: by network name. safety: runs the safety checker,
+    """Operations common to both families. safety: runs the safety checker,
     shared by both; None for a bundle without one."""
 
-    def __init__(self, manifest: Manifest, engines: Engines, safety: HostSafetyNetwork | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, engines: HostEngines, safety: HostSafetyNetwork | None = None
+    ) -> None:
         self._manifest, self._engines, self._safety = manifest, engines, safety
 
     @contextmanager
@@ -82,8 +83,7 @@ class HostOps:
         return array
 
     def close(self) -> None:
-        for engine in self._engines.values():
-            engine.close()
+        self._engines.close()
         if self._safety is not None:
             self._safety.close()
 
@@ -137,7 +137,7 @@ class HostVideoOps(HostOps):
     def __init__(
         self,
         manifest: Manifest,
-        engines: Engines,
+        engines: HostEngines,
         load_images: Callable[[], ImageOps] | None = None,
         safety: HostSafetyNetwork | None = None,
     ) -> None:
@@ -158,7 +158,7 @@ class HostVideoOps(HostOps):
         return load_first_frame(first_frame, *self._size, config.fit, config.background)
 
     def set_motion(self, motion: str) -> None:
-        self._engines[LAMP.unet].set_motion(motion)
+        self._engines.set_motion(motion)
 
     def encode_text(self, ids: TokenIds) -> Array:
         embeddings = self._engines["text_encoder"].run({"input_ids": ids})["last_hidden_state"]

@@ -19,6 +19,7 @@ from lamp_trt import doctor
 from lamp_trt.cli import main
 from lamp_trt.doctor import backends, gpu, machine, needs, packages, tools
 from lamp_trt.doctor.findings import Finding, probe
+from lamp_trt.engine import memory
 from lamp_trt.engine.backends.onnxruntime import BACKEND as ONNX_RUNTIME
 from lamp_trt.engine.backends.onnxruntime.probe import SESSION
 from lamp_trt.engine.backends.probe import Device, Gpu
@@ -410,12 +411,12 @@ def test_too_little_memory_and_disk_are_problems_but_block_nothing(
 
 def test_a_containers_limit_counts_as_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(machine, "_CGROUP_LIMITS", (limit,))
-    whole, _ = machine.memory_bytes()
+    monkeypatch.setattr(memory, "_CGROUP_LIMITS", (limit,))
+    whole, _ = memory.memory_bytes()
     limit.write_text("max\n")
-    assert machine.memory_bytes()[0] == whole
+    assert memory.memory_bytes()[0] == whole
     limit.write_text("1000000\n")
-    assert machine.memory_bytes() == (1_000_000, 1_000_000)
+    assert memory.memory_bytes() == (1_000_000, 1_000_000)
 
 
 def test_a_cache_that_cannot_be_written_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

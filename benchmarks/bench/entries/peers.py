@@ -56,20 +56,20 @@ class Peers:
     def entries(self) -> list[Entry]:
         entries = []
         for network in filter(self.given, self._subject.networks):
-            entries.append(self._entry(network, "PyTorch eager", lean=False, compiled=False))
+            entries.append(self.entry(network, "PyTorch eager", lean=False, compiled=False))
             if network == LAMP.unet:
-                entries.append(self._entry(network, "PyTorch eager, lean", lean=True, compiled=False))
+                entries.append(self.entry(network, "PyTorch eager, lean", lean=True, compiled=False))
             if network in COMPILED:
-                entries.append(self._entry(network, "torch.compile", lean=False, compiled=True))
+                entries.append(self.entry(network, "torch.compile", lean=False, compiled=True))
                 if network == LAMP.unet:
-                    entries.append(self._entry(network, "torch.compile, lean", lean=True, compiled=True))
+                    entries.append(self.entry(network, "torch.compile, lean", lean=True, compiled=True))
         return entries
 
     @property
     def _motion(self) -> str:
         return self._subject.motion_of(LAMP.unet) or ""
 
-    def _entry(self, network: str, backend: str, *, lean: bool, compiled: bool) -> Entry:
+    def entry(self, network: str, backend: str, *, lean: bool, compiled: bool) -> Entry:
         on_host = self._subject.ordinal is None
         reference = self.reference(network) if on_host else None
         return Entry(

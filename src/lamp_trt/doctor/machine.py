@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lamp_trt.doctor.findings import Finding
 from lamp_trt.engine.files.user_cache import cache_folder
+from lamp_trt.engine.memory import memory_bytes
 
 _SECTION = "machine"
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def machine_findings(folder: Path) -> list[Finding]:
@@ -30,17 +30,6 @@ def machine_findings(folder: Path) -> list[Finding]:
         _cache_finding(),
         _folder_finding(folder),
     ]
-
-
-def memory_bytes() -> tuple[int, int]:
-    """(total, available) memory of this process in bytes; a container's limit is respected."""
-    fields = dict(re.findall(r"(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text()))
-    total, available = (int(fields[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    for file in _CGROUP_LIMITS:
-        text = file.read_text().strip() if file.is_file() else ""
-        if text.isdecimal():  # else "max"
-            total = min(total, int(text))
-    return total, min(total, available)
 
 
 def processor() -> str:

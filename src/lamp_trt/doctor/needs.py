@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lamp_trt.doctor.findings import Finding
-from lamp_trt.doctor.machine import memory_bytes
 from lamp_trt.engine.backends.probe import Gpu
 from lamp_trt.engine.dtypes import PRECISIONS, Precision
 from lamp_trt.engine.families import COMPONENTS, LAMP, NETWORKS, SDXL, component_of
+from lamp_trt.engine.memory import memory_bytes
 
 _SECTION = "needs at the published size"
 
