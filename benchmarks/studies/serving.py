@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from lamp_trt.benchmarks.studies.command import study_parser, write_result
-from lamp_trt.serving.pool import EngineJob
+from lamp_trt.serving.pools.pool import EngineJob
 
 FACTORY = "lamp_trt.benchmarks.studies.serving:open_engine"
 LATENCY_STEPS, LATENCY_JOBS = 1, 60
@@ -56,9 +56,9 @@ def open_engine(settings: Mapping[str, Any]) -> SleepingEngine:
 
 
 def run_server(folder: Path, engines: int) -> None:
-    from lamp_trt.serving.local_pool import LocalPool
-    from lamp_trt.serving.server import serve
+    from lamp_trt.serving.pools.local_pool import LocalPool
     from lamp_trt.serving.settings import ModelInfo, ServeSettings
+    from lamp_trt.serving.web.server import serve
 
     model = ModelInfo("sleep", ("a",), "a", (320, 512), 16, "off", False, True, "0" * 64)
     pool = LocalPool(FACTORY, {str(index): {} for index in range(engines)})

@@ -16,7 +16,7 @@ from typing import Any
 
 from lamp_trt.engine.errors import Cancelled, EngineError, OutputError, SafetyError
 from lamp_trt.engine.files.output import written
-from lamp_trt.serving.pool import EngineJob
+from lamp_trt.serving.pools.pool import EngineJob
 
 FACTORY = "tests.doubles.sleeping_engine:open_engine"
 VIDEO = b"\0\0\0\x18ftypmp42"

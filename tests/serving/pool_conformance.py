@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lamp_trt.serving.pool import EngineJob, Event, Finished, Lost, Pool, Progress, Slot
+from lamp_trt.serving.pools.pool import EngineJob, Event, Finished, Lost, Pool, Progress, Slot
 
 SECONDS = 60.0
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 
-from lamp_trt.serving.local_pool import LocalPool, RestartPolicy
-from lamp_trt.serving.server import serve
+from lamp_trt.serving.pools.local_pool import LocalPool, RestartPolicy
 from lamp_trt.serving.settings import Limits, ModelInfo, ServeSettings
+from lamp_trt.serving.web.server import serve
 from tests.doubles.sleeping_engine import FACTORY
 
 ROOT = Path(__file__).parents[2]

@@ -189,7 +189,7 @@ def test_old_jobs_expire_with_their_files(tmp_path: Path) -> None:
 
 def test_a_jobs_folder_has_one_server(tmp_path: Path) -> None:
     from lamp_trt.engine.errors import InputError
-    from lamp_trt.serving.store import JobStore
+    from lamp_trt.serving.jobs.store import JobStore
 
     store = JobStore(tmp_path / "jobs")
     with pytest.raises(InputError, match="another server"):

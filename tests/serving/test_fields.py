@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lamp_trt.runtime.algorithm.config import GenerationConfig
-from lamp_trt.serving.fields import OPTIONS, OWN, FieldError, VideoFields, parse_fields
+from lamp_trt.serving.jobs.fields import OPTIONS, OWN, FieldError, VideoFields, parse_fields
 from lamp_trt.serving.settings import ModelInfo
 
 MODEL = ModelInfo("toy", ("a", "b"), "a", (64, 96), 4, "off", False, True, "0" * 64)
@@ -47,7 +47,7 @@ def test_any_fields_are_checked_or_named(values: st.SearchStrategy[Any]) -> None
     @given(st.dictionaries(NAMES, values, max_size=5), st.booleans(), st.booleans())
     @example({"seed": "9" * 40}, True, False)
     @example({"guidance_scale": "1e999"}, True, False)
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=80, deadline=None)
     def run(fields: dict[str, Any], with_prompt: bool, has_frame: bool) -> None:
         check({"prompt": "rain", **fields} if with_prompt else fields, has_frame)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lamp_trt.serving.local_pool import LocalPool, RestartPolicy
+from lamp_trt.serving.pools.local_pool import LocalPool, RestartPolicy
 from tests.doubles.sleeping_engine import FACTORY
 from tests.serving.pool_conformance import CHECKS, Harness
 
@@ -46,7 +46,7 @@ def test_a_process_that_does_not_start_is_tried_with_growing_delays(
     async def run() -> None:
         policy = RestartPolicy(first_delay=0.5, max_delay=1.5, max_failures=4, stop_seconds=2)
         pool = LocalPool("tests.doubles.sleeping_engine:no_such_function", {"0": {}}, policy)
-        monkeypatch.setattr("lamp_trt.serving.local_pool.asyncio.sleep", counted)
+        monkeypatch.setattr("lamp_trt.serving.pools.local_pool.asyncio.sleep", counted)
         changed = asyncio.Event()
         await pool.start(lambda event: changed.set())
         async with asyncio.timeout(60):

@@ -4,8 +4,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_trt.serving.pool import Slot
-from lamp_trt.serving.waiting import MAX_SKIPPED, Waiting
+from lamp_trt.serving.jobs.waiting import MAX_SKIPPED, Waiting
+from lamp_trt.serving.pools.pool import Slot
 
 
 def queue(*motions: str) -> Waiting:

@@ -70,10 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from lamp_trt.engine.bundle.reader import Bundle
     from lamp_trt.runtime.load import Place
-    from lamp_trt.serving.local_pool import LocalPool
-    from lamp_trt.serving.pipeline_engine import FACTORY
-    from lamp_trt.serving.server import serve
+    from lamp_trt.serving.pools.local_pool import LocalPool
+    from lamp_trt.serving.pools.pipeline_engine import FACTORY
     from lamp_trt.serving.settings import ServeSettings, read_token
+    from lamp_trt.serving.web.server import serve
 
     settings = ServeSettings(
         jobs_dir=args.jobs_dir,

@@ -2,12 +2,13 @@
 """The engine of a bundle: a loaded pipeline, in the process that a pool started."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from lamp_trt.serving.pool import EngineJob
+from lamp_trt.runtime.control import Progress
+from lamp_trt.serving.pools.pool import EngineJob
 
-FACTORY = "lamp_trt.serving.pipeline_engine:open_engine"
+FACTORY = "lamp_trt.serving.pools.pipeline_engine:open_engine"
 
 
 def open_engine(settings: Mapping[str, Any]) -> "PipelineEngine":
@@ -29,9 +30,7 @@ class PipelineEngine:
     def motion(self) -> str:
         return self._pipe.motion
 
-    def make(
-        self, job: EngineJob, progress: Callable[[str, int, int], None], cancel: threading.Event
-    ) -> None:
+    def make(self, job: EngineJob, progress: Progress, cancel: threading.Event) -> None:
         import numpy as np
 
         frame = None if job.first_frame is None else np.load(job.first_frame, allow_pickle=False)

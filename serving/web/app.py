@@ -13,16 +13,16 @@ from starlette.exceptions import HTTPException
 from lamp_trt._version import __version__
 from lamp_trt.engine.errors import OutputError
 from lamp_trt.runtime.algorithm.config import FPS
-from lamp_trt.serving.bodies import BodyError, read_request
-from lamp_trt.serving.events import LAST
-from lamp_trt.serving.fields import FieldError, parse_fields
-from lamp_trt.serving.front import Front, Unavailable
-from lamp_trt.serving.metrics import CONTENT_TYPE
-from lamp_trt.serving.security import BodyTooLarge, Guard, too_large_message
+from lamp_trt.serving.jobs.events import LAST
+from lamp_trt.serving.jobs.fields import FieldError, parse_fields
+from lamp_trt.serving.jobs.front import Front, Unavailable
+from lamp_trt.serving.jobs.metrics import CONTENT_TYPE
+from lamp_trt.serving.jobs.store import JobRecord
 from lamp_trt.serving.settings import error_body
-from lamp_trt.serving.store import JobRecord
-from lamp_trt.serving.streams import EventStream, until_left
-from lamp_trt.serving.uploads import Decoder
+from lamp_trt.serving.web.bodies import BodyError, read_request
+from lamp_trt.serving.web.security import BodyTooLarge, Guard, too_large_message
+from lamp_trt.serving.web.streams import EventStream, until_left
+from lamp_trt.serving.web.uploads import Decoder
 
 POLL_MS = "1000"
 RETRY_SECONDS = "5"
@@ -44,12 +44,13 @@ def make_app(front: Front) -> Guard:
 
     api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     _add_errors(api, front)
-    _add_videos(api, front, decoder)
+    _add_making(api, front, decoder)
+    _add_reading(api, front)
     _add_service(api, front)
     return Guard(api, front.settings, front.metrics)
 
 
-def _add_videos(api: FastAPI, front: Front, decoder: Decoder) -> None:
+def _add_making(api: FastAPI, front: Front, decoder: Decoder) -> None:
     @api.post("/v1/videos")
     async def create(request: Request) -> Response:
         job = await _create(request, front, decoder)
@@ -70,6 +71,14 @@ def _add_videos(api: FastAPI, front: Front, decoder: Decoder) -> None:
             return _error(status, ended.error["message"], "video_error", ended.error["code"])
         return FileResponse(front.store.video(job.id), media_type="video/mp4", headers={"x-video-id": job.id})
 
+    @api.delete("/v1/videos/{video}")
+    async def delete(video: str) -> Response:
+        job = _found(front, video)
+        front.delete(job)
+        return JSONResponse({"id": job.id, "object": "video.deleted", "deleted": True})
+
+
+def _add_reading(api: FastAPI, front: Front) -> None:
     @api.get("/v1/videos")
     async def list_videos(request: Request) -> Response:
         query = request.query_params
@@ -86,12 +95,6 @@ def _add_videos(api: FastAPI, front: Front, decoder: Decoder) -> None:
     @api.get("/v1/videos/{video}")
     async def get(video: str) -> Response:
         return JSONResponse(_public(front, _found(front, video)), headers={"openai-poll-after-ms": POLL_MS})
-
-    @api.delete("/v1/videos/{video}")
-    async def delete(video: str) -> Response:
-        job = _found(front, video)
-        front.delete(job)
-        return JSONResponse({"id": job.id, "object": "video.deleted", "deleted": True})
 
     @api.get("/v1/videos/{video}/content")
     async def content(video: str, variant: str = "video") -> Response:

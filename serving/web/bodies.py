@@ -9,9 +9,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from lamp_trt.engine.files.text import TextError, parse_json
-from lamp_trt.serving.fields import FieldError
+from lamp_trt.serving.jobs.fields import FieldError
 from lamp_trt.serving.settings import Limits
-from lamp_trt.serving.uploads import check_image_size, image_from_data_url
+from lamp_trt.serving.web.uploads import check_image_size, image_from_data_url
 
 MAX_FIELDS = 40
 MAX_FIELD_BYTES = 128 << 10

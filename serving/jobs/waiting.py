@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lamp_trt.serving.pool import Slot
+from lamp_trt.serving.pools.pool import Slot
 
 MAX_SKIPPED = 4
 """How many later jobs may be started before the first of the queue because their motion is loaded."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lamp_trt import NO_TELEMETRY
-from lamp_trt.serving.pool import (
+from lamp_trt.serving.pools.pool import (
     Changed,
     EngineHealth,
     EngineJob,
@@ -195,7 +195,7 @@ class _Engine:
 
 def _start(connection: socket.socket) -> "subprocess.Popen[bytes]":
     fd = connection.fileno()
-    command = [sys.executable, "-m", "lamp_trt.serving.worker", str(fd)]
+    command = [sys.executable, "-m", "lamp_trt.serving.pools.worker", str(fd)]
     environment = {NO_TELEMETRY: "1", **os.environ}
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(fd,), env=environment)
 

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import OutputError
 from lamp_trt.engine.files.output import cannot_write, written
 from lamp_trt.runtime.algorithm.config import GenerationConfig
-from lamp_trt.serving.events import Broadcast, JobEvent
-from lamp_trt.serving.fields import VideoFields
-from lamp_trt.serving.metrics import Metrics
-from lamp_trt.serving.pool import Changed, EngineJob, Event, Finished, Lost, Pool, Progress
+from lamp_trt.serving.jobs.events import Broadcast, JobEvent
+from lamp_trt.serving.jobs.fields import VideoFields
+from lamp_trt.serving.jobs.metrics import Metrics
+from lamp_trt.serving.jobs.store import JobRecord, JobStore
+from lamp_trt.serving.jobs.waiting import Waiting
+from lamp_trt.serving.pools.pool import Changed, EngineJob, Event, Finished, Lost, Pool, Progress
 from lamp_trt.serving.settings import ModelInfo, ServeSettings
-from lamp_trt.serving.store import JobRecord, JobStore
-from lamp_trt.serving.waiting import Waiting
 
 log = logging.getLogger("lamp_trt")
 

@@ -8,7 +8,7 @@ takes all previews of a job back) have their place here, but nothing sends them 
 import asyncio
 import json
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,7 @@ class Subscription:
         self.pending.append(event)
         self._more.set()
 
-    async def events(self) -> AsyncIterator[JobEvent]:
+    async def events(self) -> AsyncGenerator[JobEvent, None]:
         """The events, up to the last one of the job."""
         while True:
             await self._more.wait()

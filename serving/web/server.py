@@ -6,11 +6,11 @@ import socket
 from collections.abc import Callable
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.serving.app import make_app
-from lamp_trt.serving.front import Front
-from lamp_trt.serving.pool import Pool
+from lamp_trt.serving.jobs.front import Front
+from lamp_trt.serving.jobs.store import JobStore
+from lamp_trt.serving.pools.pool import Pool
 from lamp_trt.serving.settings import ModelInfo, ServeSettings
-from lamp_trt.serving.store import JobStore
+from lamp_trt.serving.web.app import make_app
 
 log = logging.getLogger("lamp_trt")
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.serving.fields import FieldError
+from lamp_trt.serving.jobs.fields import FieldError
 
 MAX_PIXELS = 1 << 25
 """Of an upload: 33 million, 8192x4096."""
@@ -71,7 +71,7 @@ class Decoder:
         ours, theirs = socket.socketpair()
         with theirs:
             fd = theirs.fileno()
-            command = [sys.executable, "-m", "lamp_trt.serving.decoder", str(fd)]
+            command = [sys.executable, "-m", "lamp_trt.serving.web.decoder", str(fd)]
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
             self._process = subprocess.Popen(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of one engine: python -m lamp_trt.serving.worker FD
+"""The process of one engine: python -m lamp_trt.serving.pools.worker FD
 
 FD is a socket to the pool. Both sides write JSON objects, one a line. The pool begins with `factory`
 (MODULE:FUNCTION) and `settings`, its argument; `run` and `cancel` follow. The engine answers "ready", then
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from lamp_trt.engine.errors import Cancelled, LampError, OutputError, SafetyError
-from lamp_trt.serving.pool import EngineJob
+from lamp_trt.runtime.control import Progress
+from lamp_trt.serving.pools.pool import EngineJob
 
 
 class Engine(Protocol):
@@ -31,9 +32,7 @@ class Engine(Protocol):
     @property
     def motion(self) -> str: ...
 
-    def make(
-        self, job: EngineJob, progress: Callable[[str, int, int], None], cancel: threading.Event
-    ) -> None:
+    def make(self, job: EngineJob, progress: Progress, cancel: threading.Event) -> None:
         """Write the job's files. Raises Cancelled soon after the event is set, and LampErrors."""
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox in which uploaded images are decoded: python -m lamp_trt.serving.decoder FD
+"""The sandbox in which uploaded images are decoded: python -m lamp_trt.serving.web.decoder FD
 
 FD is a socket. A request is a JSON line (`height`, `width`, `fit`, `background`, `size_bytes`, `max_pixels`)
 and the file's bytes; the reply is a JSON line, `size_bytes` of pixels or `error`, and the pixels, uint8 RGB.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from lamp_trt.serving.metrics import Metrics
+from lamp_trt.serving.jobs.metrics import Metrics
 from lamp_trt.serving.settings import ServeSettings, error_body
 
 Scope = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from lamp_trt.serving.events import JobEvent
+from lamp_trt.serving.jobs.events import JobEvent
 
 KEEP_ALIVE_SECONDS = 15.0
 
@@ -58,7 +58,7 @@ class EventStream(Response):
         next_event: asyncio.Future[JobEvent | None] = asyncio.ensure_future(anext(self._events, None))
         try:
             while True:
-                waiting = {next_event, leaving}
+                waiting: set[asyncio.Future[Any]] = {next_event, leaving}
                 await asyncio.wait(waiting, timeout=KEEP_ALIVE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 if leaving.done():
                     return False
