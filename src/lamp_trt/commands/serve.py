@@ -84,8 +84,11 @@ def run(args: argparse.Namespace) -> None:
         token=None if args.token_file is None else read_token(args.token_file),
         allowed_hosts=tuple(args.allowed_host),
     )
-    verify = "full" if args.verify_files else "stat"
-    bundle = Bundle.open(args.bundle, verify=verify, expect_digest=args.expect_bundle)
+    bundle = Bundle.open(
+        args.bundle,
+        verify="full" if args.verify_files else "stat",
+        expect_digest=args.expect_bundle,
+    )
     model = model_info(bundle, args.model_name, args.safety)
     asked = placement(args)
     Place.of(bundle, asked)  # refuses what no engine could use
