@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TORCH = tomllib.loads((ROOT / "install" / "torch-cpu.toml").read_text())
 INDEX = "https://pypi.org/simple"
-EXTRAS = "export,cpu,openvino,dev,rtx"
+EXTRAS = "export,cpu,openvino,serve,dev,rtx"
 """The extras that `make demo` and `make test` install."""
 
 CONSTRAINTS = """\

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from tests.revisions.revision import ROOT, git
 
-PRODUCT = ("engine", "export", "runtime", "benchmarks", "src")
+PRODUCT = ("engine", "export", "runtime", "serving", "benchmarks", "src")
 LAYERS = ("engine", "runtime", "src")
 """Where the name of a network belongs into its record alone."""
 MAX_MODULES = 16
@@ -136,7 +136,9 @@ def house_now(root: Path = ROOT) -> House:
 
 
 def house_at(revision: str) -> House:
-    with tarfile.open(fileobj=io.BytesIO(git("archive", revision, *PRODUCT))) as archive:
+    there = git("ls-tree", "--name-only", revision).decode().split()
+    tops = [top for top in PRODUCT if top in there]
+    with tarfile.open(fileobj=io.BytesIO(git("archive", revision, *tops))) as archive:
         members = [each for each in archive if each.isfile() and each.name.endswith(".py")]
         texts = {each.name: file.read().decode() for each in members if (file := archive.extractfile(each))}
     return House(dict(sorted(texts.items())))

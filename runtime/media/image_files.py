@@ -100,19 +100,23 @@ def read_image(path: str | os.PathLike[str], background: str = "white") -> NDArr
 
 
 def decode_image(
-    data: bytes, name: str, background: str = "white", formats: tuple[str, ...] = FORMATS
+    data: bytes,
+    name: str,
+    background: str = "white",
+    formats: tuple[str, ...] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Decode the first image of a file's bytes to uint8 RGB (h, w, 3).
 
     The image is rotated according to its orientation, converted to sRGB, reduced to 8 bits per sample, and
     transparent pixels are composited over `background` (see background_rgb). An 8-bit sRGB image keeps its
     values exactly. name: the subject of messages. Raises InputError if the image is damaged, truncated, of
-    another format or larger than MAX_PIXELS.
+    another format or larger than max_pixels.
     """
     colour = background_rgb(background)
     try:
         with _quiet():
-            image = _open(data, name, formats)
+            image = _open(data, name, formats, max_pixels)
             image.load()
             upright = _upright(image, name)
     except InputError:
@@ -156,7 +160,7 @@ def _quiet() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = accepted
 
 
-def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageFile":
+def _open(data: bytes, name: str, formats: tuple[str, ...], max_pixels: int) -> "ImageFile.ImageFile":
     """Open an image, check its size and that it is not truncated; reads only the header.
 
     Raises InputError for an image that is too large, other exceptions for a damaged one.
@@ -168,12 +172,12 @@ def _open(data: bytes, name: str, formats: tuple[str, ...]) -> "ImageFile.ImageF
     _silence_libtiff()
     try:
         image = Image.open(io.BytesIO(_without_texts(data)), formats=formats)
-        too_large = image.width * image.height > MAX_PIXELS
+        too_large = image.width * image.height > max_pixels
     except Image.DecompressionBombError:
         too_large = True
     if too_large:
         raise InputError(
-            f"{name} cannot be read: it has more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller."
+            f"{name} cannot be read: it has more than {max_pixels / 1e6:.0f} million pixels; make it smaller."
         )
     assert image.fp is not None
     if image.format in ("JPEG", "MPO", "JPEG2000"):

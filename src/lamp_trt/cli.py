@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lamp_trt._version import __version__
-from lamp_trt.commands import bench, build, doctor, edit, generate, image, inspect, motion, toy, verify
+from lamp_trt.commands import bench, build, doctor, edit, generate, image, inspect, motion, serve, toy, verify
 from lamp_trt.commands.shared import HelpFormatter
 from lamp_trt.engine.backends.registry import backends
 from lamp_trt.engine.errors import MACHINE_ERRORS, LampError
@@ -34,6 +34,8 @@ OFFLINE = {
 The library, `import lamp_trt`, does not change these variables."""
 _EXPORT = ("torch", "diffusers", "transformers", "accelerate", "onnxscript", "onnx_ir")
 """Modules that the extra `export` installs."""
+_SERVE = ("fastapi", "starlette", "uvicorn", "python_multipart")
+"""Modules that the extra `serve` installs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +91,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _extras() -> dict[str, str]:
     """Optional module → the pip extra that installs it."""
     brought = {m: extra.name for backend in backends() for extra in backend.extras for m in extra.modules}
-    return {**brought, **dict.fromkeys(_EXPORT, "export")}
+    return {**brought, **dict.fromkeys(_EXPORT, "export"), **dict.fromkeys(_SERVE, "serve")}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lamp-trt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (build, generate, edit, image, inspect, verify, bench, doctor, toy):
+    for module in (build, generate, edit, image, serve, inspect, verify, bench, doctor, toy):
         sub = commands.add_parser(
             module.__name__.rpartition(".")[2],
             help=module.DESCRIPTION,

@@ -17,11 +17,12 @@ ALLOWED = {
     "engine": {"engine"},
     "export": {"export", "engine"},
     "runtime": {"runtime", "engine"},
-    "benchmarks": {"benchmarks", "export", "runtime", "engine"},
+    "serving": {"serving", "runtime", "engine"},
+    "benchmarks": {"benchmarks", "export", "runtime", "engine", "serving"},
 }
 """Which sub-packages each may import from."""
 
-TORCH_FREE = ("engine", "runtime")
+TORCH_FREE = ("engine", "runtime", "serving")
 HEAVY = (
     "torch",
     "diffusers",
@@ -62,7 +63,10 @@ CLONE_ONLY = ("tests", "lamp_trt.benchmarks.proof", "lamp_trt.benchmarks.studies
 
 @pytest.mark.parametrize(
     "folder",
-    ["engine", "export", "runtime", "src", *(f"benchmarks/{name}" for name in ("bench", "report", "verify"))],
+    [
+        *("engine", "export", "runtime", "serving", "src"),
+        *(f"benchmarks/{name}" for name in ("bench", "report", "verify")),
+    ],
 )
 def test_what_the_wheel_holds_imports_nothing_that_it_lacks(folder: str) -> None:
     files = list((ROOT / folder).rglob("*.py"))

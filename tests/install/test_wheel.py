@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = ROOT / "constraints.txt"
-TOPS = ("engine", "export", "runtime", "benchmarks")
+TOPS = ("engine", "export", "runtime", "serving", "benchmarks")
 CLONE_ONLY = ("benchmarks/proof", "benchmarks/studies", "benchmarks/results")
 """What the repository has below the package's folders, and the wheel has not."""
 

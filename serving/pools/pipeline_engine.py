@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of a bundle: a loaded pipeline, in the process that a pool started."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from lamp_trt.runtime.control import Progress
+from lamp_trt.serving.pools.pool import EngineJob
+
+FACTORY = "lamp_trt.serving.pools.pipeline_engine:open_engine"
+
+
+def open_engine(settings: Mapping[str, Any]) -> "PipelineEngine":
+    """settings: `bundle`, its digest `expect_bundle`, and `placement`, arguments of Placement."""
+    return PipelineEngine(settings)
+
+
+class PipelineEngine:
+    """Makes videos with one pipeline. Its process ends it; there is nothing to close."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from lamp_trt.runtime.load import load_pipeline
+        from lamp_trt.runtime.requests import Placement
+
+        placement = Placement(**settings["placement"])
+        self._pipe = load_pipeline(settings["bundle"], placement, expect_bundle=settings["expect_bundle"])
+
+    @property
+    def motion(self) -> str:
+        return self._pipe.motion
+
+    def make(self, job: EngineJob, progress: Progress, cancel: threading.Event) -> None:
+        import numpy as np
+
+        frame = None if job.first_frame is None else np.load(job.first_frame, allow_pickle=False)
+        video = self._pipe(
+            job.prompt,
+            motion=job.motion,
+            first_frame=frame,
+            progress=progress,
+            cancel=cancel,
+            **job.options,
+        )
+        video.save(job.out, job.fps)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a server, checked, and what the front tells clients about the bundle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from ipaddress import ip_address
+from pathlib import Path
+
+from lamp_trt.engine.errors import InputError
+from lamp_trt.engine.files.text import TextError, read_text
+
+MIN_TOKEN_CHARS = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one request.
+
+    body_bytes: of a request's body. image_bytes: of an uploaded image. body_seconds: until the whole body
+    has come.
+    """
+
+    body_bytes: int = 12 << 20
+    image_bytes: int = 8 << 20
+    body_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that a server offers.
+
+    motions: names. size: height, width in pixels. safety: what happens to flagged pictures, or "off".
+    has_checker: whether the bundle holds a safety checker. makes_first_frames: whether input_reference may be
+    left out.
+    """
+
+    name: str
+    motions: tuple[str, ...]
+    default_motion: str
+    size: tuple[int, int]
+    num_frames: int
+    safety: str
+    has_checker: bool
+    makes_first_frames: bool
+    bundle: str
+    """The bundle's digest."""
+
+    @property
+    def size_text(self) -> str:
+        return f"{self.size[1]}x{self.size[0]}"
+
+    def seconds(self, fps: float) -> str:
+        """Duration in seconds, like "2" or "0.5"."""
+        return f"{float(Fraction(self.num_frames) / Fraction(fps).limit_denominator(1001)):.6g}"
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Settings of a front. Raises InputError for values that cannot be used.
+
+    max_queued     jobs that may wait; one more is refused with 429
+    job_ttl        seconds that a finished job and its files are kept
+    token          None: no Authorization is asked for, which is possible on loopback only
+    allowed_hosts  names in the Host header that are answered, besides loopback's and `host`
+    """
+
+    jobs_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_queued: int = 64
+    job_ttl: float = 24 * 3600.0
+    token: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"port is {self.port}; expected 0 to 65535, 0 for any free one.")
+        if self.max_queued < 1:
+            raise InputError(f"max_queued is {self.max_queued}; expected at least 1.")
+        if not 0 < self.job_ttl < 1e10:
+            raise InputError(f"job_ttl is {self.job_ttl}; expected seconds above 0.")
+        if self.token is None and not is_loopback(self.host):
+            raise InputError(
+                f"host is {self.host!r}, which other machines can reach: give --token-file FILE, or listen "
+                "on 127.0.0.1."
+            )
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Names in the Host header that are answered, in lower case and without a port."""
+        own = {self.host} if self.host not in ("0.0.0.0", "::") else set()
+        return frozenset(
+            name.lower().strip("[]") for name in {"localhost", "127.0.0.1", "::1", *own, *self.allowed_hosts}
+        )
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(path: Path) -> str:
+    """The token in a file. Raises InputError unless it is one line of at least MIN_TOKEN_CHARS printable
+    ASCII characters without spaces."""
+    try:
+        token = read_text(path, 4096).strip()
+    except TextError as error:
+        raise InputError(f"the token file {path} {error}") from error
+    except OSError as error:
+        raise InputError(f"the token file {path} cannot be read: {error.strerror}.") from error
+    if len(token) < MIN_TOKEN_CHARS or not token.isascii() or not all(33 <= ord(c) < 127 for c in token):
+        raise InputError(
+            f"the token file {path} does not hold a token: expected one line of at least {MIN_TOKEN_CHARS} "
+            "ASCII letters, digits or signs. `openssl rand -hex 24` makes one."
+        )
+    return token
+
+
+def error_body(
+    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> Mapping[str, object]:
+    """An error as OpenAI's API writes it. param: the field at fault."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's process: a socket, uvicorn, the front and its pool."""
+
+import logging
+import socket
+from collections.abc import Callable
+
+from lamp_trt.engine.errors import InputError
+from lamp_trt.serving.jobs.front import Front
+from lamp_trt.serving.jobs.store import JobStore
+from lamp_trt.serving.pools.pool import Pool
+from lamp_trt.serving.settings import ModelInfo, ServeSettings
+from lamp_trt.serving.web.app import make_app
+
+log = logging.getLogger("lamp_trt")
+
+SHUTDOWN_SECONDS = 3
+"""How long open requests may take to end after SIGTERM or SIGINT."""
+
+
+def serve(
+    settings: ServeSettings, model: ModelInfo, pool: Pool, on_url: Callable[[str], None] = lambda url: None
+) -> None:
+    """Serve until SIGTERM or SIGINT. on_url: called with the address once it is open.
+
+    Raises InputError if the address or the jobs folder cannot be used.
+    """
+    import uvicorn
+
+    listening = _listen(settings)
+    with listening:
+        store = JobStore(settings.jobs_dir)
+        app = make_app(Front(store, pool, model, settings))
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            limit_concurrency=1000,
+        )
+        on_url(_url(settings.host, listening.getsockname()[1]))
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, settings.port), family=family, backlog=512)
+    except OSError as error:
+        raise InputError(
+            f"{host}, port {settings.port} cannot be listened on: {error.strerror or error}. "
+            "Choose another --host or --port."
+        ) from error
+
+
+def _url(host: str, port: int) -> str:
+    host = host.strip("[]")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
