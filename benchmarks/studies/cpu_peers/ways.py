@@ -20,8 +20,8 @@ import numpy as np
 from lamp_trt.benchmarks.bench.entries.networks import network_entries
 from lamp_trt.benchmarks.bench.entries.peers import Peers
 from lamp_trt.benchmarks.bench.options import BenchOptions
-from lamp_trt.benchmarks.bench.probe import memory_bytes
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.benchmarks.process_memory import process_memory
 from lamp_trt.benchmarks.studies.cpu_peers import TWO_VIDEOS, VIDEO
 from lamp_trt.benchmarks.studies.record import SUBJECTS
 from lamp_trt.engine.backends.registry import backends_on
@@ -106,7 +106,7 @@ def work(folder: Path, subject: str, what: str, way: str) -> None:
             if number == 0 and output is not None:
                 np.savez(outputs_path(folder, subject, what, way), **output)
             answer = {name: seconds / calls for name, seconds in times.items()}
-            print(json.dumps({**answer, "peak_bytes": memory_bytes()[1]}), flush=True)
+            print(json.dumps({**answer, "peak_bytes": process_memory()[1]}), flush=True)
 
 
 def outputs_path(folder: Path, subject: str, what: str, way: str) -> Path:

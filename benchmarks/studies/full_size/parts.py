@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.benchmarks.bench.options import BenchOptions
-from lamp_trt.benchmarks.bench.probe import memory_bytes
 from lamp_trt.benchmarks.bench.subject import Subject
+from lamp_trt.benchmarks.process_memory import process_memory
 from lamp_trt.benchmarks.proof.pipeline import PROMPT, whole_options, write_checkpoints
 from lamp_trt.benchmarks.studies.products import product_flops
 from lamp_trt.benchmarks.verify.metrics import distance
@@ -72,7 +72,7 @@ def network(folder: Path, name: str, precision: CpuPrecision, runs: int) -> Figu
         "first_s": times[0]["wall_s"],
         **min(times, key=lambda seconds: seconds["wall_s"]),
         "flops": flops,
-        "peak_bytes": memory_bytes()[1],
+        "peak_bytes": process_memory()[1],
     }
 
 
@@ -97,7 +97,7 @@ def pytorch(folder: Path, name: str) -> Figures:
         return {tensor.name: value.float().numpy() for tensor, value in tensors}
 
     seconds, outputs = _timed(run)
-    peak_bytes = memory_bytes()[1]
+    peak_bytes = process_memory()[1]
     ours = np.load(_outputs_path(folder, f"{name}-bf16"))
     off = {key: distance(ours[key].astype(np.float32), value).rel_l2 for key, value in outputs.items()}
     return {"load_s": load_s, **seconds, "peak_bytes": peak_bytes, "rel_l2": max(off.values())}
@@ -118,7 +118,7 @@ def video(folder: Path, *, from_text: bool) -> Figures:
             first_frame_num_inference_steps=1,
         )
     assert np.isfinite(made.latents).all()
-    return {"load_s": load_s, "timings": dict(made.timings), "peak_bytes": memory_bytes()[1]}
+    return {"load_s": load_s, "timings": dict(made.timings), "peak_bytes": process_memory()[1]}
 
 
 def _timed(run: Callable[[], Arrays]) -> tuple[dict[str, float], Arrays]:
