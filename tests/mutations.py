@@ -128,7 +128,7 @@ MUTATIONS = (
     Mutation(
         "engine/backends/tensorrt/build.py",
         "the thread that compiles uses the default GPU",
-        'cuda("cudaSetDevice", options.device)  # each thread has a current device of its own',
+        'cuda("cudaSetDevice", options.device)  # the current device is per thread',
         "pass",
         (
             "tests/engine/backends/tensorrt/test_build.py::"

@@ -18,7 +18,15 @@ from lamp_trt.runtime.cuda import device as cuda_device
 from tests.doubles.host_device import HostDevice
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = ("engine", "export", "runtime", "benchmarks", "src/lamp_trt/commands", "src/lamp_trt/doctor")
+PRODUCT = (
+    "engine",
+    "export",
+    "runtime",
+    "serving",
+    "benchmarks",
+    "src/lamp_trt/commands",
+    "src/lamp_trt/doctor",
+)
 
 ON_SUCCESS_ONLY = {
     "written_file": "commits what was written",

@@ -21,9 +21,9 @@ import pytest
 
 import lamp_trt
 from lamp_trt.engine.files import user_cache
-from tests.cli import system_trace
-from tests.cli.system_trace import Trace
+from tests import system_trace
 from tests.fixtures.openvino import HOST_BACKENDS, needs_openvino
+from tests.system_trace import Trace
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
 SET_ELSEWHERE = (VARIABLE, "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,16 @@ def open_subject(folder: Path, subject: str, way: str) -> Subject:
 def loaded(folder: Path, subject: str, what: str, way: str) -> Iterator[Callable[[], Any]]:
     """Load a network, or pipelines that make videos; a function that runs it once."""
     opened = open_subject(folder, subject, way)
+    context: AbstractContextManager[Callable[[], Any]]
     if what in (VIDEO, TWO_VIDEOS):
-        with _videos(opened, backend_ways()[way], 1 + (what == TWO_VIDEOS)) as run:
-            yield run
-        return
-    if way in (EAGER, COMPILED):
-        entry = Peers(opened).entry(what, way, lean=False, compiled=way == COMPILED)
+        context = _videos(opened, backend_ways()[way], 1 + (what == TWO_VIDEOS))
+    elif way in (EAGER, COMPILED):
+        context = Peers(opened).entry(what, way, lean=False, compiled=way == COMPILED).setup()
     else:
         (entry,) = (each for each in network_entries(opened, lambda _: None) if each.name == what)
-    with entry.setup() as function:
-        yield function
+        context = entry.setup()
+    with context as run:
+        yield run
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def hub(source: Path, root: Path) -> Path:
 def absolute(source: Path, root: Path) -> Path:
     """Absolute links, to a folder for each file, outside of the view."""
     for file in _files(source):
-        stored = root / hashlib.sha256(str(file).encode()).hexdigest()[:2] / "store" / file.name
+        stored = root / hashlib.sha256(str(file).encode()).hexdigest()[:16] / "store" / file.name
         stored.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, stored)
         link = root / "view" / file.relative_to(source)

@@ -13,10 +13,10 @@ import pytest
 from lamp_trt.runtime.media.clip.reader import read_clip
 from lamp_trt.runtime.media.video import save_frames
 from lamp_trt.runtime.requests import ClipRequest
-from tests.cli.system_trace import finish, require_strace, start
 from tests.fixtures.hostile import read_or_refused
 from tests.fixtures.torture import Tally
 from tests.runtime.media.clips import SIZE, moving_picture, write_clip
+from tests.system_trace import finish, require_strace, start
 
 FRAMES = moving_picture(5)
 
