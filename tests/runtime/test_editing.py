@@ -175,10 +175,16 @@ def test_frames_of_another_size_are_fitted(pipe: LampPipeline) -> None:
 
 def test_both_halves_report_and_the_first_frame_is_the_edited_one(pipe: LampPipeline, video: Path) -> None:
     seen: list[tuple[str, int, int]] = []
+    previews: list[tuple[str, int]] = []
     picture = 255 - FRAMES[0]
     made = edit_video(
-        pipe, request(video, first_frame=picture, start=1), progress=lambda *step: seen.append(step)
+        pipe,
+        request(video, first_frame=picture, start=1),
+        progress=lambda *step: seen.append(step),
+        preview=lambda stage, step, _: previews.append((stage, step)),
+        preview_interval=0,
     )
+    assert previews == [("denoise", step) for step in range(STEPS)]
     assert seen == [(stage, done, STEPS) for stage in ("invert", "denoise") for done in range(STEPS + 1)]
     np.testing.assert_array_equal(made.first_frame, picture)
     assert next(iter(made.timings)) == "invert"
