@@ -2,6 +2,7 @@
 """The server's process: a socket, uvicorn, the front and its pool."""
 
 import logging
+import signal
 import socket
 from collections.abc import Callable
 
@@ -45,6 +46,8 @@ def serve(
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             limit_concurrency=1000,
         )
+        # uvicorn raises the signal that it was stopped by again; shells start background jobs with it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         on_url(_url(settings.host, listening.getsockname()[1]))
         uvicorn.Server(config).run(sockets=[listening])
 

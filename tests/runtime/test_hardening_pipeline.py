@@ -101,7 +101,7 @@ def test_a_value_that_is_not_finite_names_network_and_step(
 ) -> None:
     engines = pipe._ops._engines  # type: ignore[attr-defined]
     spoiled = Spoiled(engines[network], output, value, CALLS_BEFORE.get(network, 0))
-    monkeypatch.setitem(engines, network, spoiled)
+    monkeypatch.setitem(engines._engines, network, spoiled)
     with pytest.raises(EngineError, match=OUTPUTS[network, output] + " values that are not finite.*damaged"):
         make()
     monkeypatch.undo()

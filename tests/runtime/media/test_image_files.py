@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.media import image_files
 from lamp_trt.runtime.media.image import image_from_base64, load_first_frame, png_base64
 from lamp_trt.runtime.media.image_files import decode_image, read_image
 from tests.fixtures.image_zoo import (
@@ -415,13 +414,12 @@ def test_a_large_image_is_read_without_a_warning(
     assert len(recwarn) == 0
 
 
-def test_an_image_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "MAX_PIXELS", HEIGHT * WIDTH)
-    assert decode(FILES["png"]()).shape == (HEIGHT, WIDTH, 3)
-    monkeypatch.setattr(image_files, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+def test_an_image_of_too_many_pixels_is_refused() -> None:
+    whole = decode_image(FILES["png"](), "the image", max_pixels=HEIGHT * WIDTH)
+    assert whole.shape == (HEIGHT, WIDTH, 3)
     for name in FILES.keys() - {"png-interlaced"}:
         with pytest.raises(InputError, match="million pixels; make it smaller"):
-            decode(FILES[name]())
+            decode_image(FILES[name](), "the image", max_pixels=HEIGHT * WIDTH - 1)
 
 
 def test_threads_read_at_the_same_time(tmp_path: Path) -> None:
