@@ -43,7 +43,7 @@ ALLOWED = (
     Allowed("toy/sd/model_index.json:feature_extractor", TOY_CHECKER, "the class of its preprocessing"),
     Allowed("bundles/*/safety_checker.onnx", CHECKER, "its graph"),
     Allowed("bundles/*/weights/safety_checker.safetensors", CHECKER, "its weights"),
-    Allowed("bundles/*/bundle.json:*.safety_checker.*", CHECKER, "its network and files in the manifest"),
+    Allowed("bundles/*/bundle.json:*safety_checker.*", CHECKER, "its network and files in the manifest"),
     Allowed("bundles/*/bundle.json:sizes.safety_*", CHECKER, "its sizes"),
     Allowed("bundles/*/bundle.json:safety.*", CHECKER, "its thresholds and preprocessing"),
     Allowed("bundles/*/bundle.json:content_sha256", CHECKER, "the digest of a bundle with these files"),
