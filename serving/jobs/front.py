@@ -21,12 +21,21 @@ from numpy.typing import NDArray
 from lamp_trt.engine.errors import OutputError
 from lamp_trt.engine.files.output import cannot_write, written
 from lamp_trt.runtime.algorithm.config import GenerationConfig
-from lamp_trt.serving.jobs.events import Broadcast, JobEvent
+from lamp_trt.serving.jobs.events import WITHDRAWN, Broadcast, JobEvent
 from lamp_trt.serving.jobs.fields import VideoFields
 from lamp_trt.serving.jobs.metrics import Metrics
 from lamp_trt.serving.jobs.store import JobRecord, JobStore
 from lamp_trt.serving.jobs.waiting import Waiting
-from lamp_trt.serving.pools.pool import Changed, EngineJob, Event, Finished, Lost, Pool, Progress
+from lamp_trt.serving.pools.pool import (
+    Changed,
+    EngineJob,
+    Event,
+    Finished,
+    Lost,
+    Pool,
+    Preview,
+    Progress,
+)
 from lamp_trt.serving.settings import ModelInfo, ServeSettings
 
 log = logging.getLogger("lamp_trt")
@@ -130,19 +139,25 @@ class Front:
             self.metrics.jobs["deleted"] += 1
         self._progress.pop(job.id, None)
         self.store.delete(job.id)
+        self._withdraw(job.id)
         self.broadcast.send(job.id, JobEvent("deleted", {"id": job.id}))
         self._tell_positions()
 
-    async def events(self, job: JobRecord) -> AsyncIterator[JobEvent]:
-        """The state of a job now, then its events up to the last."""
-        subscription = self.broadcast.subscribe(job.id)
+    async def events(self, job: JobRecord, previews: bool = False) -> AsyncIterator[JobEvent]:
+        """The state of a job now, then its events up to the last. previews: those too, of which engines make
+        none unless somebody asks."""
+        subscription = self.broadcast.subscribe(job.id, previews)
         try:
+            if previews:
+                self.pool.show_previews(job.id, True)
             subscription.put(self._state_event(self.get(job.id) or job))
             async with contextlib.aclosing(subscription.events()) as events:
                 async for event in events:
                     yield event
         finally:
             self.broadcast.unsubscribe(job.id, subscription)
+            if previews and not self.broadcast.wants_previews(job.id):
+                self.pool.show_previews(job.id, False)
 
     def metrics_text(self) -> str:
         engines = self.pool.health()
@@ -157,13 +172,15 @@ class Front:
         match event:
             case Progress():
                 self._on_progress(event)
+            case Preview():
+                self._on_preview(event)
             case Finished():
                 self._on_finished(event)
             case Lost():
                 self._on_lost(event)
             case Changed():
                 self._fail_without_engines()
-        if not isinstance(event, Progress):
+        if not isinstance(event, Progress | Preview):
             self._start_jobs()
 
     def _on_progress(self, event: Progress) -> None:
@@ -177,6 +194,16 @@ class Front:
         data = {"id": job.id, "progress": percent, "stage": event.stage}
         data |= {"step": event.done, "steps": event.total}
         self.broadcast.send(job.id, JobEvent("progress", data))
+
+    def _on_preview(self, event: Preview) -> None:
+        """Pass a preview on to those who ask for it; nothing of it is kept."""
+        if event.job in self._live:
+            data = {"id": event.job, "stage": event.stage, "step": event.step, "webp": event.webp}
+            self.broadcast.send(event.job, JobEvent("preview", data))
+
+    def _withdraw(self, job: str) -> None:
+        """Take the previews of a job back that does not become a video."""
+        self.broadcast.send(job, JobEvent(WITHDRAWN, {"id": job}))
 
     def _on_finished(self, event: Finished) -> None:
         self.metrics.switches += event.switched
@@ -199,6 +226,7 @@ class Front:
         elif job.tries < MAX_TRIES:
             self.metrics.retries += 1
             self._progress.pop(job.id, None)
+            self._withdraw(job.id)
             self.store.remove_output(job.id)
             self._save(replace(job, status="queued", started_at=None))
             self.waiting.add(job.id, job.motion, first=True)
@@ -230,6 +258,8 @@ class Front:
                     job.id, job.prompt, job.motion, job.options, job.fps, self.store.video(job.id), frame
                 ),
             )
+            if self.broadcast.wants_previews(job.id):
+                self.pool.show_previews(job.id, True)
             self.broadcast.send(job.id, self._state_event(job))
         if started:
             self._tell_positions()
@@ -244,6 +274,7 @@ class Front:
 
     def _fail(self, job: JobRecord, code: str, message: str) -> None:
         self.store.remove_files(job.id)
+        self._withdraw(job.id)
         self._end(job, "failed", error={"code": code, "message": message})
 
     def _save(self, job: JobRecord) -> JobRecord:

@@ -5,7 +5,10 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from lamp_trt.engine.bundle.manifest import Manifest
+from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.runtime.control import Progress
+from lamp_trt.runtime.preview import Preview
 from lamp_trt.serving.pools.pool import EngineJob
 
 FACTORY = "lamp_trt.serving.pools.pipeline_engine:open_engine"
@@ -25,12 +28,15 @@ class PipelineEngine:
 
         placement = Placement(**settings["placement"])
         self._pipe = load_pipeline(settings["bundle"], placement, expect_bundle=settings["expect_bundle"])
+        self._has_previews = has_previews(self._pipe.bundle.manifest)
 
     @property
     def motion(self) -> str:
         return self._pipe.motion
 
-    def make(self, job: EngineJob, progress: Progress, cancel: threading.Event) -> None:
+    def make(
+        self, job: EngineJob, progress: Progress, cancel: threading.Event, preview: Preview | None = None
+    ) -> None:
         import numpy as np
 
         frame = None if job.first_frame is None else np.load(job.first_frame, allow_pickle=False)
@@ -39,7 +45,15 @@ class PipelineEngine:
             motion=job.motion,
             first_frame=frame,
             progress=progress,
+            preview=preview if self._has_previews else None,
             cancel=cancel,
             **job.options,
         )
         video.save(job.out, job.fps)
+
+
+def has_previews(manifest: Manifest) -> bool:
+    """Whether a bundle has the preview map of each of its VAEs; an older one has none."""
+    return all(
+        vae in manifest.previews for vae in (LAMP.vae, SDXL.vae) if f"{vae}_decoder" in manifest.networks
+    )

@@ -49,6 +49,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """Small pictures of a running job, for those who asked by `show_previews`. step: a finished one, from 0.
+    webp: an animated WebP, in base64."""
+
+    job: str
+    stage: str
+    step: int
+    webp: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The end of a job on an engine that goes on.
 
@@ -76,7 +87,7 @@ class Changed:
     """Slots or the health of engines changed."""
 
 
-Event = Progress | Finished | Lost | Changed
+Event = Progress | Preview | Finished | Lost | Changed
 OnEvent = Callable[[Event], None]
 State = Literal["starting", "idle", "busy", "restarting", "down"]
 
@@ -107,6 +118,10 @@ class Pool(Protocol):
     def cancel(self, job: str) -> None:
         """Stop a running job within a step. It still ends with a Finished or Lost. An unknown one is
         ignored."""
+
+    def show_previews(self, job: str, wanted: bool) -> None:
+        """Begin or end to report Previews of a running job; at first there are none. An unknown one is
+        ignored. None comes before the first frame has passed where a safety checker may refuse it."""
 
     def health(self) -> Sequence[EngineHealth]:
         """The state of every engine, those that are down included."""

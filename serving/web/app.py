@@ -114,7 +114,7 @@ def _add_reading(api: FastAPI, front: Front) -> None:
         )
 
     @api.get("/v1/videos/{video}/events")
-    async def events(video: str, stop_on_leave: bool = False) -> Response:
+    async def events(video: str, stop_on_leave: bool = False, previews: bool = False) -> Response:
         """Server-sent events. stop_on_leave: a client that leaves deletes the job, unless it has ended."""
         job = _found(front, video)
 
@@ -123,7 +123,7 @@ def _add_reading(api: FastAPI, front: Front) -> None:
             if stop_on_leave and now is not None and not now.finished:
                 front.delete(now)
 
-        return EventStream(front.events(job), left)
+        return EventStream(front.events(job, previews), left)
 
 
 def _add_service(api: FastAPI, front: Front) -> None:

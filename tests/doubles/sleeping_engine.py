@@ -2,8 +2,9 @@
 """An engine that sleeps instead of computing, in the process that a pool starts.
 
 The prompt of a job says what happens: "kill at STAGE" ends the process with SIGKILL at that stage, once or,
-with "always", each time; "refuse", "no space" and "break" raise errors. settings: step_seconds, steps, log (a
-file to which steps are written), fails_while (a file; while it exists the constructor fails).
+with "always", each time; "refuse", "no space" and "break" raise errors, "flagged" one after the last
+step. settings: step_seconds, steps, log (a file to which steps are written), fails_while (a file; while it
+exists the constructor fails).
 """
 
 import os
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lamp_trt.engine.errors import Cancelled, EngineError, OutputError, SafetyError
 from lamp_trt.engine.files.output import written
@@ -37,7 +40,11 @@ class SleepingEngine:
         self._log = Path(settings["log"]) if "log" in settings else None
 
     def make(
-        self, job: EngineJob, progress: Callable[[str, int, int], None], cancel: threading.Event
+        self,
+        job: EngineJob,
+        progress: Callable[[str, int, int], None],
+        cancel: threading.Event,
+        preview: Callable[[str, int, Any], None] | None = None,
     ) -> None:
         self._note(f"begin {job.id}")
         _kill(job, "begin")
@@ -59,6 +66,10 @@ class SleepingEngine:
             if step == self._steps // 2:
                 _kill(job, "denoise")
             progress("denoise", step + 1, self._steps)
+            if preview is not None:
+                preview("denoise", step, np.full((4, 8, 12, 3), 20 * step % 256, np.uint8))
+        if "flagged" in job.prompt:
+            raise SafetyError("the video was refused.")
         with written(job.out.with_name(f"{job.out.name}.json"), job.out) as (sidecar, video):
             sidecar.write_text("{}")
             video.write_bytes(VIDEO + job.prompt.encode())
