@@ -91,6 +91,10 @@ class Broadcast:
         if not self._subscriptions[job]:
             del self._subscriptions[job]
 
+    def has(self, job: str) -> bool:
+        """Whether any client gets events of the job."""
+        return job in self._subscriptions
+
     def wants_previews(self, job: str) -> bool:
         """Whether any client asks for previews of the job."""
         return any(each.previews for each in self._subscriptions.get(job, ()))

@@ -17,7 +17,9 @@ class EngineJob:
     """One video to make.
 
     options: of `LampPipeline.__call__`, with `seed` set. first_frame: a .npy of uint8 RGB at the video's
-    size; None: SDXL makes it. out: the .mp4 to write; its settings come next to it.
+    size; None: SDXL makes it. out: the .mp4 to write; its settings come next to it. clip: of an edit, the
+    `path` of the video, `start` and `every`, and the `name` that the settings call it; first_frame None is
+    then the clip's own.
     """
 
     id: str
@@ -27,6 +29,7 @@ class EngineJob:
     fps: float
     out: Path
     first_frame: Path | None = None
+    clip: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
