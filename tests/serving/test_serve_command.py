@@ -29,8 +29,9 @@ FRAME = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 
 
 def test_a_video_and_an_edit_over_http_have_the_sidecars_of_those_in_python(
-    toy_bundle: Path, tmp_path: Path
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where inversions are kept
     command = [sys.executable, "-m", "lamp_trt", "serve", "--bundle", str(toy_bundle), "--port", "0"]
     command += ["--safety", "off", "--backend", "onnxruntime", "--num-threads", "1"]
     command += ["--jobs-dir", str(tmp_path / "jobs"), "--model-name", "toy"]

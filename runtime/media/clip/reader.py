@@ -68,13 +68,13 @@ def read_clip(
     width: int,
     fit: Fit = "stretch",
     background: str = "white",
-    wall_seconds: float = WALL_SECONDS,
+    wall_seconds: float | None = None,
 ) -> Clip:
     """Read `num_frames` frames of a video, each fitted to (height, width).
 
-    background: colour under transparent pixels. wall_seconds: that decoding may take. Says what was
-    converted and left out. Raises InputError for a
-    file that cannot be read, is over a limit or has too few frames.
+    background: colour under transparent pixels. wall_seconds: that decoding may take, None for
+    WALL_SECONDS. Says what was converted and left out. Raises InputError for a file that cannot be read, is
+    over a limit or has too few frames.
     """
     colour = background_rgb(background)
     name = _name(request.video)
@@ -86,7 +86,7 @@ def read_clip(
     }
     frames: list[Image] = []
     facts: dict[str, Any] = {}
-    with _opened(request.video) as file, _decoder(file, wanted, name, wall_seconds) as out:
+    with _opened(request.video) as file, _decoder(file, wanted, name, wall_seconds or WALL_SECONDS) as out:
         for record in _records(out):
             if "error" in record:
                 raise InputError(f"{name} {record['error']}")

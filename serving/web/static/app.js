@@ -143,10 +143,11 @@ function complain(text) {
 
 // --- the gallery ---
 
-function add(entry, first) {
-  const job = new Job(entry, model, { again, edit, removed, changed: showGallery });
+/** Shows a job; own: made by this page, and shown first. */
+function add(entry, own) {
+  const job = new Job(entry, model, { again, edit, removed, changed: showGallery }, own);
   jobs.set(entry.id, job);
-  byId("jobs")[first ? "prepend" : "append"](job.card);
+  byId("jobs")[own ? "prepend" : "append"](job.card);
   showGallery();
   return job;
 }

@@ -19,9 +19,13 @@ const near = new IntersectionObserver((seen) => {
 }, { rootMargin: "300px" });
 
 export class Job {
-  /** entry: of history.js. model: of /v1/models. actions: again(job), edit(job), removed(job). */
-  constructor(entry, model, actions) {
-    Object.assign(this, { entry, model, actions, state: { status: "queued" }, at: Date.now() });
+  /**
+   * entry: of history.js. model: of /v1/models. actions: again(job), edit(job), removed(job), changed().
+   * own: made by this page, so that it stops when the page is closed; another tab may show it too.
+   */
+  constructor(entry, model, actions, own) {
+    const stops = own && !entry.keep;
+    Object.assign(this, { entry, model, actions, stops, state: { status: "queued" }, at: Date.now() });
     this.gone = new AbortController();
     this.build();
     this.render();
@@ -75,7 +79,7 @@ export class Job {
   async stream() {
     streams += 1;
     try {
-      const query = `previews=true&stop_on_leave=${!this.entry.keep}`;
+      const query = `previews=true&stop_on_leave=${this.stops}`;
       for await (const [name, data] of events(`v1/videos/${this.id}/events?${query}`, this.gone.signal)) {
         if (name === "preview") this.showPreview(data);
         else if (name === "withdrawn") this.withdraw();
@@ -222,7 +226,7 @@ export class Job {
 
   /** The page goes away: the engine need not go on. */
   leave() {
-    if (!this.ended && !this.entry.keep) deleteNow(this.id);
+    if (!this.ended && this.stops) deleteNow(this.id);
   }
 }
 

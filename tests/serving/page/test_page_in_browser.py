@@ -151,6 +151,21 @@ def test_a_video_is_made_with_progress_and_previews_and_plays(page: Any, server:
     assert server.http.get("/v1/videos").json()["data"] == []
 
 
+def test_a_second_tab_shows_a_running_job_and_does_not_stop_it(page: Any, server: Server, log: Path) -> None:
+    card = make(page, "a long one")
+    expect(card.locator("img.preview")).to_be_visible()
+    second = page.context.new_page()
+    second.goto(server.url)
+    expect(second.locator("article").first.locator("img.preview")).to_be_visible()
+    second.close()
+    before = steps(log)
+    expect(card.locator(".state")).not_to_have_text(card.locator(".state").inner_text())
+    time.sleep(0.5)
+    assert steps(log) > before
+    card.get_by_role("button", name="Cancel").click()
+    engine_rests(server, log)
+
+
 def test_a_refusal_takes_the_preview_away_and_says_why(page: Any) -> None:
     card = make(page, "flagged")
     expect(card.locator("img.preview")).to_be_visible()
