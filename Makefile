@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOCK_FILES := constraints.txt requirements-ci.txt requirements-pypi.txt
 DEMO := demo
-SYSTEM_PACKAGES := g++ git strace
+SYSTEM_PACKAGES := chromium g++ git strace
 
 # auto: torch's small CPU build where there is no GPU and it can be had; pypi: PyPI's build, with CUDA
 TORCH ?= auto

@@ -2,7 +2,7 @@
 """Settings of a server, checked, and what the front tells clients about the bundle."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,12 +17,13 @@ MIN_TOKEN_CHARS = 16
 class Limits:
     """Limits of one request.
 
-    body_bytes: of a request's body. image_bytes: of an uploaded image. body_seconds: until the whole body
-    has come.
+    body_bytes: of a request's body. image_bytes: of an uploaded image. video_bytes: of an uploaded clip, for
+    which a request to edit may have that much more. body_seconds: until the whole body has come.
     """
 
     body_bytes: int = 12 << 20
     image_bytes: int = 8 << 20
+    video_bytes: int = 64 << 20
     body_seconds: float = 60.0
 
 
@@ -32,7 +33,7 @@ class ModelInfo:
 
     motions: names. size: height, width in pixels. safety: what happens to flagged pictures, or "off".
     has_checker: whether the bundle holds a safety checker. makes_first_frames: whether input_reference may be
-    left out.
+    left out. examples: looping pictures of motions, by name.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelInfo:
     makes_first_frames: bool
     bundle: str
     """The bundle's digest."""
+    examples: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def size_text(self) -> str:

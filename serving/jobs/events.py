@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events of jobs for clients: server-sent events, and whoever waits for a job's end.
 
-Names: "queued", "progress", "completed", "failed", "deleted". "preview" (a picture) and "withdrawn" (which
-takes all previews of a job back) have their place here, but nothing sends them yet.
+Names: "queued", "progress", "completed", "failed", "deleted"; for clients that ask for previews also
+"preview" (a picture) and "withdrawn" (which takes all previews of the job back).
 """
 
 import asyncio
@@ -18,6 +18,8 @@ LAST = frozenset(("completed", "failed", "deleted"))
 REPLACED = frozenset(("queued", "progress", "preview"))
 """Events that a newer one of the same name makes worthless for a client that reads slowly."""
 
+WITHDRAWN = "withdrawn"
+
 
 @dataclass(frozen=True)
 class JobEvent:
@@ -32,16 +34,31 @@ class JobEvent:
 
 @dataclass(eq=False)
 class Subscription:
-    """Events of one job for one client, of bounded number: see REPLACED."""
+    """Events of one job for one client, of bounded number: see REPLACED. previews: whether it gets them."""
 
+    previews: bool = False
+    shown: bool = False
+    """Whether it was given a preview that was not withdrawn."""
     pending: deque[JobEvent] = field(default_factory=deque)
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, event: JobEvent) -> None:
-        if event.name in REPLACED and self.pending and self.pending[-1].name == event.name:
-            self.pending.pop()
+        if event.name == "preview":
+            if not self.previews:
+                return
+            self.shown = True
+        if event.name == WITHDRAWN:
+            if not self.shown:
+                return
+            self.shown = False
+            self._drop("preview")
+        if event.name in REPLACED:
+            self._drop(event.name)
         self.pending.append(event)
         self._more.set()
+
+    def _drop(self, name: str) -> None:
+        self.pending = deque(event for event in self.pending if event.name != name)
 
     async def events(self) -> AsyncGenerator[JobEvent, None]:
         """The events, up to the last one of the job."""
@@ -64,8 +81,8 @@ class Broadcast:
     def __len__(self) -> int:
         return len(self._subscriptions)
 
-    def subscribe(self, job: str) -> Subscription:
-        subscription = Subscription()
+    def subscribe(self, job: str, previews: bool = False) -> Subscription:
+        subscription = Subscription(previews)
         self._subscriptions[job].add(subscription)
         return subscription
 
@@ -73,6 +90,14 @@ class Broadcast:
         self._subscriptions[job].discard(subscription)
         if not self._subscriptions[job]:
             del self._subscriptions[job]
+
+    def has(self, job: str) -> bool:
+        """Whether any client gets events of the job."""
+        return job in self._subscriptions
+
+    def wants_previews(self, job: str) -> bool:
+        """Whether any client asks for previews of the job."""
+        return any(each.previews for each in self._subscriptions.get(job, ()))
 
     def send(self, job: str, event: JobEvent) -> None:
         for subscription in self._subscriptions.get(job, ()):

@@ -3,18 +3,31 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.text import without_marks
-from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, GenerationConfig, Setting, finite_number
+from lamp_trt.runtime.algorithm.config import (
+    FPS,
+    SETTINGS,
+    GenerationConfig,
+    Setting,
+    finite_number,
+    settings_of,
+)
+from lamp_trt.runtime.requests import ClipRequest
 from lamp_trt.serving.settings import ModelInfo
 
 OPTIONS = {each.name: each for each in SETTINGS if each.in_jobs and not each.name.startswith("safety")}
 """Settings that a client may give. Those of the safety checker are the server's."""
 
-OWN = ("model", "prompt", "motion", "seconds", "size", "fps", "input_reference")
+COMMON = ("model", "prompt", "motion", "seconds", "size", "fps")
+OWN = (*COMMON, "input_reference")
+
+EDIT_OPTIONS = {name: each for name, each in OPTIONS.items() if each.kept != "first_frame"}
+CLIP_OPTIONS = {each.name: each for each in settings_of(ClipRequest)}
+EDIT_OWN = (*COMMON, "first_frame", "video")
 
 _FIRST_FRAME_ONLY = tuple(name for name, each in OPTIONS.items() if each.kept == "first_frame")
 
@@ -29,12 +42,16 @@ class FieldError(InputError):
 
 @dataclass(frozen=True)
 class VideoFields:
-    """A checked request. options: only those that were given. Without the image, which is decoded apart."""
+    """A checked request. options: only those that were given. Without the image, which is decoded apart.
+
+    clip: of an edit, `start` and `every`, and `video`, the id of a finished job or None for an upload.
+    """
 
     prompt: str
     motion: str
     fps: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    clip: Mapping[str, Any] | None = None
 
 
 def parse_fields(given: Mapping[str, object], model: ModelInfo, *, has_frame: bool) -> VideoFields:
@@ -43,18 +60,59 @@ def parse_fields(given: Mapping[str, object], model: ModelInfo, *, has_frame: bo
     given: JSON values, or texts of a form, where an empty one counts as not given. has_frame: an image is
     there.
     """
+    values = _known(given, (*OWN, *OPTIONS))
+    fields = _parse(values, model, OPTIONS)
+    _check_first_frame(fields.options, model, has_frame)
+    return fields
+
+
+def parse_edit_fields(given: Mapping[str, object], model: ModelInfo, *, has_video: bool) -> VideoFields:
+    """Check the fields of a request for an edit, likewise. has_video: a video was uploaded."""
+    values = _known(given, (*EDIT_OWN, *EDIT_OPTIONS, *CLIP_OPTIONS))
+    fields = _parse(values, model, EDIT_OPTIONS)
+    video = values.get("video")
+    if not has_video and not (isinstance(video, str) and video):
+        raise FieldError("video", "video is missing: send a file of the form, or the id of a finished video.")
+    clip = {name: each.default for name, each in CLIP_OPTIONS.items()}
+    clip |= {name: _option(CLIP_OPTIONS[name], values[name]) for name in CLIP_OPTIONS if name in values}
+    return replace(fields, clip={**clip, "video": None if has_video else video})
+
+
+def settings_shown() -> list[dict[str, Any]]:
+    """The settings that a client may give, for pages that make inputs of them."""
+    of_video = [(each, each.kept == "first_frame") for each in (*OPTIONS.values(), *CLIP_OPTIONS.values())]
+    shown = [
+        {
+            "name": each.name,
+            "type": each.kind.__name__,
+            "default": each.default,
+            "choices": [*each.choices],
+            "low": each.low,
+            "high": each.high,
+            "help": each.help,
+            "first_frame_only": first_frame_only,
+        }
+        for each, first_frame_only in of_video
+    ]
+    fps = {"name": "fps", "type": "float", "default": FPS, "choices": [], "low": 0, "high": None}
+    return [*shown, {**fps, "help": "frames per second of the file", "first_frame_only": False}]
+
+
+def _known(given: Mapping[str, object], known: tuple[str, ...]) -> Mapping[str, object]:
+    """The fields that are not None. Raises FieldError for an unknown one."""
     for name in given:
         if name in ("safety", "safety_crops"):
             raise FieldError(name, f"{name} is set by the server, see /v1/models; leave it out.")
-        if name not in (*OWN, *OPTIONS):
-            known = ", ".join((*OWN, *OPTIONS))
-            raise FieldError(f"{name:.100}", f"unknown field {name!r:.100}; known: {known}.")
-    values = {name: value for name, value in given.items() if value is not None}
+        if name not in known:
+            raise FieldError(f"{name:.100}", f"unknown field {name!r:.100}; known: {', '.join(known)}.")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _parse(values: Mapping[str, object], model: ModelInfo, allowed: Mapping[str, Setting]) -> VideoFields:
     prompt = _prompt(values.get("prompt"))
     fps = _fps(values.get("fps", FPS))
     _check_shape(values, model, fps)
-    options = {name: _option(OPTIONS[name], value) for name, value in values.items() if name in OPTIONS}
-    _check_first_frame(options, model, has_frame)
+    options = {name: _option(allowed[name], value) for name, value in values.items() if name in allowed}
     try:
         GenerationConfig(**options)
     except InputError as error:

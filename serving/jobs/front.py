@@ -20,13 +20,22 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import OutputError
 from lamp_trt.engine.files.output import cannot_write, written
-from lamp_trt.runtime.algorithm.config import GenerationConfig
-from lamp_trt.serving.jobs.events import Broadcast, JobEvent
+from lamp_trt.serving.jobs.events import WITHDRAWN, Broadcast, JobEvent
 from lamp_trt.serving.jobs.fields import VideoFields
 from lamp_trt.serving.jobs.metrics import Metrics
 from lamp_trt.serving.jobs.store import JobRecord, JobStore
+from lamp_trt.serving.jobs.times import Times
 from lamp_trt.serving.jobs.waiting import Waiting
-from lamp_trt.serving.pools.pool import Changed, EngineJob, Event, Finished, Lost, Pool, Progress
+from lamp_trt.serving.pools.pool import (
+    Changed,
+    EngineJob,
+    Event,
+    Finished,
+    Lost,
+    Pool,
+    Preview,
+    Progress,
+)
 from lamp_trt.serving.settings import ModelInfo, ServeSettings
 
 log = logging.getLogger("lamp_trt")
@@ -52,7 +61,7 @@ class Front:
         self.store, self.pool, self.model, self.settings = store, pool, model, settings
         self.metrics, self.broadcast, self.waiting = Metrics(), Broadcast(), Waiting()
         self._live: dict[str, JobRecord] = {}
-        self._progress: dict[str, int] = {}
+        self._times = Times()
         self._deleted: set[str] = set()
         self._housekeeping: asyncio.Task[None] | None = None
 
@@ -62,6 +71,7 @@ class Front:
         for job in self.store.unfinished():
             self._live[job.id] = job
             if job.status == "queued":
+                self._times.add(job)
                 self.waiting.add(job.id, job.motion)
             else:
                 self._fail(job, "interrupted", "the server ended while the video was made.")
@@ -86,19 +96,23 @@ class Front:
             self.metrics.refused["queue_full"] += 1
             raise Unavailable("queue_full", f"{len(self.waiting)} videos are waiting; try again later.")
 
-    def create(self, fields: VideoFields, frame: NDArray[np.uint8] | None) -> JobRecord:
-        """Store and queue a job. Raises Unavailable, and OutputError on a full disk."""
+    def create(
+        self, fields: VideoFields, frame: NDArray[np.uint8] | None, name: str | None = None
+    ) -> JobRecord:
+        """Store and queue a job. name: its id, of `new_id`, under which an edit's clip is already stored.
+        Raises Unavailable, and OutputError on a full disk."""
         self.check_capacity()
         seed = fields.options.get("seed", secrets.randbits(32))
         options = {**fields.options, "seed": seed, **self._safety()}
         job = JobRecord(
-            f"video_{secrets.token_hex(16)}",
+            name or new_id(),
             fields.prompt,
             fields.motion,
             options,
             fields.fps,
             frame is not None,
             time.time(),
+            clip=fields.clip,
         )
         if frame is not None:
             self._write_frame(job.id, frame)
@@ -108,6 +122,7 @@ class Front:
             self.store.remove_files(job.id)
             raise
         self._live[job.id] = job
+        self._times.add(job)
         self.waiting.add(job.id, job.motion)
         self._start_jobs()
         return self._live.get(job.id, job)
@@ -117,7 +132,13 @@ class Front:
 
     def progress(self, job: JobRecord) -> int:
         """Percent, 100 only for a completed job."""
-        return 100 if job.status == "completed" else self._progress.get(job.id, 0)
+        return 100 if job.status == "completed" else self._times.percent(job.id)
+
+    def seconds_left(self) -> Mapping[str, float]:
+        """Estimates for queued and running jobs, of those for which one can be given: see Times."""
+        running = [job.id for job in self._live.values() if job.status == "in_progress"]
+        engines = sum(engine.state in ("idle", "busy") for engine in self.pool.health())
+        return self._times.seconds_left(running, self.waiting.jobs(), engines)
 
     def delete(self, job: JobRecord) -> None:
         """Forget a job: stop it if it runs, and remove its record and files."""
@@ -128,21 +149,27 @@ class Front:
             self.pool.cancel(job.id)
         if was_live and not job.finished:
             self.metrics.jobs["deleted"] += 1
-        self._progress.pop(job.id, None)
+        self._times.forget(job.id)
         self.store.delete(job.id)
+        self._withdraw(job.id)
         self.broadcast.send(job.id, JobEvent("deleted", {"id": job.id}))
         self._tell_positions()
 
-    async def events(self, job: JobRecord) -> AsyncIterator[JobEvent]:
-        """The state of a job now, then its events up to the last."""
-        subscription = self.broadcast.subscribe(job.id)
+    async def events(self, job: JobRecord, previews: bool = False) -> AsyncIterator[JobEvent]:
+        """The state of a job now, then its events up to the last. previews: those too, of which engines make
+        none unless somebody asks."""
+        subscription = self.broadcast.subscribe(job.id, previews)
         try:
+            if previews:
+                self.pool.show_previews(job.id, True)
             subscription.put(self._state_event(self.get(job.id) or job))
             async with contextlib.aclosing(subscription.events()) as events:
                 async for event in events:
                     yield event
         finally:
             self.broadcast.unsubscribe(job.id, subscription)
+            if previews and not self.broadcast.wants_previews(job.id):
+                self.pool.show_previews(job.id, False)
 
     def metrics_text(self) -> str:
         engines = self.pool.health()
@@ -157,26 +184,35 @@ class Front:
         match event:
             case Progress():
                 self._on_progress(event)
+            case Preview():
+                self._on_preview(event)
             case Finished():
                 self._on_finished(event)
             case Lost():
                 self._on_lost(event)
             case Changed():
                 self._fail_without_engines()
-        if not isinstance(event, Progress):
+        if not isinstance(event, Progress | Preview):
             self._start_jobs()
 
     def _on_progress(self, event: Progress) -> None:
-        job = self._live.get(event.job)
         if event.step_seconds is not None:
             self.metrics.step.observe(event.step_seconds)
-        if job is None:
+        self._times.report(event)
+        job = self._live.get(event.job)
+        if job is None or not self.broadcast.has(job.id):
             return
-        percent = _percent(job, event)
-        self._progress[job.id] = percent
-        data = {"id": job.id, "progress": percent, "stage": event.stage}
-        data |= {"step": event.done, "steps": event.total}
-        self.broadcast.send(job.id, JobEvent("progress", data))
+        self.broadcast.send(job.id, self._state_event(job))
+
+    def _on_preview(self, event: Preview) -> None:
+        """Pass a preview on to those who ask for it; nothing of it is kept."""
+        if event.job in self._live:
+            data = {"id": event.job, "stage": event.stage, "step": event.step, "webp": event.webp}
+            self.broadcast.send(event.job, JobEvent("preview", data))
+
+    def _withdraw(self, job: str) -> None:
+        """Take the previews of a job back that does not become a video."""
+        self.broadcast.send(job, JobEvent(WITHDRAWN, {"id": job}))
 
     def _on_finished(self, event: Finished) -> None:
         self.metrics.switches += event.switched
@@ -184,8 +220,10 @@ class Front:
         if job is None:
             self._forget(event.job)
         elif event.outcome == "completed":
-            self.store.first_frame(job.id).unlink(missing_ok=True)
-            self.metrics.making.observe(time.time() - (job.started_at or time.time()))
+            self.store.remove_input(job.id)
+            seconds = time.time() - (job.started_at or time.time())
+            self.metrics.making.observe(seconds)
+            self._times.finished(job.id, seconds)
             self._end(job, "completed")
         elif event.outcome == "failed":
             self._fail(job, event.code or "engine_error", event.message or "the engine failed.")
@@ -198,7 +236,8 @@ class Front:
             self._forget(event.job)
         elif job.tries < MAX_TRIES:
             self.metrics.retries += 1
-            self._progress.pop(job.id, None)
+            self._times.restart(job.id)
+            self._withdraw(job.id)
             self.store.remove_output(job.id)
             self._save(replace(job, status="queued", started_at=None))
             self.waiting.add(job.id, job.motion, first=True)
@@ -227,9 +266,18 @@ class Front:
             self.pool.run(
                 slot,
                 EngineJob(
-                    job.id, job.prompt, job.motion, job.options, job.fps, self.store.video(job.id), frame
+                    job.id,
+                    job.prompt,
+                    job.motion,
+                    job.options,
+                    job.fps,
+                    self.store.video(job.id),
+                    frame,
+                    self._clip(job),
                 ),
             )
+            if self.broadcast.wants_previews(job.id):
+                self.pool.show_previews(job.id, True)
             self.broadcast.send(job.id, self._state_event(job))
         if started:
             self._tell_positions()
@@ -238,12 +286,13 @@ class Front:
 
     def _end(self, job: JobRecord, status: Literal["completed", "failed"], **changes: Any) -> None:
         ended = self._save(replace(job, status=status, finished_at=time.time(), **changes))
-        self._progress.pop(job.id, None)
+        self._times.forget(job.id)
         self.metrics.jobs[ended.error["code"] if ended.error else "completed"] += 1
         self.broadcast.send(job.id, self._state_event(ended))
 
     def _fail(self, job: JobRecord, code: str, message: str) -> None:
         self.store.remove_files(job.id)
+        self._withdraw(job.id)
         self._end(job, "failed", error={"code": code, "message": message})
 
     def _save(self, job: JobRecord) -> JobRecord:
@@ -271,21 +320,36 @@ class Front:
         except OSError as error:
             raise cannot_write(path, error) from error
 
+    def _clip(self, job: JobRecord) -> Mapping[str, Any] | None:
+        """What the engine is told of an edit's clip."""
+        if job.clip is None:
+            return None
+        given = {name: job.clip[name] for name in ("start", "every")}
+        name = f"{job.clip['video']}.mp4" if job.clip["video"] else "clip"
+        return {**given, "name": name, "path": str(self.store.clip(job.id))}
+
     def _safety(self) -> Mapping[str, Any]:
         return {"safety": self.model.safety if self.model.has_checker else "off"}
 
-    def _state_event(self, job: JobRecord) -> JobEvent:
+    def _state_event(self, job: JobRecord, left: Mapping[str, float] | None = None) -> JobEvent:
+        """The state of a job as an event. left: what `seconds_left` gives, if it is known."""
         name = {"in_progress": "progress"}.get(job.status, job.status)
         data: dict[str, Any] = {"id": job.id, "progress": self.progress(job)}
         if job.status == "queued":
             data["queue_position"] = self.waiting.position(job.id)
+        if not job.finished:
+            data |= self._times.at(job.id)
+            left = self.seconds_left() if left is None else left
+            data["seconds_left"] = rounded(left.get(job.id))
         if job.error:
             data["error"] = job.error
         return JobEvent(name, data)
 
     def _tell_positions(self) -> None:
+        left = self.seconds_left()
         for name in self.waiting.jobs():
-            self.broadcast.send(name, self._state_event(self._live[name]))
+            if self.broadcast.has(name):
+                self.broadcast.send(name, self._state_event(self._live[name], left))
 
     async def _keep_house(self) -> None:
         """Remove expired jobs, and store what could not be stored."""
@@ -295,12 +359,12 @@ class Front:
                 self._save(job)
             for name in self.store.expired(time.time() - self.settings.job_ttl):
                 self.store.delete(name)
+            self._tell_positions()  # and the time that is left
 
 
-def _percent(job: JobRecord, event: Progress) -> int:
-    """Percent of the steps of both loops; at most 99 before the end."""
-    config = GenerationConfig(**job.options)
-    first = 0 if job.has_frame else config.first_frame_num_inference_steps
-    total = first + config.num_inference_steps
-    done = event.done if event.stage == "make_first_frame" else first + event.done
-    return min(99, 100 * done // max(total, 1))
+def new_id() -> str:
+    return f"video_{secrets.token_hex(16)}"
+
+
+def rounded(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)

@@ -35,7 +35,8 @@ class JobRecord:
     """One job as it is stored. Times are seconds since 1970.
 
     options: of the pipeline. has_frame: a first frame was uploaded. tries: engines that it was started on.
-    error: `code` and `message` of a failed one.
+    error: `code` and `message` of a failed one. clip: of an edit, `start`, `every` and `video`, the finished
+    job that is edited, or None for an upload.
     """
 
     id: str
@@ -50,6 +51,7 @@ class JobRecord:
     finished_at: float | None = None
     tries: int = 0
     error: Mapping[str, str] | None = field(default=None)
+    clip: Mapping[str, Any] | None = None
 
     @property
     def finished(self) -> bool:
@@ -142,9 +144,17 @@ class JobStore:
     def first_frame(self, job: str) -> Path:
         return self._files / f"{job}.npy"
 
+    def clip(self, job: str) -> Path:
+        """An uploaded clip that the job edits."""
+        return self._files / f"{job}.clip"
+
+    def remove_input(self, job: str) -> None:
+        self.first_frame(job).unlink(missing_ok=True)
+        self.clip(job).unlink(missing_ok=True)
+
     def remove_files(self, job: str) -> None:
         """Remove all files of a job."""
-        self.first_frame(job).unlink(missing_ok=True)
+        self.remove_input(job)
         self.remove_output(job)
 
     def remove_output(self, job: str) -> None:

@@ -21,6 +21,7 @@ from lamp_trt.serving.pools.pool import (
     Finished,
     Lost,
     OnEvent,
+    Preview,
     Progress,
     Slot,
     State,
@@ -73,6 +74,11 @@ class LocalPool:
         for engine in self._engines.values():
             if engine.job == job:
                 engine.send({"cancel": job})
+
+    def show_previews(self, job: str, wanted: bool) -> None:
+        for engine in self._engines.values():
+            if engine.job == job:
+                engine.send({"previews": job, "wanted": wanted})
 
     def health(self) -> Sequence[EngineHealth]:
         return [engine.health() for engine in self._engines.values()]
@@ -181,6 +187,8 @@ class _Engine:
             case "progress":
                 fields = ("job", "stage", "done", "total", "step_seconds")
                 self.on_event(Progress(*(message[name] for name in fields)))
+            case "preview":
+                self.on_event(Preview(*(message[name] for name in ("job", "stage", "step", "webp"))))
             case "finished":
                 self.motion, self.job, self._failures = message["motion"], None, 0
                 fields = ("job", "outcome", "code", "message", "switched")

@@ -17,7 +17,9 @@ class EngineJob:
     """One video to make.
 
     options: of `LampPipeline.__call__`, with `seed` set. first_frame: a .npy of uint8 RGB at the video's
-    size; None: SDXL makes it. out: the .mp4 to write; its settings come next to it.
+    size; None: SDXL makes it. out: the .mp4 to write; its settings come next to it. clip: of an edit, the
+    `path` of the video, `start` and `every`, and the `name` that the settings call it; first_frame None is
+    then the clip's own.
     """
 
     id: str
@@ -27,6 +29,7 @@ class EngineJob:
     fps: float
     out: Path
     first_frame: Path | None = None
+    clip: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ class Progress:
     done: int
     total: int
     step_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Small pictures of a running job, for those who asked by `show_previews`. step: a finished one, from 0.
+    webp: an animated WebP, in base64."""
+
+    job: str
+    stage: str
+    step: int
+    webp: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class Changed:
     """Slots or the health of engines changed."""
 
 
-Event = Progress | Finished | Lost | Changed
+Event = Progress | Preview | Finished | Lost | Changed
 OnEvent = Callable[[Event], None]
 State = Literal["starting", "idle", "busy", "restarting", "down"]
 
@@ -107,6 +121,10 @@ class Pool(Protocol):
     def cancel(self, job: str) -> None:
         """Stop a running job within a step. It still ends with a Finished or Lost. An unknown one is
         ignored."""
+
+    def show_previews(self, job: str, wanted: bool) -> None:
+        """Begin or end to report Previews of a running job; at first there are none. An unknown one is
+        ignored. None comes before the first frame has passed where a safety checker may refuse it."""
 
     def health(self) -> Sequence[EngineHealth]:
         """The state of every engine, those that are down included."""

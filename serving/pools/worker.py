@@ -2,8 +2,8 @@
 """The process of one engine: python -m lamp_trt.serving.pools.worker FD
 
 FD is a socket to the pool. Both sides write JSON objects, one a line. The pool begins with `factory`
-(MODULE:FUNCTION) and `settings`, its argument; `run` and `cancel` follow. The engine answers "ready", then
-"progress" and "finished". It exits at once when the pool closes the socket or dies.
+(MODULE:FUNCTION) and `settings`, its argument; `run`, `cancel` and `previews` follow. The engine answers
+"ready", then "progress", "preview" and "finished". It exits at once when the pool closes the socket or dies.
 """
 
 import contextlib
@@ -23,7 +23,9 @@ from typing import Any, BinaryIO, Protocol
 
 from lamp_trt.engine.errors import Cancelled, LampError, OutputError, SafetyError
 from lamp_trt.runtime.control import Progress
+from lamp_trt.runtime.preview import Preview
 from lamp_trt.serving.pools.pool import EngineJob
+from lamp_trt.serving.pools.previews import Previews
 
 
 class Engine(Protocol):
@@ -32,7 +34,9 @@ class Engine(Protocol):
     @property
     def motion(self) -> str: ...
 
-    def make(self, job: EngineJob, progress: Progress, cancel: threading.Event) -> None:
+    def make(
+        self, job: EngineJob, progress: Progress, cancel: threading.Event, preview: Preview | None = None
+    ) -> None:
         """Write the job's files. Raises Cancelled soon after the event is set, and LampErrors."""
 
 
@@ -107,8 +111,8 @@ def serve(connection: socket.socket, lines: BinaryIO) -> None:
     begin = json.loads(lines.readline() or b"{}")
     if not begin:
         return
-    cancels, jobs = _Cancels(), queue.SimpleQueue[EngineJob]()
-    threading.Thread(target=_read, args=(lines, cancels, jobs), daemon=True).start()
+    cancels, previews, jobs = _Cancels(), Previews(send), queue.SimpleQueue[EngineJob]()
+    threading.Thread(target=_read, args=(lines, cancels, previews, jobs), daemon=True).start()
     module, _, function = begin["factory"].partition(":")
     try:
         engine: Engine = getattr(importlib.import_module(module), function)(begin["settings"])
@@ -119,7 +123,8 @@ def serve(connection: socket.socket, lines: BinaryIO) -> None:
     while True:
         job = jobs.get()
         before = engine.motion
-        outcome = _outcome(engine, job, _Steps(job.id, send), cancels.begin(job.id))
+        outcome = _outcome(engine, job, _Steps(job.id, send), cancels.begin(job.id), previews.of(job))
+        previews.end(job)
         if outcome["outcome"] != "completed":
             for path in (job.out, job.out.with_name(f"{job.out.name}.json")):
                 path.unlink(missing_ok=True)
@@ -127,11 +132,13 @@ def serve(connection: socket.socket, lines: BinaryIO) -> None:
         send(event="finished", job=job.id, motion=engine.motion, switched=switched, **outcome)
 
 
-def _outcome(engine: Engine, job: EngineJob, steps: _Steps, cancel: threading.Event) -> Mapping[str, Any]:
+def _outcome(
+    engine: Engine, job: EngineJob, steps: _Steps, cancel: threading.Event, preview: Preview
+) -> Mapping[str, Any]:
     try:
         if cancel.is_set():
             raise Cancelled("cancelled before it began.")
-        engine.make(job, steps, cancel)
+        engine.make(job, steps, cancel, preview)
     except Cancelled:
         return {"outcome": "cancelled"}
     except SafetyError as error:
@@ -143,13 +150,17 @@ def _outcome(engine: Engine, job: EngineJob, steps: _Steps, cancel: threading.Ev
     return {"outcome": "completed"}
 
 
-def _read(lines: BinaryIO, cancels: _Cancels, jobs: "queue.SimpleQueue[EngineJob]") -> None:
+def _read(
+    lines: BinaryIO, cancels: _Cancels, previews: Previews, jobs: "queue.SimpleQueue[EngineJob]"
+) -> None:
     """Take the pool's messages; end the process when there are no more."""
     with contextlib.suppress(OSError, ValueError):
         for line in lines:
             message = json.loads(line)
             if "cancel" in message:
                 cancels.add(message["cancel"])
+            elif "previews" in message:
+                previews.want(message["previews"], message["wanted"])
             else:
                 fields = message["run"]
                 frame = fields["first_frame"]

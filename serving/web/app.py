@@ -1,26 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP API: /v1/videos as OpenAI's, with more fields; events, models, health and metrics."""
 
+import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from lamp_trt._version import __version__
 from lamp_trt.engine.errors import OutputError
+from lamp_trt.engine.files.output import cannot_write
 from lamp_trt.runtime.algorithm.config import FPS
 from lamp_trt.serving.jobs.events import LAST
-from lamp_trt.serving.jobs.fields import FieldError, parse_fields
-from lamp_trt.serving.jobs.front import Front, Unavailable
+from lamp_trt.serving.jobs.fields import (
+    FieldError,
+    VideoFields,
+    parse_edit_fields,
+    parse_fields,
+    settings_shown,
+)
+from lamp_trt.serving.jobs.front import Front, Unavailable, new_id, rounded
 from lamp_trt.serving.jobs.metrics import CONTENT_TYPE
 from lamp_trt.serving.jobs.store import JobRecord
 from lamp_trt.serving.settings import error_body
-from lamp_trt.serving.web.bodies import BodyError, read_request
-from lamp_trt.serving.web.security import BodyTooLarge, Guard, too_large_message
+from lamp_trt.serving.web.bodies import Body, BodyError, Files, read_request
+from lamp_trt.serving.web.clips import AT_ONCE, check_clip
+from lamp_trt.serving.web.page import EXAMPLE_TYPES, add_page
+from lamp_trt.serving.web.security import BodyTooLarge, Guard
 from lamp_trt.serving.web.streams import EventStream, until_left
 from lamp_trt.serving.web.uploads import Decoder
 
@@ -42,18 +56,26 @@ def make_app(front: Front) -> Guard:
             await decoder.close()
             await front.close()
 
-    api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     _add_errors(api, front)
     _add_making(api, front, decoder)
     _add_reading(api, front)
     _add_service(api, front)
+    add_page(api, front.model)
     return Guard(api, front.settings, front.metrics)
 
 
 def _add_making(api: FastAPI, front: Front, decoder: Decoder) -> None:
+    uploading = asyncio.Semaphore(AT_ONCE)
+
     @api.post("/v1/videos")
     async def create(request: Request) -> Response:
         job = await _create(request, front, decoder)
+        return JSONResponse(_public(front, job), headers={"openai-poll-after-ms": POLL_MS})
+
+    @api.post("/v1/videos/edits")
+    async def edit(request: Request) -> Response:
+        job = await _create_edit(request, front, decoder, uploading)
         return JSONResponse(_public(front, job), headers={"openai-poll-after-ms": POLL_MS})
 
     @api.post("/v1/videos/sync")
@@ -114,7 +136,7 @@ def _add_reading(api: FastAPI, front: Front) -> None:
         )
 
     @api.get("/v1/videos/{video}/events")
-    async def events(video: str, stop_on_leave: bool = False) -> Response:
+    async def events(video: str, stop_on_leave: bool = False, previews: bool = False) -> Response:
         """Server-sent events. stop_on_leave: a client that leaves deletes the job, unless it has ended."""
         job = _found(front, video)
 
@@ -123,7 +145,7 @@ def _add_reading(api: FastAPI, front: Front) -> None:
             if stop_on_leave and now is not None and not now.finished:
                 front.delete(now)
 
-        return EventStream(front.events(job), left)
+        return EventStream(front.events(job, previews), left)
 
 
 def _add_service(api: FastAPI, front: Front) -> None:
@@ -147,6 +169,11 @@ def _add_service(api: FastAPI, front: Front) -> None:
             "safety": model.safety,
             "has_safety_checker": model.has_checker,
             "bundle": model.bundle,
+            "examples": {
+                motion: {"url": f"v1/motions/{motion}/example", "type": EXAMPLE_TYPES[path.suffix]}
+                for motion, path in model.examples.items()
+            },
+            "settings": settings_shown(),
         }
         return JSONResponse({"object": "list", "data": [entry]})
 
@@ -187,8 +214,8 @@ def _add_errors(api: FastAPI, front: Front) -> None:
         return _error(error.status, str(error), code="invalid_body")
 
     @api.exception_handler(BodyTooLarge)
-    async def too_large(_: Request, __: BodyTooLarge) -> Response:
-        reply = _error(413, too_large_message(front.settings), code="too_large")
+    async def too_large(_: Request, error: BodyTooLarge) -> Response:
+        reply = _error(413, str(error), code="too_large")
         reply.headers["connection"] = "close"
         return reply
 
@@ -213,14 +240,55 @@ def _add_errors(api: FastAPI, front: Front) -> None:
 async def _create(request: Request, front: Front, decoder: Decoder) -> JobRecord:
     """The queued job of a request. Refusals for a full queue come before an image is decoded."""
     front.check_capacity()
-    given, image = await read_request(request, front.settings.limits)
-    fields = parse_fields(given, front.model, has_frame=image is not None)
-    frame = None
-    if image is not None:
-        options = fields.options
-        fit, background = options.get("fit", "stretch"), options.get("background", "white")
-        frame = await decoder.decode(image, front.model.size, fit, background)
-    return front.create(fields, frame)
+    body = await read_request(request, front.settings.limits)
+    fields = parse_fields(body.fields, front.model, has_frame=body.image is not None)
+    return front.create(fields, await _decoded(body, fields, front, decoder, "input_reference"))
+
+
+async def _create_edit(
+    request: Request, front: Front, decoder: Decoder, uploading: asyncio.Semaphore
+) -> JobRecord:
+    """The queued job of a request to edit. Its clip is stored, and decoded once, before it is queued."""
+    front.check_capacity()
+    name = new_id()
+    clip = front.store.clip(name)
+    await uploading.acquire()
+    try:
+        body = await read_request(request, front.settings.limits, Files("first_frame", clip))
+        fields = parse_edit_fields(body.fields, front.model, has_video=body.has_video)
+        assert fields.clip is not None
+        if fields.clip["video"] is not None:
+            _link_video(front, fields.clip["video"], clip)
+        await check_clip(clip, fields, front.model)
+        return front.create(fields, await _decoded(body, fields, front, decoder, "first_frame"), name)
+    except BaseException:
+        front.store.remove_files(name)
+        raise
+    finally:
+        uploading.release()
+
+
+def _link_video(front: Front, video: str, clip: Path) -> None:
+    """Give a finished job's video a second name, which outlives that job."""
+    job = front.get(video)
+    if job is None or job.status != "completed":
+        state = "there is no such video" if job is None else f"it is {job.status}"
+        raise FieldError(
+            "video", f"video is {video!r:.100}: {state}; expected a file, or a finished video's id."
+        )
+    try:
+        os.link(front.store.video(job.id), clip)
+    except OSError as error:
+        raise cannot_write(clip, error) from error
+
+
+async def _decoded(
+    body: Body, fields: VideoFields, front: Front, decoder: Decoder, field: str
+) -> NDArray[np.uint8] | None:
+    if body.image is None:
+        return None
+    fit, background = fields.options.get("fit", "stretch"), fields.options.get("background", "white")
+    return await decoder.decode(body.image, front.model.size, fit, background, field)
 
 
 async def _until_ended(front: Front, job: JobRecord) -> None:
@@ -253,10 +321,13 @@ def _public(front: Front, job: JobRecord) -> dict[str, Any]:
         "motion": job.motion,
         "fps": job.fps,
         "error": job.error,
+        **({} if job.clip is None else {"edit": job.clip}),
         **{name: value for name, value in job.options.items() if not name.startswith("safety")},
     }
     if job.status == "queued":
         shown["queue_position"] = front.waiting.position(job.id)
+    if not job.finished:
+        shown["seconds_left"] = rounded(front.seconds_left().get(job.id))
     return shown
 
 

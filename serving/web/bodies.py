@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bodies of requests for videos: JSON, or forms with a file."""
+"""Bodies of requests for videos: JSON, or forms with files."""
 
 import asyncio
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from lamp_trt.engine.errors import OutputError
+from lamp_trt.engine.files.output import written
 from lamp_trt.engine.files.text import TextError, parse_json
 from lamp_trt.serving.jobs.fields import FieldError
 from lamp_trt.serving.settings import Limits
-from lamp_trt.serving.web.uploads import check_image_size, image_from_data_url
+from lamp_trt.serving.web.uploads import image_from_data_url, too_large
 
 MAX_FIELDS = 40
 MAX_FIELD_BYTES = 128 << 10
@@ -26,61 +33,111 @@ class BodyError(Exception):
         self.status = status
 
 
-async def read_request(request: Request, limits: Limits) -> tuple[Mapping[str, object], bytes | None]:
-    """Fields without the image, and the image's bytes. Raises BodyError and FieldError."""
+@dataclass(frozen=True)
+class Files:
+    """The fields of a request that may be files. image: a picture. video_to: where the file of the field
+    `video` is written, None for requests without one."""
+
+    image: str = "input_reference"
+    video_to: Path | None = None
+
+
+@dataclass(frozen=True)
+class Body:
+    """A request that was read. image: a file's bytes. has_video: a video was uploaded and written."""
+
+    fields: Mapping[str, object]
+    image: bytes | None = None
+    has_video: bool = False
+
+
+async def read_request(request: Request, limits: Limits, files: Files = Files()) -> Body:
+    """The fields of a request, and its files apart. Raises BodyError, FieldError, and OutputError where an
+    upload cannot be stored."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         async with asyncio.timeout(limits.body_seconds):
             if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-                return await _read_form(request, limits)
-            if kind in ("application/json", ""):
+                return await _read_form(request, limits, files)
+            if kind in ("application/json", "") and files.video_to is None:
                 return _read_json(await request.body(), limits)
     except TimeoutError as error:
         raise BodyError(f"the body did not come within {limits.body_seconds:g} s.", 408) from error
-    raise BodyError(f"Content-Type is {kind!r:.100}; expected multipart/form-data or application/json.", 415)
+    expected = "multipart/form-data" + (" or application/json" if files.video_to is None else "")
+    raise BodyError(f"Content-Type is {kind!r:.100}; expected {expected}.", 415)
 
 
-def _read_json(body: bytes, limits: Limits) -> tuple[Mapping[str, object], bytes | None]:
+def _read_json(body: bytes, limits: Limits) -> Body:
     try:
         fields = parse_json(body.decode("utf-8"))
     except (TextError, UnicodeDecodeError) as error:
         raise BodyError("the body is not JSON in UTF-8.") from error
     if not isinstance(fields, dict):
         raise BodyError("the body is not a JSON object.")
-    return _without_image(fields, None, limits)
+    return _without_image(fields, None, limits, Files())
 
 
-async def _read_form(request: Request, limits: Limits) -> tuple[Mapping[str, object], bytes | None]:
+async def _read_form(request: Request, limits: Limits, files: Files) -> Body:
     fields: dict[str, object] = {}
     image: bytes | None = None
+    has_video = False
+    max_files = 1 if files.video_to is None else 2
     try:
-        async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as form:
+        async with request.form(
+            max_files=max_files, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        ) as form:
+            seen: set[str] = set()
             for name, value in form.multi_items():
-                if name in fields or (name == "input_reference" and image is not None):
+                if name in seen:
                     raise FieldError(name, f"{name:.100} is given twice.")
+                seen.add(name)
                 if not isinstance(value, UploadFile):
                     if value != "" or name == "negative_prompt":
                         fields[name] = value
-                elif name != "input_reference":
-                    raise FieldError(name, f"{name:.100} is a file; expected a text.")
-                else:
+                elif name == files.image:
                     image = await value.read(limits.image_bytes + 1)
+                elif name == "video" and files.video_to is not None:
+                    await _in_thread(_store, value.file, files.video_to, limits.video_bytes)
+                    has_video = True
+                else:
+                    raise FieldError(f"{name:.100}", f"{name:.100} is a file; expected a text.")
+    except OSError as error:
+        raise OutputError(f"the upload cannot be stored: {error.strerror or error}.") from error
     except HTTPException as error:
         raise BodyError(f"the form cannot be read: {error.detail}") from error
     except (UnicodeDecodeError, ValueError) as error:
         if isinstance(error, FieldError):
             raise
         raise BodyError("the form cannot be read: it is damaged, or not in UTF-8.") from error
-    return _without_image(fields, image, limits)
+    return _without_image(fields, image, limits, files, has_video)
+
+
+async def _in_thread(function: Callable[..., None], *arguments: object) -> None:
+    """Run a function in a thread; a cancelled caller still waits for its end, so that nothing comes after."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.gather(work, return_exceptions=True)
+        raise
+
+
+def _store(upload: BinaryIO, path: Path, max_bytes: int) -> None:
+    upload.seek(0, os.SEEK_END)
+    if upload.tell() > max_bytes:
+        raise FieldError("video", f"video has more than {max_bytes >> 20} MiB; cut it first.", 413)
+    upload.seek(0)
+    with written(path) as (partial,), partial.open("wb") as file:
+        shutil.copyfileobj(upload, file, 1 << 20)
 
 
 def _without_image(
-    fields: Mapping[str, object], image: bytes | None, limits: Limits
-) -> tuple[Mapping[str, object], bytes | None]:
-    rest = {name: value for name, value in fields.items() if name != "input_reference"}
-    given = fields.get("input_reference")
+    fields: Mapping[str, object], image: bytes | None, limits: Limits, files: Files, has_video: bool = False
+) -> Body:
+    rest = {name: value for name, value in fields.items() if name != files.image}
+    given = fields.get(files.image)
     if given is not None:
-        if image is not None:
-            raise FieldError("input_reference", "input_reference is given twice.")
-        image = image_from_data_url(given, limits.image_bytes)
-    return rest, None if image is None else check_image_size(image, limits.image_bytes)
+        image = image_from_data_url(files.image, given, limits.image_bytes)
+    if image is not None and len(image) > limits.image_bytes:
+        raise too_large(files.image, limits.image_bytes)
+    return Body(rest, image, has_video)

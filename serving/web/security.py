@@ -13,8 +13,11 @@ from lamp_trt.serving.settings import ServeSettings, error_body
 Scope = dict[str, Any]
 App = Callable[[Scope, Any, Any], Any]
 
-OPEN_PATHS = frozenset(("/health",))
-"""What needs no token."""
+OPEN_PATHS = frozenset(("/health", "/"))
+OPEN_FOLDER = "/static/"
+"""What needs no token: the state, and the page, which asks for it."""
+
+EDITS = "/v1/videos/edits"
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -43,15 +46,21 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        refusal = self._refusal(scope["path"], headers)
+        limit = self._limit(scope["path"])
+        refusal = self._refusal(scope["path"], headers, limit)
         if refusal is not None:
             status, message, code = refusal
             self._metrics.refused[code] += 1
             await _reply(send, status, error_body(message, code=code))
             return
-        await self._app(scope, self._counted(receive), _with_headers(send))
+        await self._app(scope, self._counted(receive, limit), _with_headers(send))
 
-    def _refusal(self, path: str, headers: Mapping[bytes, bytes]) -> tuple[int, str, str] | None:
+    def _limit(self, path: str) -> int:
+        """Bytes that a body may have."""
+        limits = self._settings.limits
+        return limits.body_bytes + (limits.video_bytes if path == EDITS else 0)
+
+    def _refusal(self, path: str, headers: Mapping[bytes, bytes], limit: int) -> tuple[int, str, str] | None:
         host = headers.get(b"host", b"").decode("latin-1")
         if _name(host) not in self._settings.hosts:
             return 421, "this server does not answer to this Host; see --allowed-host.", "foreign_host"
@@ -59,34 +68,34 @@ class Guard:
         if origin is not None and not _same_origin(origin.decode("latin-1"), host):
             return 403, "requests from pages of another origin are refused.", "foreign_origin"
         token = self._settings.token
-        if token is not None and path not in OPEN_PATHS:
+        if token is not None and path not in OPEN_PATHS and not path.startswith(OPEN_FOLDER):
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + token.encode()):
                 return 401, "send the server's token: Authorization: Bearer TOKEN.", "unauthorized"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             return 400, "Content-Length is not a number.", "bad_length"
-        if len(length) > 15 or int(length) > self._settings.limits.body_bytes:
-            return 413, too_large_message(self._settings), "too_large"
+        if len(length) > 15 or int(length) > limit:
+            return 413, too_large_message(limit), "too_large"
         return None
 
-    def _counted(self, receive: Any) -> Any:
+    def _counted(self, receive: Any, limit: int) -> Any:
         count = 0
 
         async def counted() -> Any:
             nonlocal count
             message = await receive()
             count += len(message.get("body", b""))
-            if count > self._settings.limits.body_bytes:
+            if count > limit:
                 self._metrics.refused["too_large"] += 1
-                raise BodyTooLarge
+                raise BodyTooLarge(too_large_message(limit))
             return message
 
         return counted
 
 
-def too_large_message(settings: ServeSettings) -> str:
-    return f"the request has more than {settings.limits.body_bytes >> 20} MiB."
+def too_large_message(limit: int) -> str:
+    return f"the request has more than {limit >> 20} MiB."
 
 
 def _name(host: str) -> str:

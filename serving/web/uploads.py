@@ -26,34 +26,34 @@ DECODE_SECONDS = 30.0
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.ASCII)
 
 
-def image_from_data_url(value: object, max_bytes: int) -> bytes:
+def image_from_data_url(field: str, value: object, max_bytes: int) -> bytes:
     """The bytes of a `data:` URL, or of {"image_url": "data:…"}. Nothing is fetched. Raises FieldError."""
     if isinstance(value, dict):
         if set(value) != {"image_url"}:
             raise FieldError(
-                "input_reference",
-                'input_reference is an object; expected {"image_url": "data:image/png;base64,…"}. '
+                field,
+                f'{field} is an object; expected {{"image_url": "data:image/png;base64,…"}}. '
                 "file_id and other fields are not supported.",
             )
         value = value["image_url"]
     if not isinstance(value, str) or not (prefix := _DATA_URL.match(value)):
         raise FieldError(
-            "input_reference",
-            f"input_reference is {value!r:.40}; expected a file of a form, or data:image/png;base64,… "
+            field,
+            f"{field} is {value!r:.40}; expected a file of a form, or data:image/png;base64,… "
             "Other addresses are not fetched.",
         )
     encoded = value[prefix.end() :]
     if len(encoded) * 3 // 4 > max_bytes + 3:
-        raise too_large(max_bytes)
+        raise too_large(field, max_bytes)
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FieldError("input_reference", f"input_reference is not base64: {error}.") from error
+        raise FieldError(field, f"{field} is not base64: {error}.") from error
 
 
-def too_large(max_bytes: int) -> FieldError:
-    message = f"input_reference has more than {max_bytes >> 20} MiB; make the image smaller."
-    return FieldError("input_reference", message, 413)
+def too_large(field: str, max_bytes: int) -> FieldError:
+    message = f"{field} has more than {max_bytes >> 20} MiB; make the image smaller."
+    return FieldError(field, message, 413)
 
 
 class Decoder:
@@ -84,12 +84,12 @@ class Decoder:
         self._streams = await asyncio.open_connection(sock=ours)
 
     async def decode(
-        self, data: bytes, size: tuple[int, int], fit: str, background: str
+        self, data: bytes, size: tuple[int, int], fit: str, background: str, field: str = "input_reference"
     ) -> NDArray[np.uint8]:
         """Decode and fit an image file to uint8 RGB (height, width, 3), size: (height, width). Raises
         FieldError for one that cannot be used."""
         if not data:
-            raise FieldError("input_reference", "input_reference is an empty file; send an image.")
+            raise FieldError(field, f"{field} is an empty file; send an image.")
         async with self._one_at_a_time:
             await self.start()
             try:
@@ -97,14 +97,12 @@ class Decoder:
                     reply, pixels = await self._ask(data, size, fit, background)
             except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, ValueError) as error:
                 await self.close()
-                raise FieldError(
-                    "input_reference", "input_reference cannot be decoded: the decoder failed."
-                ) from error
+                raise FieldError(field, f"{field} cannot be decoded: the decoder failed.") from error
             except asyncio.CancelledError:
                 await self.close()
                 raise
         if reply["error"] is not None:
-            raise FieldError("input_reference", f"input_reference: {reply['error']}")
+            raise FieldError(field, f"{field}: {reply['error']}")
         return np.frombuffer(pixels, np.uint8).reshape(*size, 3)
 
     async def _ask(
@@ -135,10 +133,3 @@ class Decoder:
 
 _KEPT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "HOME", "VIRTUAL_ENV")
 """Variables that the sandbox sees."""
-
-
-def check_image_size(data: bytes, max_bytes: int) -> bytes:
-    """`data`, if it is not larger than an upload may be."""
-    if len(data) > max_bytes:
-        raise too_large(max_bytes)
-    return data

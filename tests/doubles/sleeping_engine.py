@@ -2,8 +2,9 @@
 """An engine that sleeps instead of computing, in the process that a pool starts.
 
 The prompt of a job says what happens: "kill at STAGE" ends the process with SIGKILL at that stage, once or,
-with "always", each time; "refuse", "no space" and "break" raise errors. settings: step_seconds, steps, log (a
-file to which steps are written), fails_while (a file; while it exists the constructor fails).
+with "always", each time; "refuse", "no space" and "break" raise errors, "flagged" one after the last step;
+"a long one" has 20 times the steps. settings: step_seconds, steps, log (a file to which steps are written),
+fails_while (a file; while it exists the constructor fails), plays (write a video that plays).
 """
 
 import os
@@ -14,8 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lamp_trt.engine.errors import Cancelled, EngineError, OutputError, SafetyError
 from lamp_trt.engine.files.output import written
+from lamp_trt.runtime.media.video import save_frames
 from lamp_trt.serving.pools.pool import EngineJob
 
 FACTORY = "tests.doubles.sleeping_engine:open_engine"
@@ -34,10 +38,15 @@ class SleepingEngine:
         self.motion = "a"
         self._steps = settings.get("steps", 10)
         self._step_seconds = settings.get("step_seconds", 0.02)
+        self._plays = settings.get("plays", False)
         self._log = Path(settings["log"]) if "log" in settings else None
 
     def make(
-        self, job: EngineJob, progress: Callable[[str, int, int], None], cancel: threading.Event
+        self,
+        job: EngineJob,
+        progress: Callable[[str, int, int], None],
+        cancel: threading.Event,
+        preview: Callable[[str, int, Any], None] | None = None,
     ) -> None:
         self._note(f"begin {job.id}")
         _kill(job, "begin")
@@ -49,19 +58,27 @@ class SleepingEngine:
         ):
             if word in job.prompt:
                 raise error
-        progress("denoise", 0, self._steps)
-        for step in range(self._steps):
+        steps = self._steps * (20 if "a long one" in job.prompt else 1)
+        progress("denoise", 0, steps)
+        for step in range(steps):
             if cancel.is_set():
                 self._note(f"cancelled {job.id} {step}")
                 raise Cancelled("cancelled")
             time.sleep(self._step_seconds)
             self._note(f"step {job.id}")
-            if step == self._steps // 2:
+            if step == steps // 2:
                 _kill(job, "denoise")
-            progress("denoise", step + 1, self._steps)
+            progress("denoise", step + 1, steps)
+            if preview is not None:
+                preview("denoise", step, np.full((4, 8, 12, 3), 20 * step % 256, np.uint8))
+        if "flagged" in job.prompt:
+            raise SafetyError("the video was refused.")
         with written(job.out.with_name(f"{job.out.name}.json"), job.out) as (sidecar, video):
             sidecar.write_text("{}")
-            video.write_bytes(VIDEO + job.prompt.encode())
+            if self._plays:
+                save_frames(np.full((4, 64, 96, 3), 120, np.uint8), video, job.fps)
+            else:
+                video.write_bytes(VIDEO + job.prompt.encode())
             _kill(job, "save")
         _kill(job, "end")
 

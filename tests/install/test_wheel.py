@@ -60,14 +60,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def modules_of_the_repository() -> set[str]:
-    """Python files and kernels of the package, as a wheel names them."""
+    """Python files, kernels and the server's page, as a wheel names them."""
     files = [path for top in TOPS for path in (ROOT / top).rglob("*")]
     files += (ROOT / "src" / "lamp_trt").glob("*.py")
     files += [
         path for name in ("commands", "doctor") for path in (ROOT / "src" / "lamp_trt" / name).rglob("*")
     ]
     names = {path.relative_to(ROOT).as_posix().removeprefix("src/lamp_trt/") for path in files}
-    return {name for name in names if name.endswith((".py", ".cu", ".cuh"))}
+    page = {name for name in names if name.startswith("serving/web/static/")}
+    assert "serving/web/static/index.html" in page
+    return page | {name for name in names if name.endswith((".py", ".cu", ".cuh"))}
 
 
 def test_a_wheel_holds_the_product_and_nothing_else(wheel: Path) -> None:

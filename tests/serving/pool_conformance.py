@@ -5,11 +5,12 @@ Each check is a coroutine of a started Harness.
 """
 
 import asyncio
+import base64
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lamp_trt.serving.pools.pool import EngineJob, Event, Finished, Lost, Pool, Progress, Slot
+from lamp_trt.serving.pools.pool import EngineJob, Event, Finished, Lost, Pool, Preview, Progress, Slot
 
 SECONDS = 60.0
 
@@ -92,6 +93,31 @@ async def cancelling_before_the_first_step_counts(harness: Harness) -> None:
     assert end.outcome == "cancelled"
 
 
+async def previews_come_only_while_they_are_asked_for(harness: Harness) -> None:
+    def previews(name: str) -> list[Preview]:
+        return [each for each in harness.events if isinstance(each, Preview) and each.job == name]
+
+    first, second = (await harness.slots(2))[:2]
+    harness.pool.run(first, harness.job("one"))
+    harness.pool.run(second, harness.job("two"))
+    harness.pool.show_previews("one", True)
+    harness.pool.show_previews("unknown", True)
+    await harness.until(lambda: previews("one"))
+    assert base64.b64decode(previews("one")[0].webp)[8:12] == b"WEBP"
+    await harness.end("one")
+    await harness.end("two")
+    assert previews("two") == []
+    assert [each.step for each in previews("one")] == sorted({each.step for each in previews("one")})
+    harness.pool.show_previews("one", True)
+    harness.pool.run((await harness.slots(2))[0], harness.job("three"))
+    harness.pool.show_previews("three", True)
+    await harness.until(lambda: previews("three"))
+    harness.pool.show_previews("three", False)
+    count = len(previews("three"))
+    await harness.end("three")
+    assert len(previews("three")) <= count + 2  # those under way
+
+
 async def refusals_are_failures_with_their_code(harness: Harness) -> None:
     for prompt, code in (
         ("refuse", "content_policy"),
@@ -141,6 +167,7 @@ CHECKS: tuple[Callable[[Harness], Awaitable[None]], ...] = (
     engines_work_at_the_same_time,
     cancelling_frees_the_engine_and_leaves_no_file,
     cancelling_before_the_first_step_counts,
+    previews_come_only_while_they_are_asked_for,
     refusals_are_failures_with_their_code,
     a_killed_engine_loses_its_job_and_comes_back,
     a_switched_motion_is_said,

@@ -19,13 +19,19 @@ from lamp_trt.cli import main
 from lamp_trt.commands.serve import devices, model_info
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.algorithm.config import GenerationConfig
+from lamp_trt.runtime.edit import EditRequest, edit_video
 from lamp_trt.runtime.media.image import encode_png
+from lamp_trt.runtime.requests import ClipRequest
 from tests.serving.serving_process import Server, descendants, wait_until_dead
 
 FRAME = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 
 
-def test_a_video_over_http_has_the_sidecar_of_one_in_python(toy_bundle: Path, tmp_path: Path) -> None:
+def test_a_video_and_an_edit_over_http_have_the_sidecars_of_those_in_python(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where inversions are kept
     command = [sys.executable, "-m", "lamp_trt", "serve", "--bundle", str(toy_bundle), "--port", "0"]
     command += ["--safety", "off", "--backend", "onnxruntime", "--num-threads", "1"]
     command += ["--jobs-dir", str(tmp_path / "jobs"), "--model-name", "toy"]
@@ -43,6 +49,15 @@ def test_a_video_over_http_has_the_sidecar_of_one_in_python(toy_bundle: Path, tm
             assert server.ended(video)["status"] == "completed"
             content = http.get(f"/v1/videos/{video}/content").content
             sidecar = http.get(f"/v1/videos/{video}/content?variant=settings").json()
+            form = {"video": (None, video), "prompt": (None, "snow"), "num_inference_steps": (None, "2")}
+            reply = http.post("/v1/videos/edits", files={**form, "seed": (None, "6")})
+            assert reply.status_code == 200, reply.text
+            edited = reply.json()["id"]
+            events = http.get(f"/v1/videos/{edited}/events?previews=true").text
+            assert "event: preview" in events
+            assert '"stage": "invert"' in events
+            edit_content = http.get(f"/v1/videos/{edited}/content").content
+            edit_sidecar = http.get(f"/v1/videos/{edited}/content?variant=settings").json()
             refused = http.post("/v1/videos", json={"prompt": "no image"}).json()["error"]
             assert refused["param"] == "input_reference"
             (model,) = http.get("/v1/models").json()["data"]
@@ -57,8 +72,15 @@ def test_a_video_over_http_has_the_sidecar_of_one_in_python(toy_bundle: Path, tm
     with lamp_trt.load(toy_bundle, backend="onnxruntime", num_threads=1) as pipe:
         own = pipe("rain", first_frame=FRAME, seed=5, num_inference_steps=2, safety="off")
         own.save(tmp_path / "own.mp4")
+        config = GenerationConfig(seed=6, num_inference_steps=2, safety="off")
+        edit = edit_video(pipe, EditRequest("snow", ClipRequest(tmp_path / "own.mp4"), config))
+        edit.save(tmp_path / "edit.mp4")
     assert sidecar == json.loads((tmp_path / "own.mp4.json").read_text())
     assert content == (tmp_path / "own.mp4").read_bytes()
+    assert edit_content == (tmp_path / "edit.mp4").read_bytes()
+    own_edit = json.loads((tmp_path / "edit.mp4.json").read_text())
+    assert own_edit["video"] == str(tmp_path / "own.mp4")
+    assert edit_sidecar == {**own_edit, "video": f"{video}.mp4"}
     assert (model["safety"], model["has_safety_checker"]) == ("off", False)
 
 

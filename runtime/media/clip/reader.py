@@ -68,11 +68,13 @@ def read_clip(
     width: int,
     fit: Fit = "stretch",
     background: str = "white",
+    wall_seconds: float | None = None,
 ) -> Clip:
     """Read `num_frames` frames of a video, each fitted to (height, width).
 
-    background: colour under transparent pixels. Says what was converted and left out. Raises InputError for a
-    file that cannot be read, is over a limit or has too few frames.
+    background: colour under transparent pixels. wall_seconds: that decoding may take, None for
+    WALL_SECONDS. Says what was converted and left out. Raises InputError for a file that cannot be read, is
+    over a limit or has too few frames.
     """
     colour = background_rgb(background)
     name = _name(request.video)
@@ -84,7 +86,7 @@ def read_clip(
     }
     frames: list[Image] = []
     facts: dict[str, Any] = {}
-    with _opened(request.video) as file, _decoder(file, wanted, name) as out:
+    with _opened(request.video) as file, _decoder(file, wanted, name, wall_seconds or WALL_SECONDS) as out:
         for record in _records(out):
             if "error" in record:
                 raise InputError(f"{name} {record['error']}")
@@ -129,8 +131,8 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 @contextmanager
-def _decoder(file: BinaryIO, wanted: dict[str, int], name: str) -> Iterator[IO[bytes]]:
-    """The output of a decoding process, which is killed when the block ends or after WALL_SECONDS."""
+def _decoder(file: BinaryIO, wanted: dict[str, int], name: str, wall_seconds: float) -> Iterator[IO[bytes]]:
+    """The output of a decoding process, which is killed when the block ends or after wall_seconds."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "lamp_trt.runtime.media.clip.decoder", json.dumps(wanted)],
         stdin=file,
@@ -140,7 +142,7 @@ def _decoder(file: BinaryIO, wanted: dict[str, int], name: str) -> Iterator[IO[b
         start_new_session=True,
     )
     assert process.stdout is not None
-    timer = threading.Timer(WALL_SECONDS, process.kill)
+    timer = threading.Timer(wall_seconds, process.kill)
     timer.start()
     try:
         yield process.stdout

@@ -114,6 +114,7 @@ def model_info(bundle: "Bundle", name: str | None, safety: str | None) -> "Model
     from lamp_trt.engine.families import VIDEO_NETWORKS
     from lamp_trt.runtime.first_frame import missing_networks
     from lamp_trt.serving.settings import ModelInfo
+    from lamp_trt.serving.web.page import examples_of
 
     manifest = bundle.manifest
     lacking = [network for network in VIDEO_NETWORKS if network not in manifest.networks]
@@ -135,6 +136,7 @@ def model_info(bundle: "Bundle", name: str | None, safety: str | None) -> "Model
         manifest.safety is not None,
         not missing_networks(bundle),
         bundle.digest,
+        examples_of(bundle.path, tuple(manifest.motions)),
     )
 
 
