@@ -39,7 +39,11 @@ class SleepingEngine:
     motion = "a"
 
     def make(
-        self, job: EngineJob, progress: Callable[[str, int, int], None], cancel: threading.Event
+        self,
+        job: EngineJob,
+        progress: Callable[[str, int, int], None],
+        cancel: threading.Event,
+        preview: object = None,
     ) -> None:
         steps = job.options["num_inference_steps"]
         for step in range(steps):
