@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lamp_trt.engine.bundle.weights import weight_file_header
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.output import written
 from lamp_trt.engine.files.text import TextError, parse_json
@@ -133,11 +134,10 @@ def _cache_path(origin: Origin) -> Path | None:
 
 
 def _encoded(latents: Latents, origin: Origin) -> bytes:
-    from safetensors.numpy import save
-
+    """The bytes of a file. safetensors' own writer puts metadata into an order that changes."""
     metadata = {"format": _FORMAT, "origin": json.dumps(asdict(origin), sort_keys=True)}
-    data: bytes = save({_TENSOR: np.ascontiguousarray(latents, np.float32)}, metadata)
-    return data
+    header = weight_file_header({_TENSOR: ("F32", latents.shape)}, metadata)
+    return header + np.ascontiguousarray(latents, np.float32).tobytes()
 
 
 def _stored_origin(metadata: dict[str, str] | None, name: str) -> dict[str, Any]:
