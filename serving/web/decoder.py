@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lamp_trt.engine.process_limits import limit_process
+
 MEMORY_BYTES = 1 << 30
 """Of address space, in addition to what the process has before it forks."""
 CPU_SECONDS = 10
@@ -88,15 +90,16 @@ def _decode(data: bytes, request: Mapping[str, Any], shared: mmap.mmap) -> int:
 def _limit() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     space = pages * resource.getpagesize() + MEMORY_BYTES
-    for limit, value in (
-        (resource.RLIMIT_AS, space),
-        (resource.RLIMIT_CPU, CPU_SECONDS),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, 16),
-        (resource.RLIMIT_NPROC, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(limit, (value, value))
+    limit_process(
+        {
+            resource.RLIMIT_AS: space,
+            resource.RLIMIT_CPU: CPU_SECONDS,
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_NOFILE: 16,
+            resource.RLIMIT_NPROC: 0,
+            resource.RLIMIT_CORE: 0,
+        }
+    )
     signal.alarm(2 * CPU_SECONDS)
 
 

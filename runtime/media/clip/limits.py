@@ -3,6 +3,8 @@
 
 import resource
 
+from lamp_trt.engine.process_limits import limit_process
+
 MAX_SECONDS = 1800
 """Maximum length of a file. Timestamps of damaged files can be years apart."""
 
@@ -45,13 +47,12 @@ def demuxer_of(head: bytes) -> str | None:
 def limit_this_process() -> None:
     """Limit memory and CPU time. From now on nothing but the three standard streams can be open, no file and
     no socket, and no core is dumped. Everything must be imported before."""
-    for kind, limit in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CPU, CPU_SECONDS),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, 3),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (value, value))
+    limit_process(
+        {
+            resource.RLIMIT_AS: MEMORY_BYTES,
+            resource.RLIMIT_CPU: CPU_SECONDS,
+            resource.RLIMIT_FSIZE: 0,
+            resource.RLIMIT_NOFILE: 3,
+            resource.RLIMIT_CORE: 0,
+        }
+    )
