@@ -91,13 +91,12 @@ def edit_video(
     first_frame = load_first_frame(given, *size, config.fit, config.background)
     if request.first_frame is None:
         log.info("the clip's own first frame is kept; --first-frame gives another")
-    height, width = (each // 8 for each in size)
     origin = Origin(
         clip.digest,
         pipeline.bundle.digest,
         motion,
         config.num_inference_steps,
-        (1, 4, pipeline.num_frames, height, width),
+        pipeline.latents_shape,
         f"{pipeline.runner}, {pipeline.cpu_precision or 'its own precision'}",
     )
     latents = _found(request, origin)

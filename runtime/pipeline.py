@@ -111,6 +111,12 @@ class LampPipeline:
         sizes = self.bundle.manifest.sizes
         return sizes["height"], sizes["width"]
 
+    @property
+    def latents_shape(self) -> tuple[int, ...]:
+        """(1, 4, f, h, w) of a video's latents."""
+        sizes = self.bundle.manifest.sizes
+        return 1, 4, self.num_frames, sizes["latent_height"], sizes["latent_width"]
+
     @contextmanager
     def _alone(self, control: Control = NO_CONTROL) -> Iterator[None]:
         """A context that admits one thread at a time.
@@ -213,8 +219,7 @@ class LampPipeline:
         safety = self.safety_check(request.config)
         if control.previews:
             self.require_previews(request.config, made=request.first_frame is None)
-        sizes = self.bundle.manifest.sizes
-        request.check_shapes(self.num_frames, sizes["latent_height"], sizes["latent_width"])
+        request.check_shapes(*self.latents_shape[2:])
         with self._alone(control):
             job = self._job(request, on_step, safety)
             start = time.perf_counter()
@@ -357,6 +362,7 @@ class LampPipeline:
         job = InversionJob(
             prompt_ids(self._tokenizer, ("", "")),
             request.fitted_frames(self.num_frames, *self.size),
+            self.latents_shape,
             ddim_schedule(request.num_inference_steps, self.bundle.manifest.scheduler),
         )
         control = Control(progress, cancel)

@@ -77,10 +77,12 @@ class InversionJob:
 
     ids     (2, tokens): the empty prompt, twice
     frames  uint8 RGB (f, height, width, 3)
+    shape   of the latents, (1, 4, f, h, w)
     """
 
     ids: TokenIds
     frames: NDArray[np.uint8]
+    shape: tuple[int, ...]
     schedule: DDIMSchedule
 
 
@@ -185,18 +187,17 @@ def make_image(ops: ImageOps, job: ImageJob, control: Control = NO_CONTROL) -> M
 def invert(ops: VideoOps, job: InversionJob, control: Control = NO_CONTROL) -> Latents:
     """Invert a clip by DDIM: latents (1, 4, f, h, w) from which the loop comes back to it."""
     with ops.working(control):
-        clip = _encode_clip(ops, job.frames, control)
+        clip = _encode_clip(ops, job, control)
         latents = ops.denoise(inversion_loop(job.schedule, clip), ops.encode_text(job.ids), None, control)
         ops.finish(control)
         return ops.fetch(latents)
 
 
-def _encode_clip(ops: VideoOps, frames: NDArray[np.uint8], control: Control) -> Latents:
+def _encode_clip(ops: VideoOps, job: InversionJob, control: Control) -> Latents:
     """Latents (1, 4, f, h, w) of a clip: the means of the VAE's posteriors, so that no seed enters."""
     latents = []
-    height, width = (size // 8 for size in frames.shape[1:3])
-    mean = np.zeros((1, 4, height, width), np.float32)
-    for frame in frames:
+    mean = np.zeros((*job.shape[:2], *job.shape[3:]), np.float32)
+    for frame in job.frames:
         encoded = ops.encode_image(frame, 0, mean)
         ops.finish(control)
         latents.append(_finite(ops.fetch(encoded), VAE_ENCODER))

@@ -62,7 +62,6 @@ class Front:
         self.metrics, self.broadcast, self.waiting = Metrics(), Broadcast(), Waiting()
         self._live: dict[str, JobRecord] = {}
         self._times = Times()
-        self._deleted: set[str] = set()
         self._housekeeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -145,7 +144,6 @@ class Front:
         was_live = self._live.pop(job.id, None) is not None
         waited = self.waiting.remove(job.id)
         if was_live and not waited and job.status == "in_progress":
-            self._deleted.add(job.id)
             self.pool.cancel(job.id)
         if was_live and not job.finished:
             self.metrics.jobs["deleted"] += 1
@@ -309,7 +307,6 @@ class Front:
 
     def _forget(self, job: str) -> None:
         """Remove the files of a deleted job whose engine is done with them."""
-        self._deleted.discard(job)
         self.store.remove_files(job)
 
     def _write_frame(self, job: str, frame: NDArray[np.uint8]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lamp_trt.engine.bundle.manifest import Manifest
-from lamp_trt.engine.families import LAMP, SDXL
 from lamp_trt.runtime.control import Progress
 from lamp_trt.runtime.preview import Preview
 from lamp_trt.serving.pools.pool import EngineJob
@@ -83,6 +82,4 @@ class PipelineEngine:
 
 def has_previews(manifest: Manifest) -> bool:
     """Whether a bundle has the preview map of each of its VAEs; an older one has none."""
-    return all(
-        vae in manifest.previews for vae in (LAMP.vae, SDXL.vae) if f"{vae}_decoder" in manifest.networks
-    )
+    return manifest.scaling_factors.keys() <= manifest.previews.keys()

@@ -4,7 +4,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def _add_reading(api: FastAPI, front: Front) -> None:
         if order not in ("asc", "desc"):
             raise FieldError("order", f"order is {order!r:.100}; expected asc or desc.")
         found = front.store.page(int(limit) + 1, query.get("after"), order == "desc")
-        shown = [_public(front, front.get(job.id) or job) for job in found[: int(limit)]]
+        left = front.seconds_left()
+        shown = [_public(front, front.get(job.id) or job, left) for job in found[: int(limit)]]
         ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {}
         return JSONResponse({"object": "list", "data": shown, "has_more": len(found) > int(limit), **ends})
 
@@ -252,20 +253,18 @@ async def _create_edit(
     front.check_capacity()
     name = new_id()
     clip = front.store.clip(name)
-    await uploading.acquire()
-    try:
-        body = await read_request(request, front.settings.limits, Files("first_frame", clip))
-        fields = parse_edit_fields(body.fields, front.model, has_video=body.has_video)
-        assert fields.clip is not None
-        if fields.clip["video"] is not None:
-            _link_video(front, fields.clip["video"], clip)
-        await check_clip(clip, fields, front.model)
-        return front.create(fields, await _decoded(body, fields, front, decoder, "first_frame"), name)
-    except BaseException:
-        front.store.remove_files(name)
-        raise
-    finally:
-        uploading.release()
+    async with uploading:
+        try:
+            body = await read_request(request, front.settings.limits, Files("first_frame", clip))
+            fields = parse_edit_fields(body.fields, front.model, has_video=body.has_video)
+            assert fields.clip is not None
+            if fields.clip["video"] is not None:
+                _link_video(front, fields.clip["video"], clip)
+            await check_clip(clip, fields, front.model)
+            return front.create(fields, await _decoded(body, fields, front, decoder, "first_frame"), name)
+        except BaseException:
+            front.store.remove_files(name)
+            raise
 
 
 def _link_video(front: Front, video: str, clip: Path) -> None:
@@ -304,8 +303,8 @@ def _found(front: Front, video: str) -> JobRecord:
     return job
 
 
-def _public(front: Front, job: JobRecord) -> dict[str, Any]:
-    """A job as clients see it."""
+def _public(front: Front, job: JobRecord, left: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """A job as clients see it. left: what `Front.seconds_left` gives, if it is known."""
     shown = {
         "id": job.id,
         "object": "video",
@@ -327,7 +326,8 @@ def _public(front: Front, job: JobRecord) -> dict[str, Any]:
     if job.status == "queued":
         shown["queue_position"] = front.waiting.position(job.id)
     if not job.finished:
-        shown["seconds_left"] = rounded(front.seconds_left().get(job.id))
+        left = front.seconds_left() if left is None else left
+        shown["seconds_left"] = rounded(left.get(job.id))
     return shown
 
 

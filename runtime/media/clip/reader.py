@@ -98,7 +98,8 @@ def read_clip(
             frames.append(resize_to(_square(_pixels(out, record, colour, name), record), height, width, fit))
     _require_enough(frames, facts, request, num_frames, name)
     _say(facts, request, num_frames, name)
-    return Clip(np.stack(frames), clip_digest(np.stack(frames)))
+    clip = np.stack(frames)
+    return Clip(clip, clip_digest(clip))
 
 
 def _name(path: Path) -> str:
