@@ -4,6 +4,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from lamp_trt.runtime.algorithm.config import GenerationConfig
 from lamp_trt.runtime.edit import EditRequest, edit_video
 from lamp_trt.runtime.media.image import encode_png
 from lamp_trt.runtime.requests import ClipRequest
+from lamp_trt.serving.settings import ServeSettings
+from lamp_trt.serving.web.server import listen_at
 from tests.serving.serving_process import Server, descendants, wait_until_dead
 
 FRAME = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
@@ -148,3 +151,13 @@ def test_engines_are_spread_over_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices("auto", None) == ["auto"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices("cuda", None) == ["cuda:0"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_small_replies_are_sent_at_once(tmp_path: Path, host: str) -> None:
+    with (
+        listen_at(ServeSettings(tmp_path, host=host, port=0)) as listening,
+        socket.create_connection(listening.getsockname()[:2]),
+        listening.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
