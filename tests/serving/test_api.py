@@ -290,7 +290,7 @@ def test_an_id_is_no_path(server: Server) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the client's, of its videos
 def test_the_openai_client_creates_polls_and_reads(server: Server) -> None:
-    openai = pytest.importorskip("openai", reason="needs pip install 'openai<4'")
+    openai = pytest.importorskip("openai", reason="needs openai, of the extra dev")
     client = openai.OpenAI(api_key="ignored", base_url=f"{server.url}/v1", max_retries=0)
     video = client.videos.create_and_poll(
         prompt="by the client", extra_body={"motion": "b", "seed": 3}, input_reference=("x.png", PNG)

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("httpx", reason="needs httpx, of the extra dev")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 
 from lamp_trt.runtime.media.image import encode_png
 from tests.serving.serving_process import Server, sleeping_server
