@@ -38,6 +38,7 @@ def serve(
             ws="none",
             loop="asyncio",
             log_config=None,
+            log_level="error",  # not a line for each request that is not HTTP
             access_log=False,
             server_header=False,
             date_header=False,
