@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: E402 - imports that need what may be missing come after the skips
+"""A thousand videos by the real command over a small bundle, for clients that wait, leave and delete."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+httpx = pytest.importorskip("httpx", reason="needs httpx, of the extra dev")
+
+from lamp_trt.runtime.media.image import encode_png
+from tests.serving.serving_process import Server, descendants, wait_until_dead
+
+pytestmark = pytest.mark.slow
+
+JOBS, WARM_UP, CLIENTS = 1000, 300, 6
+GROWTH = 0.05
+"""Of the resident memory of each process after the warm-up."""
+FRAME = encode_png(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))
+FORM = {"prompt": "rain", "num_inference_steps": "1"}
+
+
+@contextmanager
+def serving(bundle: Path, jobs: Path) -> Iterator[Server]:
+    command = [sys.executable, "-m", "lamp_trt", "serve", "--bundle", str(bundle), "--port", "0"]
+    command += ["--safety", "off", "--num-threads", "1", "--jobs-dir", str(jobs), "--max-queued", "100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        url = process.stdout.readline().split()[3]
+        with httpx.Client(base_url=url, timeout=120, trust_env=False) as http:
+            yield Server(process, url, http)
+            pids = {process.pid, *descendants(process.pid)}
+        process.terminate()
+        process.wait(30)
+        assert wait_until_dead(pids) == set()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+class Visitor:
+    """A client that makes one job in one of several ways. counts: by way and end."""
+
+    def __init__(self, server: Server, motions: list[str]) -> None:
+        self._server, self._motions = server, motions
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def visit(self, number: int) -> None:
+        choice = random.Random(number)
+        way = choice.choice(("wait", "sync", "leave sync", "cancel", "leave events", "watch"))
+        form = {**FORM, "motion": choice.choice(self._motions), "seed": str(number)}
+        end = self._made(way, form, choice.random() * 0.2)
+        with self._lock:
+            self.counts[f"{way}: {end}"] += 1
+
+    def _made(self, way: str, form: dict[str, str], moment: float) -> str:
+        http = self._server.http
+        files = {"input_reference": ("frame.png", FRAME)}
+        if way in ("sync", "leave sync"):
+            timeout = 120 if way == "sync" else moment
+            try:
+                reply = http.post("/v1/videos/sync", data=form, files=files, timeout=timeout)
+            except httpx.TimeoutException:
+                return "left"
+            assert reply.status_code == 200, reply.text
+            assert reply.content[4:8] == b"ftyp"
+            http.delete(f"/v1/videos/{reply.headers['x-video-id']}")
+            return "completed"
+        reply = http.post("/v1/videos", data=form, files=files)
+        assert reply.status_code == 200, reply.text
+        video = reply.json()["id"]
+        if way == "leave events":
+            address = f"/v1/videos/{video}/events?stop_on_leave=true"
+            with suppress(httpx.TimeoutException), http.stream("GET", address, timeout=moment) as events:
+                next(events.iter_lines(), None)
+            http.delete(f"/v1/videos/{video}")
+            return "left"
+        if way == "cancel":
+            threading.Event().wait(moment)
+        else:
+            if way == "watch":
+                text = http.get(f"/v1/videos/{video}/events?previews=true").text
+                assert "event: completed" in text, text[-500:]
+            assert self._server.ended(video, 300)["status"] == "completed"
+        assert http.delete(f"/v1/videos/{video}").status_code == 200
+        return "deleted"
+
+
+def state(pid: int) -> tuple[int, int]:
+    """Resident bytes and open files of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_a_thousand_jobs_leave_nothing_over(toy_bundle: Path, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    with serving(toy_bundle, jobs) as server:
+        server.health("ok")
+        visitor = Visitor(server, server.http.get("/v1/models").json()["data"][0]["motions"])
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            list(clients.map(visitor.visit, range(WARM_UP)))
+            processes = server.processes()
+            before = {pid: state(pid) for pid in processes}
+            list(clients.map(visitor.visit, range(WARM_UP, JOBS)))
+        ways = visitor.counts
+        print(dict(sorted(ways.items())))
+        assert ways.total() == JOBS
+        assert ways["leave sync: left"] > 10
+        for video in server.http.get("/v1/videos?limit=100").json()["data"]:
+            server.http.delete(f"/v1/videos/{video['id']}")
+        health = server.health("ok")
+        assert health["queued"] == 0
+        assert [engine["restarts"] for engine in health["engines"]] == [0]
+        last = server.http.post("/v1/videos", data=FORM, files={"input_reference": ("frame.png", FRAME)})
+        assert server.ended(last.json()["id"])["status"] == "completed"
+        assert server.processes() == processes
+        after = {pid: state(pid) for pid in processes}
+        for pid, (resident, files) in before.items():
+            print(pid, resident >> 20, "MiB", after[pid][0] / resident - 1, files, after[pid][1])
+            assert after[pid][0] < (1 + GROWTH) * resident
+            assert after[pid][1] <= files
+        assert len(list((jobs / "files").iterdir())) == 2  # of the last video
