@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import OutputError
-from lamp_trt.engine.files.output import cannot_write, written
+from lamp_trt.engine.files.output import written
 from lamp_trt.serving.jobs.events import WITHDRAWN, Broadcast, JobEvent
 from lamp_trt.serving.jobs.fields import VideoFields
 from lamp_trt.serving.jobs.metrics import Metrics
-from lamp_trt.serving.jobs.store import JobRecord, JobStore
+from lamp_trt.serving.jobs.store import JobRecord, JobStore, new_id
 from lamp_trt.serving.jobs.times import Times
 from lamp_trt.serving.jobs.waiting import Waiting
 from lamp_trt.serving.pools.pool import (
@@ -310,12 +310,8 @@ class Front:
         self.store.remove_files(job)
 
     def _write_frame(self, job: str, frame: NDArray[np.uint8]) -> None:
-        path = self.store.first_frame(job)
-        try:
-            with written(path) as (partial,):
-                np.save(partial, frame, allow_pickle=False)
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        with written(self.store.first_frame(job)) as (partial,):
+            np.save(partial, frame, allow_pickle=False)
 
     def _clip(self, job: JobRecord) -> Mapping[str, Any] | None:
         """What the engine is told of an edit's clip."""
@@ -355,12 +351,11 @@ class Front:
             for job in [each for each in self._live.values() if each.finished]:
                 self._save(job)
             for name in self.store.expired(time.time() - self.settings.job_ttl):
-                self.store.delete(name)
+                try:
+                    self.store.delete(name)
+                except OutputError as error:
+                    log.error("%s has expired and is removed later: %s", name, error)
             self._tell_positions()  # and the time that is left
-
-
-def new_id() -> str:
-    return f"video_{secrets.token_hex(16)}"
 
 
 def rounded(seconds: float | None) -> int | None:

@@ -27,9 +27,9 @@ from lamp_trt.serving.jobs.fields import (
     parse_fields,
     settings_shown,
 )
-from lamp_trt.serving.jobs.front import Front, Unavailable, new_id, rounded
+from lamp_trt.serving.jobs.front import Front, Unavailable, rounded
 from lamp_trt.serving.jobs.metrics import CONTENT_TYPE
-from lamp_trt.serving.jobs.store import JobRecord
+from lamp_trt.serving.jobs.store import JobRecord, new_id
 from lamp_trt.serving.settings import error_body
 from lamp_trt.serving.web.bodies import Body, BodyError, Files, read_request
 from lamp_trt.serving.web.clips import AT_ONCE, check_clip
