@@ -33,8 +33,9 @@ PRAGMA user_version = 1;
 """
 _VERSION = 1
 
-_OWN_FILE = re.compile(r"\.?video_[0-9a-f]{32}\..+", re.ASCII | re.DOTALL)
-"""Names in the folder `files`: of the jobs of `new_id`, and their temporary names."""
+_ID = re.compile(r"video_[0-9a-f]{32}")
+_OWN_FILE = re.compile(rf"\.?{_ID.pattern}\..+", re.DOTALL)
+"""Names in the folder `files`, temporary ones included."""
 
 
 def new_id() -> str:
@@ -132,7 +133,8 @@ class JobStore:
         return changed
 
     def get(self, job: str) -> JobRecord | None:
-        return next(self._select("WHERE id = ?", (job,)), None)
+        """The job of a client's id, which may be any text."""
+        return next(self._select("WHERE id = ?", (job,)), None) if _ID.fullmatch(job) else None
 
     def delete(self, job: str) -> None:
         """Remove all files of a job, which makes room on a full disk, and its record. Raises OutputError."""

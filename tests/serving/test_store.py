@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The jobs folder: whose files it removes, modes, and what it refuses."""
 
+import errno
+import os
 import sqlite3
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -118,4 +123,24 @@ def test_a_job_is_deleted_with_its_files_first(tmp_path: Path) -> None:
     store._db = real
     store.delete(job)
     assert store.get(job) is None
+    store.close()
+
+
+def test_a_video_to_edit_is_copied_where_the_file_system_has_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exFAT, SMB, some FUSE file systems: link fails with EPERM."""
+    pytest.importorskip("fastapi", reason="needs the extra serve")
+    from lamp_trt.serving.web.app import _link_video
+
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    store = JobStore(tmp_path)
+    job, name = replace(record(new_id()), status="completed"), new_id()
+    store.video(job.id).write_text("a video")
+    front: Any = SimpleNamespace(store=store, get={job.id: job}.get)
+    monkeypatch.setattr(os, "link", no_links)
+    _link_video(front, job.id, store.clip(name))
+    assert store.clip(name).read_text() == "a video"
     store.close()
