@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a server, checked, and what the front tells clients about the bundle."""
+"""Checked settings of a server, and the description of its model for clients."""
 
 import re
 from collections.abc import Mapping

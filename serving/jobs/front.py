@@ -314,7 +314,7 @@ class Front:
             np.save(partial, frame, allow_pickle=False)
 
     def _clip(self, job: JobRecord) -> Mapping[str, Any] | None:
-        """What the engine is told of an edit's clip."""
+        """The clip of an edit, as EngineJob has it."""
         if job.clip is None:
             return None
         given = {name: job.clip[name] for name in ("start", "every")}

@@ -23,6 +23,7 @@ import lamp_trt
 from lamp_trt.engine.files import user_cache
 from tests import system_trace
 from tests.fixtures.openvino import HOST_BACKENDS, needs_openvino
+from tests.runtime.media.clips import moving_picture, write_clip
 from tests.system_trace import Trace
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
@@ -205,6 +206,10 @@ COMMANDS: dict[str, Callable[[Path, Path, Path], list[str | Path]]] = {
     ],
     "generate": lambda toy, bundle, image: [
         "generate", "a", f"--bundle={bundle}", f"--first-frame={image}", "--steps=50", "--out=clip.webp"
+    ],
+    "edit": lambda toy, bundle, image: [
+        "edit", write_clip(image.with_name("clip.mp4"), moving_picture(8)), "a", f"--bundle={bundle}",
+        f"--first-frame={image}", "--steps=20", "--out=edit.mp4", "--latents=edit.safetensors",
     ],
     "verify": lambda toy, bundle, image: ["verify", bundle, f"--sd={toy / 'sd'}", "--steps=1"],
     "bench": lambda toy, bundle, image: ["bench", f"--bundle={bundle}", "--budget=10s", "--out=report"],
