@@ -140,7 +140,8 @@ class Front:
         return self._times.seconds_left(running, self.waiting.jobs(), engines)
 
     def delete(self, job: JobRecord) -> None:
-        """Forget a job: stop it if it runs, and remove its record and files."""
+        """Forget a job: stop it if it runs, and remove its record and files. Raises OutputError if the record
+        stays, on a full disk."""
         was_live = self._live.pop(job.id, None) is not None
         waited = self.waiting.remove(job.id)
         if was_live and not waited and job.status == "in_progress":
@@ -148,10 +149,12 @@ class Front:
         if was_live and not job.finished:
             self.metrics.jobs["deleted"] += 1
         self._times.forget(job.id)
-        self.store.delete(job.id)
-        self._withdraw(job.id)
-        self.broadcast.send(job.id, JobEvent("deleted", {"id": job.id}))
-        self._tell_positions()
+        try:
+            self.store.delete(job.id)
+        finally:
+            self._withdraw(job.id)
+            self.broadcast.send(job.id, JobEvent("deleted", {"id": job.id}))
+            self._tell_positions()
 
     async def events(self, job: JobRecord, previews: bool = False) -> AsyncIterator[JobEvent]:
         """The state of a job now, then its events up to the last. previews: those too, of which engines make

@@ -96,8 +96,8 @@ class JobStore:
             raise
 
     def _claim(self) -> None:
-        """Take the lock. Raises InputError if another server has it, or for files of others: `sweep` removes
-        what belongs to no job."""
+        """Take the lock. Raises InputError if another server has it, or for files of others where jobs have
+        theirs. Hidden ones are a file system's own, like .nfs0001."""
         name = repr(str(self.folder))
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,14 +105,12 @@ class JobStore:
             raise InputError(
                 f"the jobs folder {name} is used by another server; give each its own --jobs-dir."
             ) from error
-        foreign = next(
-            (path.name for path in self._files.iterdir() if not _OWN_FILE.fullmatch(path.name)), None
-        )
-        if foreign is not None:
-            raise InputError(
-                f"the jobs folder {name} is no server's: its folder 'files' holds {foreign!r:.100}. Give a "
-                "new or an empty folder as --jobs-dir."
-            )
+        for path in self._files.iterdir():
+            if not path.name.startswith(".") and not _OWN_FILE.fullmatch(path.name):
+                raise InputError(
+                    f"the jobs folder {name} is no server's: its folder 'files' holds {path.name!r:.100}. "
+                    "Give a new or an empty folder as --jobs-dir."
+                )
 
     def close(self) -> None:
         self._db.close()
@@ -191,9 +189,11 @@ class JobStore:
             _remove_scratch(scratch)
 
     def sweep(self) -> None:
-        """Remove files that belong to no job. All in the folder are a server's, see _claim."""
+        """Remove files of jobs that have no record. Other files stay."""
         known = {str(row[0]) for row in self._db.execute("SELECT id FROM jobs")}
         for path in self._files.iterdir():
+            if not _OWN_FILE.fullmatch(path.name):
+                continue
             if path.name.startswith("."):
                 _remove_scratch(path)
             elif path.name.partition(".")[0] not in known:

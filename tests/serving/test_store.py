@@ -25,7 +25,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.mark.parametrize("name", ["holiday.mp4", ".hidden", "video_1.mp4", "photos", "video_" + "0" * 32])
+@pytest.mark.parametrize("name", ["holiday.mp4", "video_1.mp4", "photos", "video_" + "0" * 32])
 def test_files_of_others_are_neither_removed_nor_shared_with_jobs(tmp_path: Path, name: str) -> None:
     """--jobs-dir may name a folder in use, whose folder `files` is somebody's."""
     path = tmp_path / "files" / name
@@ -58,10 +58,12 @@ def test_files_of_jobs_that_are_gone_are_removed_at_the_start(tmp_path: Path) ->
         store.sidecar(job).write_text("x")
     (tmp_path / "files" / f".{gone}.mp4.abcd").mkdir()
     (tmp_path / "files" / f".{gone}.mp4.abcd" / "part").write_text("x")
+    (tmp_path / "files" / ".nfs0001").write_text("of the file system")
     store.close()
     store = JobStore(tmp_path)
     store.sweep()
-    assert {path.name.partition(".")[0] for path in (tmp_path / "files").iterdir()} == {kept}
+    left = {path.name for path in (tmp_path / "files").iterdir()}
+    assert left == {f"{kept}.mp4", f"{kept}.mp4.json", ".nfs0001"}
     store.close()
 
 
