@@ -252,7 +252,7 @@ def _with_forms(
     if key.flags.get(FORMS) == registry.AUTO:
         choice = _measured(module, inputs, options)
         key = with_forms(key, choice.text)
-        measured = {CONSIDERED: registry.considered(), MEASURED: choice.told}
+        measured = {CONSIDERED: registry.considered(), MEASURED: choice.measurements}
     apply_forms(module, str(key.flags.get(FORMS, registry.DEFAULT)))
     return key, measured
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import InputError
-from lamp_trt.runtime.algorithm.config import GenerationConfig
+from lamp_trt.runtime.algorithm.config import GenerationConfig, file_path, plain_text
 from lamp_trt.runtime.algorithm.latents import Latents
 from lamp_trt.runtime.control import CancelToken, Control, Progress
 from lamp_trt.runtime.inverted import (
@@ -45,7 +45,7 @@ class EditRequest:
     motion       None: the pipeline's current one
     first_frame  an image file or uint8 RGB (h, w, 3); None: the clip's own
     latents      a file of the clip's inverted latents: read if it exists, otherwise written
-    Raises InputError for settings that only generated videos have.
+    Raises InputError for invalid values, and for settings that only generated videos have.
     """
 
     prompt: str
@@ -56,7 +56,14 @@ class EditRequest:
     latents: Path | None = None
 
     def __post_init__(self) -> None:
-        vars(self)["config"] = replace(self.config, mix_noise=False)
+        if not isinstance(self.clip, ClipRequest):
+            raise InputError(f"clip is {self.clip!r:.100}; expected a ClipRequest.")
+        vars(self).update(
+            prompt=plain_text("prompt", self.prompt),
+            config=replace(self.config, mix_noise=False),
+            motion=None if self.motion is None else plain_text("motion", self.motion),
+            latents=None if self.latents is None else file_path("the file of latents", self.latents),
+        )
         if self.config.first_frame_prompt is not None:
             raise InputError("an edit starts from a given first frame: leave first_frame_prompt out.")
         if self.latents is not None:

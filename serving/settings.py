@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a server, checked, and what the front tells clients about the bundle."""
+"""Checked settings of a server, and the description of its model for clients."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -9,8 +10,12 @@ from pathlib import Path
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.engine.files.text import TextError, read_text
+from lamp_trt.runtime.algorithm.config import checked, setting
 
 MIN_TOKEN_CHARS = 16
+
+_HOST = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|\[?[0-9a-f:.]*:[0-9a-f:.]*\]?", re.ASCII | re.I)
+"""A host name in ASCII or an IPv4 address; an IPv6 address, in brackets or not."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +72,24 @@ class ServeSettings:
     allowed_hosts  names in the Host header that are answered, besides loopback's and `host`
     """
 
-    jobs_dir: Path
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_queued: int = 64
-    job_ttl: float = 24 * 3600.0
+    jobs_dir: Path = setting(Path("lamp-trt-jobs"), "folder of jobs and their videos", metavar="DIR")
+    host: str = setting("127.0.0.1", "address; off loopback --token-file is required", metavar="HOST")
+    port: int = setting(8000, "0 takes a free one", high=65535, metavar="PORT")
+    max_queued: int = setting(64, "waiting videos; more are refused", low=1, metavar="N")
+    job_ttl: float = setting(24 * 3600.0, "seconds that finished videos are kept", metavar="SECONDS")
     token: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise InputError(f"port is {self.port}; expected 0 to 65535, 0 for any free one.")
-        if self.max_queued < 1:
-            raise InputError(f"max_queued is {self.max_queued}; expected at least 1.")
+        vars(self).update(checked(self))
         if not 0 < self.job_ttl < 1e10:
             raise InputError(f"job_ttl is {self.job_ttl}; expected seconds above 0.")
+        for host in (self.host, *self.allowed_hosts):
+            if not _HOST.fullmatch(host):
+                raise InputError(
+                    f"host {host!r:.100} is no name or address: give it without http://, port or path."
+                )
         if self.token is None and not is_loopback(self.host):
             raise InputError(
                 f"host is {self.host!r}, which other machines can reach: give --token-file FILE, or listen "
@@ -114,8 +121,6 @@ def read_token(path: Path) -> str:
         token = read_text(path, 4096).strip()
     except TextError as error:
         raise InputError(f"the token file {path} {error}") from error
-    except OSError as error:
-        raise InputError(f"the token file {path} cannot be read: {error.strerror}.") from error
     if len(token) < MIN_TOKEN_CHARS or not token.isascii() or not all(33 <= ord(c) < 127 for c in token):
         raise InputError(
             f"the token file {path} does not hold a token: expected one line of at least {MIN_TOKEN_CHARS} "

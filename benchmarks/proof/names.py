@@ -5,7 +5,7 @@ COMMIT = "LAMP_TRT_PROOF_COMMIT"
 """The variable that names the commit where git cannot: in a copy of the tree."""
 
 UNKNOWN = "unknown"
-"""A fact of the machine that no program here tells."""
+"""A fact of the machine that no program here reads."""
 
 REPORT_SUFFIX = "-proof-"
 """Between a part's name and a GPU's in the name of a part's report."""

@@ -33,7 +33,7 @@ def why_no_bf16() -> str:
 
 
 def arithmetic(component: str, precision: Precision, asked: CpuPrecision | None) -> CpuPrecision:
-    """What a network of `component` and `precision` is computed in by a backend that offers both: as asked,
+    """The arithmetic of a network of `component` and `precision` on a backend that offers both: as asked,
     else bf16 for bf16 where the CPU multiplies it, and fp32. What is fp32 in every bundle stays so: SDXL's
     VAE."""
     if COMPONENTS[component].precision == "fp32":

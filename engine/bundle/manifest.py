@@ -70,7 +70,7 @@ class FirstFrameEntry:
 
 @dataclass(frozen=True)
 class SafetyEntry:
-    """What the safety checker's decision takes beside the network's cosines.
+    """Constants of the safety checker's decision from the network's cosines.
 
     image_mean, image_std: of its pictures' channels, in [0, 1]. concept_thresholds, special_care_thresholds:
     the cosine above which a concept is found, see runtime/safety/decision.py.

@@ -64,14 +64,15 @@ def _put_in_place(partial: tuple[Path, ...], destinations: tuple[Path, ...], old
             elif not os.path.lexists(destination):
                 undo.callback(destination.unlink, missing_ok=True)
             elif destination != destinations[-1]:
-                _keep_copy(destination, kept)
+                keep_copy(destination, kept)
                 undo.callback(kept.replace, destination)
             source.replace(destination)
         undo.pop_all()
 
 
-def _keep_copy(path: Path, kept: Path) -> None:
+def keep_copy(path: Path, kept: Path) -> None:
+    """Give a file a second name; copy it where the file system has no hard links."""
     try:
         os.link(path, kept, follow_symlinks=False)
-    except OSError:  # a file system without hard links
+    except OSError:
         shutil.copy2(path, kept, follow_symlinks=False)

@@ -51,7 +51,7 @@ class Choice:
         return registry.text_of(self.forms)
 
     @property
-    def told(self) -> str:
+    def measurements(self) -> str:
         """Times and reasons of all forms, one line."""
         slots = {measured.slot: None for measured in self.measured}
         return "; ".join(
@@ -75,7 +75,7 @@ def choose(calls: Mapping[Call, int], timer: Timer, device: torch.device) -> Cho
             forms[slot] = fastest(measured)
     choice = Choice(forms, tuple(rows))
     if rows:
-        log.info("layer forms: %s; measured %s", choice.text, choice.told)
+        log.info("layer forms: %s; measured %s", choice.text, choice.measurements)
     return choice
 
 

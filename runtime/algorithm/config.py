@@ -31,7 +31,7 @@ official script does; `crop` cuts the longer side equally at both ends; `pad` ad
 shorter side, independent of the background of transparent pixels."""
 
 Safety = Literal["refuse", "report", "off"]
-"""What becomes of pictures that the bundle's safety checker flags: they are refused, or said and given out;
+"""Treatment of pictures that the safety checker flags: they are refused, or said and given out;
 `off`: nothing is checked."""
 
 SafetyCrops = Literal["all", "official"]

@@ -33,7 +33,7 @@ class DeviceClock:
 
 
 class Followed(Protocol):
-    """What `DeviceWork.poll` reports of."""
+    """The work whose progress `DeviceWork.poll` reports."""
 
     def report(self, control: Control) -> None: ...
 

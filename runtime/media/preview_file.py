@@ -63,7 +63,7 @@ class PreviewFile:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What tells a file from the one that replaces it; None if there is none."""
+    """Device, inode and change time of a file, which differ once it is replaced; None if there is none."""
     try:
         status = path.lstat()
     except OSError:

@@ -30,7 +30,7 @@ FIRST_FRAME, VIDEO = "the first frame", "the video"
 
 
 class Network(Protocol):
-    """What runs the bundle's safety checker: Ops of host and device are one."""
+    """The network of the bundle's safety checker, as HostOps and CudaOps run it."""
 
     def safety_cosines(self, pixel_values: NDArray[np.float32]) -> tuple[Array, Array]:
         """(SAFETY_BATCH, 3, s, s) → cosines with the concepts and with the special-care concepts."""

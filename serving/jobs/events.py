@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events of jobs for clients: server-sent events, and whoever waits for a job's end.
+"""Events of jobs, for server-sent events and for requests that wait for a job's end.
 
 Names: "queued", "progress", "completed", "failed", "deleted"; for clients that ask for previews also
 "preview" (a picture) and "withdrawn" (which takes all previews of the job back).

@@ -29,6 +29,8 @@ EDIT_OPTIONS = {name: each for name, each in OPTIONS.items() if each.kept != "fi
 CLIP_OPTIONS = {each.name: each for each in settings_of(ClipRequest)}
 EDIT_OWN = (*COMMON, "first_frame", "video")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 _FIRST_FRAME_ONLY = tuple(name for name, each in OPTIONS.items() if each.kept == "first_frame")
 
 
@@ -132,6 +134,8 @@ def _prompt(value: object) -> str:
 
 
 def _text(name: str, value: object, check: Any) -> str:
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise FieldError(name, f"{name} holds lone surrogates, which are no text; send UTF-8.")
     try:
         text = check(without_marks(value) if isinstance(value, str) else value)
     except InputError as error:

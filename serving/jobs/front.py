@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamp_trt.engine.errors import OutputError
-from lamp_trt.engine.files.output import cannot_write, written
+from lamp_trt.engine.files.output import written
 from lamp_trt.serving.jobs.events import WITHDRAWN, Broadcast, JobEvent
 from lamp_trt.serving.jobs.fields import VideoFields
 from lamp_trt.serving.jobs.metrics import Metrics
-from lamp_trt.serving.jobs.store import JobRecord, JobStore
+from lamp_trt.serving.jobs.store import JobRecord, JobStore, new_id
 from lamp_trt.serving.jobs.times import Times
 from lamp_trt.serving.jobs.waiting import Waiting
 from lamp_trt.serving.pools.pool import (
@@ -140,7 +140,8 @@ class Front:
         return self._times.seconds_left(running, self.waiting.jobs(), engines)
 
     def delete(self, job: JobRecord) -> None:
-        """Forget a job: stop it if it runs, and remove its record and files."""
+        """Forget a job: stop it if it runs, and remove its record and files. Raises OutputError if the record
+        stays, on a full disk."""
         was_live = self._live.pop(job.id, None) is not None
         waited = self.waiting.remove(job.id)
         if was_live and not waited and job.status == "in_progress":
@@ -148,10 +149,12 @@ class Front:
         if was_live and not job.finished:
             self.metrics.jobs["deleted"] += 1
         self._times.forget(job.id)
-        self.store.delete(job.id)
-        self._withdraw(job.id)
-        self.broadcast.send(job.id, JobEvent("deleted", {"id": job.id}))
-        self._tell_positions()
+        try:
+            self.store.delete(job.id)
+        finally:
+            self._withdraw(job.id)
+            self.broadcast.send(job.id, JobEvent("deleted", {"id": job.id}))
+            self._tell_positions()
 
     async def events(self, job: JobRecord, previews: bool = False) -> AsyncIterator[JobEvent]:
         """The state of a job now, then its events up to the last. previews: those too, of which engines make
@@ -310,15 +313,11 @@ class Front:
         self.store.remove_files(job)
 
     def _write_frame(self, job: str, frame: NDArray[np.uint8]) -> None:
-        path = self.store.first_frame(job)
-        try:
-            with written(path) as (partial,):
-                np.save(partial, frame, allow_pickle=False)
-        except OSError as error:
-            raise cannot_write(path, error) from error
+        with written(self.store.first_frame(job)) as (partial,):
+            np.save(partial, frame, allow_pickle=False)
 
     def _clip(self, job: JobRecord) -> Mapping[str, Any] | None:
-        """What the engine is told of an edit's clip."""
+        """The clip of an edit, as EngineJob has it."""
         if job.clip is None:
             return None
         given = {name: job.clip[name] for name in ("start", "every")}
@@ -355,12 +354,11 @@ class Front:
             for job in [each for each in self._live.values() if each.finished]:
                 self._save(job)
             for name in self.store.expired(time.time() - self.settings.job_ttl):
-                self.store.delete(name)
+                try:
+                    self.store.delete(name)
+                except OutputError as error:
+                    log.error("%s has expired and is removed later: %s", name, error)
             self._tell_positions()  # and the time that is left
-
-
-def new_id() -> str:
-    return f"video_{secrets.token_hex(16)}"
 
 
 def rounded(seconds: float | None) -> int | None:

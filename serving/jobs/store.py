@@ -8,13 +8,16 @@ import contextlib
 import fcntl
 import json
 import os
+import re
+import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lamp_trt.engine.errors import InputError, OutputError
+from lamp_trt.engine.errors import InputError, LampError, OutputError
+from lamp_trt.engine.files.output import cannot_write
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 
@@ -28,6 +31,15 @@ CREATE TABLE IF NOT EXISTS jobs (
 );
 PRAGMA user_version = 1;
 """
+_VERSION = 1
+
+_ID = re.compile(r"video_[0-9a-f]{32}")
+_OWN_FILE = re.compile(rf"\.?{_ID.pattern}\..+", re.DOTALL)
+"""Names in the folder `files`, temporary ones included."""
+
+
+def new_id() -> str:
+    return f"video_{secrets.token_hex(16)}"
 
 
 @dataclass(frozen=True)
@@ -59,36 +71,46 @@ class JobRecord:
 
 
 class JobStore:
-    """Jobs and their files in a folder, which is made with mode 0700 if it is missing.
+    """Jobs and their files in a folder. It is made with mode 0700 if it is missing; the mode of another one
+    stays, and `files` and the database in it are made for their owner alone.
 
-    Raises InputError if another server uses the folder or it cannot be made, OutputError where the disk is
-    full.
+    Raises InputError for a folder that another server uses, that holds other files where jobs have theirs, or
+    that cannot be made; OutputError where the disk is full.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = folder / "files"
         try:
-            self._files.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True, mode=0o700)
+            self._files.mkdir(exist_ok=True, mode=0o700)
+            self._lock = _opened(folder / "lock")
         except OSError as error:
-            raise InputError(f"the jobs folder {str(folder)!r} cannot be used: {error.strerror}.") from error
+            raise cannot_write(folder, error) from error
+        try:
+            self._claim()
+            self._db = _database(folder / "jobs.sqlite3")
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _claim(self) -> None:
+        """Take the lock. Raises InputError if another server has it, or for files of others where jobs have
+        theirs. Hidden ones are a file system's own, like .nfs0001."""
+        name = repr(str(self.folder))
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(self._lock)
             raise InputError(
-                f"the jobs folder {str(folder)!r} is used by another server; give each its own --jobs-dir."
+                f"the jobs folder {name} is used by another server; give each its own --jobs-dir."
             ) from error
-        try:
-            self._db = sqlite3.connect(folder / "jobs.sqlite3", isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            os.close(self._lock)
-            raise InputError(f"{folder / 'jobs.sqlite3'} cannot be used: {error}; remove it.") from error
+        for path in self._files.iterdir():
+            if not path.name.startswith(".") and not _OWN_FILE.fullmatch(path.name):
+                raise InputError(
+                    f"the jobs folder {name} is no server's: its folder 'files' holds {path.name!r:.100}. "
+                    "Give a new or an empty folder as --jobs-dir."
+                )
 
     def close(self) -> None:
         self._db.close()
@@ -109,12 +131,14 @@ class JobStore:
         return changed
 
     def get(self, job: str) -> JobRecord | None:
-        return next(self._select("WHERE id = ?", (job,)), None)
+        """The job of a client's id, which may be any text."""
+        return next(self._select("WHERE id = ?", (job,)), None) if _ID.fullmatch(job) else None
 
     def delete(self, job: str) -> None:
-        """Remove a record and all files of its job."""
-        self._db.execute("DELETE FROM jobs WHERE id = ?", (job,))
+        """Remove all files of a job, which makes room on a full disk, and its record. Raises OutputError."""
         self.remove_files(job)
+        with _disk():
+            self._db.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def unfinished(self) -> list[JobRecord]:
         """Queued and running jobs, oldest first."""
@@ -165,9 +189,11 @@ class JobStore:
             _remove_scratch(scratch)
 
     def sweep(self) -> None:
-        """Remove files that belong to no job."""
+        """Remove files of jobs that have no record. Other files stay."""
         known = {str(row[0]) for row in self._db.execute("SELECT id FROM jobs")}
         for path in self._files.iterdir():
+            if not _OWN_FILE.fullmatch(path.name):
+                continue
             if path.name.startswith("."):
                 _remove_scratch(path)
             elif path.name.partition(".")[0] not in known:
@@ -189,6 +215,39 @@ def _remove_scratch(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _database(path: Path) -> sqlite3.Connection:
+    """The open database. Raises InputError for another file or another release's, OutputError where the disk
+    is full."""
+    try:
+        os.close(_opened(path))  # SQLite would make it with the umask's mode; its log gets the database's
+        database = sqlite3.connect(path, isolation_level=None)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        _prepare(database, str(path))
+    except sqlite3.DatabaseError as error:
+        database.close()
+        raise InputError(f"{str(path)!r} cannot be used: {error}; remove it.") from error
+    except LampError:
+        database.close()
+        raise
+    return database
+
+
+def _prepare(database: sqlite3.Connection, name: str) -> None:
+    with _disk():
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version not in (0, _VERSION):
+            raise InputError(f"{name} is of another release of lamp-trt; give another --jobs-dir.")
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.executescript(_SCHEMA)
 
 
 @contextlib.contextmanager

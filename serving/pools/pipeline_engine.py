@@ -68,7 +68,7 @@ class PipelineEngine:
         cancel: threading.Event,
         preview: Preview | None,
     ) -> "Video":
-        """As `lamp-trt edit`, but that the settings have the clip's name in place of the server's path."""
+        """Edit as `lamp-trt edit` does; the settings have the clip's name in place of the server's path."""
         from lamp_trt.runtime.algorithm.config import GenerationConfig
         from lamp_trt.runtime.edit import EditRequest, edit_video
         from lamp_trt.runtime.requests import ClipRequest

@@ -2,7 +2,7 @@
 """The HTTP API: /v1/videos as OpenAI's, with more fields; events, models, health and metrics."""
 
 import asyncio
-import os
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from lamp_trt._version import __version__
-from lamp_trt.engine.errors import OutputError
-from lamp_trt.engine.files.output import cannot_write
+from lamp_trt.engine.errors import LampError, OutputError
+from lamp_trt.engine.files.output import cannot_write, keep_copy
 from lamp_trt.runtime.algorithm.config import FPS
 from lamp_trt.serving.jobs.events import LAST
 from lamp_trt.serving.jobs.fields import (
@@ -27,16 +27,19 @@ from lamp_trt.serving.jobs.fields import (
     parse_fields,
     settings_shown,
 )
-from lamp_trt.serving.jobs.front import Front, Unavailable, new_id, rounded
+from lamp_trt.serving.jobs.front import Front, Unavailable, rounded
 from lamp_trt.serving.jobs.metrics import CONTENT_TYPE
-from lamp_trt.serving.jobs.store import JobRecord
+from lamp_trt.serving.jobs.store import JobRecord, new_id
 from lamp_trt.serving.settings import error_body
 from lamp_trt.serving.web.bodies import Body, BodyError, Files, read_request
 from lamp_trt.serving.web.clips import AT_ONCE, check_clip
+from lamp_trt.serving.web.json_reply import JSONReply
 from lamp_trt.serving.web.page import EXAMPLE_TYPES, add_page
 from lamp_trt.serving.web.security import BodyTooLarge, Guard
 from lamp_trt.serving.web.streams import EventStream, until_left
 from lamp_trt.serving.web.uploads import Decoder
+
+log = logging.getLogger("lamp_trt")
 
 POLL_MS = "1000"
 RETRY_SECONDS = "5"
@@ -71,12 +74,12 @@ def _add_making(api: FastAPI, front: Front, decoder: Decoder) -> None:
     @api.post("/v1/videos")
     async def create(request: Request) -> Response:
         job = await _create(request, front, decoder)
-        return JSONResponse(_public(front, job), headers={"openai-poll-after-ms": POLL_MS})
+        return JSONReply(_public(front, job), headers={"openai-poll-after-ms": POLL_MS})
 
     @api.post("/v1/videos/edits")
     async def edit(request: Request) -> Response:
         job = await _create_edit(request, front, decoder, uploading)
-        return JSONResponse(_public(front, job), headers={"openai-poll-after-ms": POLL_MS})
+        return JSONReply(_public(front, job), headers={"openai-poll-after-ms": POLL_MS})
 
     @api.post("/v1/videos/sync")
     async def sync(request: Request) -> Response:
@@ -97,7 +100,7 @@ def _add_making(api: FastAPI, front: Front, decoder: Decoder) -> None:
     async def delete(video: str) -> Response:
         job = _found(front, video)
         front.delete(job)
-        return JSONResponse({"id": job.id, "object": "video.deleted", "deleted": True})
+        return JSONReply({"id": job.id, "object": "video.deleted", "deleted": True})
 
 
 def _add_reading(api: FastAPI, front: Front) -> None:
@@ -113,11 +116,11 @@ def _add_reading(api: FastAPI, front: Front) -> None:
         left = front.seconds_left()
         shown = [_public(front, front.get(job.id) or job, left) for job in found[: int(limit)]]
         ends = {"first_id": shown[0]["id"], "last_id": shown[-1]["id"]} if shown else {}
-        return JSONResponse({"object": "list", "data": shown, "has_more": len(found) > int(limit), **ends})
+        return JSONReply({"object": "list", "data": shown, "has_more": len(found) > int(limit), **ends})
 
     @api.get("/v1/videos/{video}")
     async def get(video: str) -> Response:
-        return JSONResponse(_public(front, _found(front, video)), headers={"openai-poll-after-ms": POLL_MS})
+        return JSONReply(_public(front, _found(front, video)), headers={"openai-poll-after-ms": POLL_MS})
 
     @api.get("/v1/videos/{video}/content")
     async def content(video: str, variant: str = "video") -> Response:
@@ -176,7 +179,7 @@ def _add_service(api: FastAPI, front: Front) -> None:
             },
             "settings": settings_shown(),
         }
-        return JSONResponse({"object": "list", "data": [entry]})
+        return JSONReply({"object": "list", "data": [entry]})
 
     @api.get("/health")
     async def health() -> Response:
@@ -196,7 +199,7 @@ def _add_service(api: FastAPI, front: Front) -> None:
                 {"name": each.name, "state": each.state, "restarts": each.restarts} for each in engines
             ],
         }
-        return JSONResponse(body, 200 if serving else 503)
+        return JSONReply(body, 200 if serving else 503)
 
     @api.get("/metrics")
     async def metrics() -> Response:
@@ -207,7 +210,7 @@ def _add_errors(api: FastAPI, front: Front) -> None:
     @api.exception_handler(FieldError)
     async def field_error(_: Request, error: FieldError) -> Response:
         front.metrics.refused["invalid_field"] += 1
-        return JSONResponse(error_body(str(error), param=error.param, code="invalid_field"), error.status)
+        return JSONReply(error_body(str(error), param=error.param, code="invalid_field"), error.status)
 
     @api.exception_handler(BodyError)
     async def body_error(_: Request, error: BodyError) -> Response:
@@ -224,7 +227,7 @@ def _add_errors(api: FastAPI, front: Front) -> None:
     async def unavailable(_: Request, error: Unavailable) -> Response:
         status = 429 if error.code == "queue_full" else 503
         kind = "rate_limit_error" if status == 429 else "server_error"
-        return JSONResponse(
+        return JSONReply(
             error_body(str(error), kind, code=error.code), status, headers={"retry-after": RETRY_SECONDS}
         )
 
@@ -232,6 +235,11 @@ def _add_errors(api: FastAPI, front: Front) -> None:
     async def no_space(_: Request, error: OutputError) -> Response:
         front.metrics.refused["out_of_space"] += 1
         return _error(507, str(error), "server_error", "out_of_space")
+
+    @api.exception_handler(LampError)
+    async def other_error(_: Request, error: LampError) -> Response:
+        log.error("%s", error)
+        return _error(500, "the server failed; its log says why.", "server_error", "internal")
 
     @api.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
@@ -268,7 +276,8 @@ async def _create_edit(
 
 
 def _link_video(front: Front, video: str, clip: Path) -> None:
-    """Give a finished job's video a second name, which outlives that job."""
+    """Give a finished job's video a second name, which outlives that job. It is copied where the file system
+    has no links."""
     job = front.get(video)
     if job is None or job.status != "completed":
         state = "there is no such video" if job is None else f"it is {job.status}"
@@ -276,7 +285,7 @@ def _link_video(front: Front, video: str, clip: Path) -> None:
             "video", f"video is {video!r:.100}: {state}; expected a file, or a finished video's id."
         )
     try:
-        os.link(front.store.video(job.id), clip)
+        keep_copy(front.store.video(job.id), clip)
     except OSError as error:
         raise cannot_write(clip, error) from error
 
@@ -333,5 +342,5 @@ def _public(front: Front, job: JobRecord, left: Mapping[str, float] | None = Non
 
 def _error(
     status: int, message: str, kind: str = "invalid_request_error", code: str | None = None
-) -> JSONResponse:
-    return JSONResponse(error_body(message, kind, code=code), status)
+) -> JSONReply:
+    return JSONReply(error_body(message, kind, code=code), status)

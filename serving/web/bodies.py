@@ -4,10 +4,13 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -15,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from lamp_trt.engine.errors import OutputError
 from lamp_trt.engine.files.output import written
-from lamp_trt.engine.files.text import TextError, parse_json
+from lamp_trt.engine.files.text import TextError, decode_text, parse_json
 from lamp_trt.serving.jobs.fields import FieldError
 from lamp_trt.serving.settings import Limits
 from lamp_trt.serving.web.uploads import image_from_data_url, too_large
@@ -69,12 +72,42 @@ async def read_request(request: Request, limits: Limits, files: Files = Files())
 
 def _read_json(body: bytes, limits: Limits) -> Body:
     try:
-        fields = parse_json(body.decode("utf-8"))
-    except (TextError, UnicodeDecodeError) as error:
-        raise BodyError("the body is not JSON in UTF-8.") from error
+        fields = parse_json(decode_text(body))
+    except TextError as error:
+        raise BodyError(f"the body {error}") from error
     if not isinstance(fields, dict):
         raise BodyError("the body is not a JSON object.")
     return _without_image(fields, None, limits, Files())
+
+
+@asynccontextmanager
+async def _form(request: Request, max_files: int) -> AsyncIterator[list[tuple[str, str | UploadFile]]]:
+    """The items of a form, whose texts are UTF-8. Raises UnicodeDecodeError for other bytes, which Starlette
+    reads as Latin-1, and BodyError for another charset."""
+    header = Message()
+    header["content-type"] = request.headers["content-type"]
+    charset = header.get_content_charset("utf-8")
+    if charset not in ("utf-8", "utf8"):
+        raise BodyError(f"the form's charset is {charset!r:.100}; expected utf-8.", 415)
+    if header.get_content_type() == "application/x-www-form-urlencoded":
+        text = (await request.body()).decode("utf-8")
+        yield [*parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)]
+        return
+    header.set_param("charset", "latin-1")  # each byte a character, to be decoded here
+    others = [pair for pair in request.scope["headers"] if pair[0].lower() != b"content-type"]
+    changed = [*others, (b"content-type", header["content-type"].encode("latin-1"))]
+    form = Request({**request.scope, "headers": changed}, request.receive).form(
+        max_files=max_files, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+    )
+    async with form as items:
+        yield [
+            (_utf8(name), value if isinstance(value, UploadFile) else _utf8(value))
+            for name, value in items.multi_items()
+        ]
+
+
+def _utf8(text: str) -> str:
+    return text.encode("latin-1").decode("utf-8")
 
 
 async def _read_form(request: Request, limits: Limits, files: Files) -> Body:
@@ -83,11 +116,9 @@ async def _read_form(request: Request, limits: Limits, files: Files) -> Body:
     has_video = False
     max_files = 1 if files.video_to is None else 2
     try:
-        async with request.form(
-            max_files=max_files, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
-        ) as form:
+        async with _form(request, max_files) as items:
             seen: set[str] = set()
-            for name, value in form.multi_items():
+            for name, value in items:
                 if name in seen:
                     raise FieldError(name, f"{name:.100} is given twice.")
                 seen.add(name)

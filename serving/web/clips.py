@@ -13,7 +13,7 @@ from lamp_trt.serving.jobs.fields import FieldError, VideoFields
 from lamp_trt.serving.settings import ModelInfo
 
 WALL_SECONDS = 60.0
-"""That the decoding of an upload may take."""
+"""Longest time to decode an upload."""
 
 AT_ONCE = 4
 """Requests to edit that are read at the same time; their uploads lie in the temporary folder and the jobs

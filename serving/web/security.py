@@ -15,7 +15,7 @@ App = Callable[[Scope, Any, Any], Any]
 
 OPEN_PATHS = frozenset(("/health", "/"))
 OPEN_FOLDER = "/static/"
-"""What needs no token: the state, and the page, which asks for it."""
+"""Paths that need no token: the state, and the page, which asks for it."""
 
 EDITS = "/v1/videos/edits"
 

@@ -3,6 +3,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,31 @@ def test_bad_input_ends_with_one_line_and_nothing_written(
     assert last.startswith("lamp-trt edit: ")
     assert message in last
     assert {path.name for path in folder.iterdir()} - before <= {"cache"}
+
+
+FULL = """
+import resource, sys
+from lamp_trt.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+raise SystemExit(main(sys.argv[1:]))
+"""
+"""Writes past 100 bytes of a file fail, as on a full disk."""
+
+
+@pytest.mark.parametrize(
+    ("options", "at_fault"), [(["--latents=a.safetensors"], "a.safetensors"), ([], "a.mp4")]
+)
+def test_on_a_full_disk_an_edit_leaves_nothing_and_ends_with_1(
+    folder: Path, options: list[str], at_fault: str
+) -> None:
+    """Latents, cache, preview, video and sidecar, of which the given one is needed and too large."""
+    before = {path.name for path in folder.iterdir()}
+    command = ["edit", "clip.mp4", "x", "--bundle=bundle", "--steps=1", "--out=a.mp4", "--preview=p.webp"]
+    done = subprocess.run([sys.executable, "-c", FULL, *command, *options], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "cannot be written: File too large." in last
+    assert at_fault in last
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in folder.iterdir()} - before <= {"cache"}
+    assert not [path for path in (folder / "cache").rglob("*") if "tmp" in path.name]

@@ -8,11 +8,12 @@ import json
 import os
 import pwd
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ import lamp_trt
 from lamp_trt.engine.files import user_cache
 from tests import system_trace
 from tests.fixtures.openvino import HOST_BACKENDS, needs_openvino
+from tests.runtime.media.clips import moving_picture, write_clip
 from tests.system_trace import Trace
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
@@ -206,6 +208,10 @@ COMMANDS: dict[str, Callable[[Path, Path, Path], list[str | Path]]] = {
     "generate": lambda toy, bundle, image: [
         "generate", "a", f"--bundle={bundle}", f"--first-frame={image}", "--steps=50", "--out=clip.webp"
     ],
+    "edit": lambda toy, bundle, image: [
+        "edit", write_clip(image.with_name("clip.mp4"), moving_picture(8)), "a", f"--bundle={bundle}",
+        f"--first-frame={image}", "--steps=20", "--out=edit.mp4", "--latents=edit.safetensors",
+    ],
     "verify": lambda toy, bundle, image: ["verify", bundle, f"--sd={toy / 'sd'}", "--steps=1"],
     "bench": lambda toy, bundle, image: ["bench", f"--bundle={bundle}", "--budget=10s", "--out=report"],
 }  # fmt: skip
@@ -224,6 +230,35 @@ def test_no_command_talks_to_anybody_or_writes_elsewhere(
     )
     arguments = COMMANDS[command](toy, toy_bundle, first_frame)
     place.check(place.finish(place.start(sys.executable, "-c", program, *arguments)))
+
+
+@pytest.mark.slow
+def test_a_server_talks_to_its_clients_alone(toy_bundle: Path, first_frame: Path, place: Place) -> None:
+    """uvicorn, FastAPI, multipart forms, SQLite, both decoders and an engine, over an edit of an upload."""
+    pytest.importorskip("fastapi", reason="needs the extra serve")
+    httpx = pytest.importorskip("httpx", reason="needs httpx, of the extra dev")
+    clip = write_clip(first_frame.with_name("clip.mp4"), moving_picture(8))
+    command = [sys.executable, "-m", "lamp_trt", "serve", "--bundle", toy_bundle, "--port=0", "--safety=off"]
+    process = place.start(*command, "--num-threads=1", "--model-name=toy")
+    end = time.monotonic() + SECONDS
+    assert process.stdout is not None
+    try:
+        url = process.stdout.readline().split()[3]
+        with httpx.Client(base_url=url, timeout=120, trust_env=False) as http:
+            files = {"video": clip.read_bytes(), "first_frame": first_frame.read_bytes()}
+            form = {"prompt": "a", "num_inference_steps": "2"}
+            made = http.post("/v1/videos/edits", data=form, files=files).json()
+            assert http.get(f"/v1/videos/{made['id']}/events").text.count("event: completed") == 1
+            assert http.get("/").status_code == 200
+        time.sleep(max(0, end - time.monotonic()))
+        (server,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(server), signal.SIGINT)
+        trace = place.finish(process)
+    finally:
+        process.kill()
+        process.wait()
+    assert trace.returncode == 130
+    place.check(replace(trace, returncode=0))
 
 
 # --- the variable ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-COMMANDS = ("build", "generate", "image", "inspect", "verify", "bench", "doctor", "toy")
+COMMANDS = ("build", "generate", "image", "inspect", "verify", "bench", "doctor", "toy", "edit", "serve")
 STREAMS = {
     "usual": ("", "", 0),
     "stdout full": (">/dev/full", "", 1),
@@ -84,6 +84,7 @@ raise SystemExit(cli.main(arguments))
 LEAST_ARGUMENTS: dict[str, list[str]] = {
     "build": ["--out=x"], "generate": ["--bundle=x", "x"], "image": ["--bundle=x", "x"], "inspect": ["x"],
     "verify": ["x"], "bench": ["--bundle=x"], "doctor": [], "toy": ["x"],
+    "edit": ["--bundle=x", "x", "y"], "serve": ["--bundle=x"],
 }  # fmt: skip
 
 

@@ -74,7 +74,15 @@ def inversions(pipe: LampPipeline, monkeypatch: pytest.MonkeyPatch) -> list[str]
 def request(video: Path, **changes: Any) -> EditRequest:
     settings = {"num_inference_steps": STEPS, **changes.pop("settings", {})}
     clip = ClipRequest(video, changes.pop("start", 0), changes.pop("every", 1))
-    return EditRequest("a horse", clip, GenerationConfig(**settings), **{"motion": "rain", **changes})
+    return EditRequest(
+        **{
+            "prompt": "a horse",
+            "clip": clip,
+            "config": GenerationConfig(**settings),
+            "motion": "rain",
+            **changes,
+        }
+    )
 
 
 # --- inversion --------------------------------------------------------------------------------------------
@@ -361,6 +369,11 @@ def test_latents_of_another_runner_are_taken_from_a_file_but_not_from_the_cache(
     ("changes", "message"),
     [
         ({"latents": Path("a.npz")}, "does not end in .safetensors"),
+        ({"latents": "a.npz"}, "does not end in .safetensors"),
+        ({"latents": 3}, "expected a path"),
+        ({"motion": 3}, "motion is 3; expected a string"),
+        ({"prompt": b"a horse"}, "prompt is b'a horse'"),
+        ({"clip": "clip.mp4"}, "expected a ClipRequest"),
         ({"latents": Path("/nowhere/a.safetensors")}, "cannot be written"),
         ({"settings": {"first_frame_prompt": "x"}}, "leave first_frame_prompt out"),
     ],
@@ -368,6 +381,21 @@ def test_latents_of_another_runner_are_taken_from_a_file_but_not_from_the_cache(
 def test_requests_are_checked_before_any_work(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         request(Path("clip.mp4"), **changes)
+
+
+def test_numpy_s_scalars_and_paths_as_text_become_python_s(tmp_path: Path) -> None:
+    made = request(
+        Path("clip.mp4"),
+        start=np.int64(1),
+        every=np.uint8(2),
+        prompt=np.str_("a horse"),
+        motion=np.str_("rain"),
+        latents=str(tmp_path / "a.safetensors"),
+    )
+    assert [type(value) for value in (made.clip.start, made.clip.every, made.prompt, made.motion)] == [
+        int, int, str, str
+    ]  # fmt: skip
+    assert made.latents == tmp_path / "a.safetensors"
 
 
 # --- jobs and sidecars ------------------------------------------------------------------------------------

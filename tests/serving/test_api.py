@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -132,6 +133,11 @@ def test_a_bad_field_is_named_and_queues_nothing(server: Server, fields: dict[st
     assert server.metric("lamp_trt_queue_length") == 0
 
 
+def part(name: bytes, value: bytes) -> bytes:
+    """A form of one text, with the boundary b."""
+    return b'--b\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\n' + value + b"\r\n--b--\r\n"
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "status"),
     [
@@ -145,6 +151,15 @@ def test_a_bad_field_is_named_and_queues_nothing(server: Server, fields: dict[st
         (b"x", "multipart/form-data; boundary=b", 400),
         (b"--b\r\n\r\nx", "multipart/form-data; boundary=b", 400),
         (b"prompt=a&prompt=b", "application/x-www-form-urlencoded", 400),
+        (b"prompt=a&" + b"&".join(b"x%d=1" % i for i in range(50)), "application/x-www-form-urlencoded", 400),
+        (b"prompt=%E4", "application/x-www-form-urlencoded", 400),
+        (b"prompt=\xe4", "application/x-www-form-urlencoded", 400),
+        ('{"prompt": "x"}'.encode("utf-16"), "application/json", 400),
+        (b'{"prompt": "x", "prompt": "y"}', "application/json", 400),
+        (part(b"prompt", b"l\xe4uft"), "multipart/form-data; boundary=b", 400),
+        (part(b"pr\xf6mpt", b"x"), "multipart/form-data; boundary=b", 400),
+        (part(b"prompt", b"x"), "multipart/form-data; boundary=b; charset=latin-1", 415),
+        (part(b"prompt", b"+2AA-"), "multipart/form-data; boundary=b; charset=utf-7", 415),
     ],
 )
 def test_a_body_that_cannot_be_read_is_refused(
@@ -153,6 +168,33 @@ def test_a_body_that_cannot_be_read_is_refused(
     reply = server.http.post("/v1/videos", content=content, headers={"content-type": kind})
     assert reply.status_code == status, reply.text
     assert reply.json()["error"]["message"]
+
+
+PROMPT = "ein Pferd läuft, 馬"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (json.dumps({"prompt": PROMPT}).encode(), "application/json"),
+        (b"\xef\xbb\xbf" + json.dumps({"prompt": PROMPT}, ensure_ascii=False).encode(), "application/json"),
+        (b"prompt=" + PROMPT.encode(), "application/x-www-form-urlencoded"),
+        (b"prompt=" + quote(PROMPT).encode(), "application/x-www-form-urlencoded; charset=UTF-8"),
+        (part(b"prompt", PROMPT.encode()), "multipart/form-data; boundary=b"),
+        (part(b"prompt", PROMPT.encode()), 'multipart/form-data; charset=utf-8; boundary="b"'),
+    ],
+)
+def test_a_prompt_arrives_as_it_was_sent(server: Server, content: bytes, kind: str) -> None:
+    reply = server.http.post("/v1/videos", content=content, headers={"content-type": kind})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["prompt"] == PROMPT
+
+
+@pytest.mark.parametrize("body", ['{"\\ud800": 1, "prompt": "x"}', '{"prompt": "x", "motion": "\\udfff"}'])
+def test_a_reply_can_say_what_is_no_text(server: Server, body: str) -> None:
+    reply = server.http.post("/v1/videos", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 400, reply.text
+    assert "\\\\ud" in reply.text
 
 
 def test_form_texts_are_numbers(server: Server) -> None:

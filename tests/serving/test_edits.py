@@ -105,6 +105,8 @@ def test_a_finished_video_is_edited_by_its_id_also_once_it_is_deleted(server: Se
         ("whole", {"first_frame": "http://127.0.0.1/x.png"}, "first_frame"),
         ("whole", {"size": "512x320"}, "size"),
         ("cut", {}, "video"),
+        ("video_" + "0" * 32, {}, "video"),
+        ("../../x", {}, "video"),
     ],
     ids=str,
 )

@@ -117,6 +117,17 @@ def test_a_bundle_without_a_checker_is_served_only_when_told(
         (("--port", "65536"), "port is 65536"),
         (("--token-file", "/no/such/file"), "/no/such/file"),
         (("--host", "192.0.2.1", "--token-file", "token"), "cannot be listened on"),
+        (("--host", "a" * 64, "--token-file", "token"), "no name or address"),
+        (("--host", "", "--token-file", "token"), "no name or address"),
+        (("--host", "http://127.0.0.1", "--token-file", "token"), "no name or address"),
+        (("--allowed-host", "http://lamp.example"), "no name or address"),
+        (("--allowed-host", "lamp.example:8000"), "no name or address"),
+        (("--allowed-host", "bücher.example"), "no name or address"),
+        (("--allowed-host", ""), "no name or address"),
+        (("--model-name", "x\udc80"), "--model-name"),
+        (("--model-name", "two\nlines"), "--model-name"),
+        (("--model-name", ""), "--model-name"),
+        (("--token-file", "utf16"), "UTF-16"),
     ],
     ids=str,
 )
@@ -130,6 +141,7 @@ def test_options_that_cannot_be_used_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("token").write_text("0123456789abcdef\n")
+    Path("utf16").write_text("0123456789abcdef\n", encoding="utf-16")
     assert message in serve("--bundle", str(toy_bundle), "--safety", "off", *options, capsys=capsys)
     assert not Path("lamp-trt-jobs").exists()
 
@@ -141,6 +153,24 @@ def test_a_token_is_long_and_printable(tmp_path: Path, text: str) -> None:
     (tmp_path / "token").write_text(text)
     with pytest.raises(InputError, match="openssl"):
         read_token(tmp_path / "token")
+
+
+@pytest.mark.parametrize("encoded", [b"0123456789abcdef", b"\xef\xbb\xbf0123456789abcdef\r\n"])
+def test_a_token_is_read_as_editors_write_it(tmp_path: Path, encoded: bytes) -> None:
+    from lamp_trt.serving.settings import read_token
+
+    (tmp_path / "token").write_bytes(encoded)
+    assert read_token(tmp_path / "token") == "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "host", ["lamp", "lamp.example.", "10.0.0.7", "[fd00::7]", "fd00::7", "my_box", "Lamp"]
+)
+def test_names_of_hosts_are_taken(tmp_path: Path, host: str) -> None:
+    from lamp_trt.serving.settings import ServeSettings
+
+    settings = ServeSettings(tmp_path, allowed_hosts=(host,))
+    assert host.lower().strip("[]") in settings.hosts
 
 
 def test_engines_are_spread_over_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

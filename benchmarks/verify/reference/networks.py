@@ -63,7 +63,7 @@ def prompt_ids(tokenizer_folder: Path, prompts: list[str]) -> NDArray[np.int64]:
 
 
 def safety_constants(folder: Path) -> dict[str, list[float]]:
-    """What the safety checker's decision takes beside cosines, by the names of the bundle's SafetyEntry."""
+    """The constants of a bundle's SafetyEntry by name, from the checkpoint."""
     checker = load_safety_checker(folder, torch.float32)
     extractor = read_json(folder / "feature_extractor" / "preprocessor_config.json")
     return {

@@ -27,7 +27,7 @@ class OpenVinoEngine(BaseEngine):
 
     Weights are constants over the mapped files; compiling makes one copy of them in the layout and precision
     of the kernels. The motion's tensors are inputs over the mapped motion, so that a switch takes
-    milliseconds and no memory. Only a motion whose shared tensors differ is compiled anew; if that fails, the
+    milliseconds and no memory. A motion whose shared tensors differ is compiled again; if that fails, the
     next `set_motion` tries again. precision: the arithmetic. Raises EngineError if the graph does not load.
     """
 

@@ -62,7 +62,7 @@ def _import_without_telemetry() -> ModuleType:
 
 
 def explained(error: Exception) -> str:
-    """What an exception of OpenVINO says, in one line and without the places in its source."""
+    """The message of an exception of OpenVINO in one line, without the places in its source."""
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return " ".join(told)[:500] or type(error).__name__

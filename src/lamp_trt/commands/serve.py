@@ -6,11 +6,12 @@ import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from lamp_trt.commands.flags import file_path
+from lamp_trt.commands.flags import add_settings, file_path, given
 from lamp_trt.commands.shared import add_placement, add_verify_files, placement
 from lamp_trt.engine.errors import InputError
+from lamp_trt.runtime.algorithm.config import Safety, settings_of
 
 if TYPE_CHECKING:
     from lamp_trt.engine.bundle.reader import Bundle
@@ -24,23 +25,13 @@ log = logging.getLogger("lamp_trt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from lamp_trt.serving.settings import ServeSettings
+
     add_placement(parser, residence=True)
     add_verify_files(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address; off loopback --token-file is required")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    add_settings(parser, settings_of(ServeSettings))
     parser.add_argument(
         "--engines", type=int, help="number of engine processes; default: one per GPU, one on the CPU"
-    )
-    parser.add_argument("--max-queued", type=int, default=64, help="waiting videos; more are refused")
-    parser.add_argument(
-        "--jobs-dir",
-        type=file_path,
-        default=Path("lamp-trt-jobs"),
-        help="folder of jobs and their videos",
-        metavar="DIR",
-    )
-    parser.add_argument(
-        "--job-ttl", type=float, default=86400.0, help="seconds that finished videos are kept"
     )
     parser.add_argument(
         "--token-file", type=file_path, help="a file with the token that clients must send", metavar="FILE"
@@ -55,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-name", help="the API's model; default: the bundle's folder", metavar="NAME")
     parser.add_argument(
         "--safety",
-        choices=["refuse", "report", "off"],
+        choices=get_args(Safety),
         help="flagged pictures; default: refuse. A bundle without a safety checker needs off",
     )
     parser.add_argument(
@@ -76,11 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from lamp_trt.serving.web.server import serve
 
     settings = ServeSettings(
-        jobs_dir=args.jobs_dir,
-        host=args.host,
-        port=args.port,
-        max_queued=args.max_queued,
-        job_ttl=args.job_ttl,
+        **given(args, settings_of(ServeSettings)),
         token=None if args.token_file is None else read_token(args.token_file),
         allowed_hosts=tuple(args.allowed_host),
     )
@@ -126,8 +113,13 @@ def model_info(bundle: "Bundle", name: str | None, safety: str | None) -> "Model
             "with safety_checker and feature_extractor, or serve without: --safety off."
         )
     sizes = manifest.sizes
+    name = bundle.path.resolve().name if name is None else name
+    if not name.isprintable() or not name:
+        raise InputError(
+            f"the model would be called {name!r:.100}, which is no text: give --model-name NAME."
+        )
     return ModelInfo(
-        name or bundle.path.resolve().name,
+        name,
         tuple(manifest.motions),
         manifest.default_motion,
         (sizes["height"], sizes["width"]),

@@ -68,7 +68,7 @@ def test_the_fastest_form_of_each_slot_is_taken(calls: Counter[Call]) -> None:
     assert seconds.keys() == {c.title for slot in registry.SLOTS for c in registry.timed(slot)}
     counted = sum(dominant(calls, GATE, MOST_CALLS).values())
     assert seconds["gate=taps"] == pytest.approx(0.5 * counted)
-    assert f"gate: convolution {1e3 * counted:.3f} ms, padded" in made.told
+    assert f"gate: convolution {1e3 * counted:.3f} ms, padded" in made.measurements
 
 
 def test_of_equals_the_default_stays(calls: Counter[Call]) -> None:
@@ -122,7 +122,7 @@ def test_a_form_that_fails_or_is_wrong_is_dropped_with_the_reason(
     (dropped,) = [m for m in made.measured if m.seconds is None]
     assert (dropped.slot, dropped.name) == (GATE, "taps")
     assert reason in dropped.reason
-    assert f"taps dropped ({dropped.reason})" in made.told
+    assert f"taps dropped ({dropped.reason})" in made.measurements
     assert f"layer form gate=taps is dropped: {dropped.reason}" in caplog.text
 
 
