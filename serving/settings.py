@@ -132,11 +132,5 @@ def read_token(path: Path) -> str:
 def error_body(
     message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
 ) -> Mapping[str, object]:
-    """An error as OpenAI's API writes it. param: the field at fault. Lone surrogates, which a client may have
-    sent and UTF-8 cannot hold, are escaped."""
-    texts = {"message": message, "type": kind, "param": param, "code": code}
-    return {"error": {name: text and _encodable(text) for name, text in texts.items()}}
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """An error as OpenAI's API writes it. param: the field at fault."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
