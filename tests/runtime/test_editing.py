@@ -317,7 +317,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: save_file({"x": LATENTS}, path, metadata()),
         "does not hold the one tensor",
     ),
-    "float64": (lambda path: save_file({"latents": LATENTS.astype(float)}, path, metadata()), "float64"),
+    "float64": (lambda path: save_file({"latents": LATENTS.astype(float)}, path, metadata()), "holds F64"),
     "nested": (
         lambda path: save_file({"latents": LATENTS}, path, {**metadata(), "origin": "[" * 10**5}),
         "cannot be read: its origin",
@@ -346,6 +346,7 @@ def test_latents_that_do_not_belong_are_refused_by_name(tmp_path: Path, kind: st
     with pytest.raises(InputError, match=message) as refusal:
         read_latents(path, ORIGIN)
     assert len(str(refusal.value)) < 1000
+    assert str(refusal.value).count("the inverted latents") == 1
 
 
 def test_latents_of_another_runner_are_taken_from_a_file_but_not_from_the_cache(tmp_path: Path) -> None:
