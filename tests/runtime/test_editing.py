@@ -231,6 +231,10 @@ def test_a_flagged_first_frame_is_refused_before_the_inversion(
     assert not [*tmp_path.rglob("*.safetensors")]
     reported = replace(asked, config=GenerationConfig(num_inference_steps=1, safety="report"))
     assert edit_video(pipeline, reported).settings["safety_flagged"] is True
+    another = tmp_path / "another.safetensors"  # the clip's latents are in the cache now
+    with pytest.raises(SafetyError, match="the first frame is refused"):
+        edit_video(pipeline, replace(asked, config=GenerationConfig(num_inference_steps=1), latents=another))
+    assert not another.exists()
 
 
 # --- cache and files --------------------------------------------------------------------------------------
