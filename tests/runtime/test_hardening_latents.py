@@ -50,6 +50,7 @@ def test_latents_of_another_number_format_are_refused(tmp_path: Path, dtype: str
         read_latents(path, ORIGIN)
 
 
+@pytest.mark.torture
 def test_damaged_latents_are_read_or_refused(
     tmp_path: Path, tally: Tally, budget: Budget, request: pytest.FixtureRequest
 ) -> None:
