@@ -83,7 +83,8 @@ def edit_video(
 
     progress  called for both halves, stages "invert" and "denoise"
     preview, preview_interval: of the second half, as in LampPipeline.__call__
-    The first frame is checked by the safety checker before the inversion; the source clip is not checked.
+    The first frame is checked by the safety checker before the inversion and before latents are written; the
+    source clip is not checked.
     Raises as LampPipeline.__call__, and InputError for a clip or a file of latents that does not fit.
     """
     control = Control(progress, cancel)
@@ -108,8 +109,10 @@ def edit_video(
     )
     latents = _found(request, origin)
     timings = {}
-    if latents is None:
+    keeps = request.latents is not None and not request.latents.exists()
+    if latents is None or keeps:
         pipeline.check_first_frame(first_frame, config)
+    if latents is None:
         start = time.perf_counter()
         latents = pipeline.invert(
             clip.frames,
@@ -120,7 +123,7 @@ def edit_video(
         )
         timings["invert"] = time.perf_counter() - start
         cache(latents, origin)
-    if request.latents is not None and not request.latents.exists():
+    if keeps and request.latents is not None:
         write_latents(request.latents, latents, origin)
     video = pipeline(
         request.prompt,

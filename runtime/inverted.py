@@ -24,7 +24,7 @@ log = logging.getLogger("lamp_trt")
 SUFFIX = ".safetensors"
 
 _FORMAT = "lamp-trt inverted latents 1"
-_TENSOR = "latents"
+_TENSOR, _DTYPE = "latents", "F32"
 _KEPT_FILES = 200
 """Maximum number of files in the cache; the oldest are removed. A file of 24 frames of 512x320 takes 1 MB."""
 
@@ -110,14 +110,17 @@ def read_latents(path: Path, origin: Origin) -> Latents:
             _require_same(name, _stored_origin(file.metadata(), name), origin)
             if list(file.keys()) != [_TENSOR]:
                 raise InputError(f"{name} does not hold the one tensor {_TENSOR!r}.")
-            shape = tuple(file.get_slice(_TENSOR).get_shape())
+            stored = file.get_slice(_TENSOR)
+            shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
             if shape != origin.shape:
                 raise InputError(f"{name} holds latents of {shape}; this bundle needs {origin.shape}.")
+            if dtype != _DTYPE:
+                raise InputError(f"{name} holds {dtype}; expected float32 ({_DTYPE}).")
             latents = file.get_tensor(_TENSOR)
+    except InputError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{name} cannot be read as safetensors: {error!s:.200}. Remove it.") from error
-    if latents.dtype != np.float32:
-        raise InputError(f"{name} holds {latents.dtype}; expected float32.")
     if not np.isfinite(latents).all():
         raise InputError(f"{name} holds NaN or infinity. Remove it, and the clip is inverted again.")
     result: Latents = latents
@@ -136,7 +139,7 @@ def _cache_path(origin: Origin) -> Path | None:
 def _encoded(latents: Latents, origin: Origin) -> bytes:
     """The bytes of a file. safetensors' own writer puts metadata into an order that changes."""
     metadata = {"format": _FORMAT, "origin": json.dumps(asdict(origin), sort_keys=True)}
-    header = weight_file_header({_TENSOR: ("F32", latents.shape)}, metadata)
+    header = weight_file_header({_TENSOR: (_DTYPE, latents.shape)}, metadata)
     return header + np.ascontiguousarray(latents, np.float32).tobytes()
 
 

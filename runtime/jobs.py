@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lamp_trt.engine.bundle.paths import possible_path
 from lamp_trt.engine.errors import InputError, SafetyError
-from lamp_trt.engine.files.output import cannot_write
+from lamp_trt.engine.files.output import cannot_write, lies_in
 from lamp_trt.engine.files.text import TextError, parse_json, read_text, text_lines, without_marks
 from lamp_trt.runtime.algorithm.config import FPS, SETTINGS, GenerationConfig, file_path, settings_of
 from lamp_trt.runtime.control import CancelToken, Progress
@@ -185,6 +185,7 @@ def run_jobs(
         _check(pipeline, job)
         motion = job.motion or pipeline.bundle.manifest.default_motion
         by_motion.setdefault(str(motion), []).append(job)
+    _check_inputs_kept(jobs)
     if preview is not None:
         preview = file_path("the preview", preview)
         _check_preview(pipeline, preview, jobs)
@@ -258,8 +259,24 @@ def _check_preview(pipeline: LampPipeline, preview: Path, jobs: Sequence[Job]) -
 
 def _files_of(job: Job) -> list[Path]:
     """Files that a job reads or writes."""
+    return [path for path in (job.out, job.latents, *_inputs_of(job)) if isinstance(path, Path)]
+
+
+def _inputs_of(job: Job) -> list[Path]:
     clip = None if job.clip is None else job.clip.video
-    return [path for path in (job.out, job.first_frame, job.latents, clip) if isinstance(path, Path)]
+    return [path for path in (job.first_frame, clip) if isinstance(path, Path)]
+
+
+def _check_inputs_kept(jobs: Sequence[Job]) -> None:
+    """Raise InputError for a video that would replace an image or a video that the run reads."""
+    inputs = {path for job in jobs for path in _inputs_of(job)}
+    for job in jobs:
+        for path in inputs:
+            if job.out is not None and lies_in(path, job.out):
+                raise InputError(
+                    f"the output {str(job.out)!r:.300} would replace {str(path)!r:.300}, which this run "
+                    "reads; choose another name."
+                )
 
 
 def _check(pipeline: LampPipeline, job: Job) -> None:

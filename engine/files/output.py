@@ -76,3 +76,10 @@ def keep_copy(path: Path, kept: Path) -> None:
         os.link(path, kept, follow_symlinks=False)
     except OSError:
         shutil.copy2(path, kept, follow_symlinks=False)
+
+
+def lies_in(path: Path, other: Path) -> bool:
+    """Whether `path` is the file `other`, also by another name, or lies in the folder `other`."""
+    own, place = os.path.realpath(path), os.path.realpath(other)
+    same_file = os.path.exists(own) and os.path.exists(place) and os.path.samefile(own, place)
+    return same_file or own == place or own.startswith(f"{place}{os.sep}")

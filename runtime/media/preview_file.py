@@ -2,7 +2,6 @@
 """The preview of a running video as a file: an animated WebP, replaced atomically by each newer one."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from lamp_trt.engine.errors import InputError, LampError
+from lamp_trt.engine.files.output import lies_in
 from lamp_trt.runtime.media.video import FASTEST, Frames, check_format, save_frames
 
 log = logging.getLogger("lamp_trt")
@@ -87,11 +87,8 @@ def check_preview_path(path: Path, used: Sequence[Path], height: int, width: int
             f"the preview {str(path)!r:.300} ends in {path.suffix!r}; previews are {SUFFIX} files."
         )
     check_format(path, height, width)
-    own = os.path.realpath(path)
     for other in used:
-        place = os.path.realpath(other)
-        same_file = os.path.exists(own) and os.path.exists(place) and os.path.samefile(own, place)
-        if same_file or own == place or own.startswith(f"{place}{os.sep}"):
+        if lies_in(path, other):
             raise InputError(
                 f"the preview {str(path)!r:.300} would replace or lie in {str(other)!r:.300}, an image or "
                 "output of the same run; choose another name."

@@ -58,13 +58,19 @@ def test_the_readmes_commands_edit_and_repeat(folder: Path, capfd: pytest.Captur
         (["clip.mp4", "x", "--start=3"], "takes 3; this bundle's videos have 4"),
         (["clip.mp4", "x", "--latents=a.npy"], "does not end in .safetensors"),
         (["clip.mp4", "x", "--first-frame=no.png"], "no.png' does not exist"),
+        (["clip.mp4", "x", "--out=./clip.mp4"], "would replace 'clip.mp4', which this run reads"),
+        (["link.mp4", "x", "--out=clip.mp4"], "would replace 'link.mp4', which this run reads"),
+        (["clip.mp4", "x", "--first-frame=frames/frame_000.png", "--out=frames"], "'frames' would replace"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_nothing_written(
     folder: Path, arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    (folder / "link.mp4").symlink_to("clip.mp4")
+    (folder / "frames").mkdir()
+    (folder / "frames/frame_000.png").write_bytes(encode_png(FRAMES[0]))
     before = {path.name for path in folder.iterdir()}
-    assert main(["edit", *arguments, "--bundle=bundle", "--steps=1", "--out=a.gif"]) == 2
+    assert main(["edit", "--bundle=bundle", "--steps=1", "--out=a.gif", *arguments]) == 2
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("lamp-trt edit: ")
     assert message in last

@@ -239,6 +239,10 @@ def test_a_flagged_first_frame_is_refused_before_the_inversion(
     assert not [*tmp_path.rglob("*.safetensors")]
     reported = replace(asked, config=GenerationConfig(num_inference_steps=1, safety="report"))
     assert edit_video(pipeline, reported).settings["safety_flagged"] is True
+    another = tmp_path / "another.safetensors"  # the clip's latents are in the cache now
+    with pytest.raises(SafetyError, match="the first frame is refused"):
+        edit_video(pipeline, replace(asked, config=GenerationConfig(num_inference_steps=1), latents=another))
+    assert not another.exists()
 
 
 # --- cache and files --------------------------------------------------------------------------------------
@@ -325,7 +329,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: save_file({"x": LATENTS}, path, metadata()),
         "does not hold the one tensor",
     ),
-    "float64": (lambda path: save_file({"latents": LATENTS.astype(float)}, path, metadata()), "float64"),
+    "float64": (lambda path: save_file({"latents": LATENTS.astype(float)}, path, metadata()), "holds F64"),
     "nested": (
         lambda path: save_file({"latents": LATENTS}, path, {**metadata(), "origin": "[" * 10**5}),
         "cannot be read: its origin",
@@ -354,6 +358,7 @@ def test_latents_that_do_not_belong_are_refused_by_name(tmp_path: Path, kind: st
     with pytest.raises(InputError, match=message) as refusal:
         read_latents(path, ORIGIN)
     assert len(str(refusal.value)) < 1000
+    assert str(refusal.value).count("the inverted latents") == 1
 
 
 def test_latents_of_another_runner_are_taken_from_a_file_but_not_from_the_cache(tmp_path: Path) -> None:

@@ -63,7 +63,10 @@ def decode(file: BinaryIO, out: BinaryIO, start: int, every: int, count: int, ma
             _write_line(out, line)
             out.write(np.ascontiguousarray(pixels).tobytes())
             written += 1
-            facts = {"codec": stream.codec_context.name, "notes": found.notes}
+            facts = {
+                "codec": stream.codec_context.name,
+                "notes": [*_stream_notes(container, stream), *found.notes],
+            }
         if not written:
             raise Refused(f"has {timing.count} frames; frame {start} is not one of them.")
     _write_line(out, {**facts, **vars(timing)})
@@ -92,7 +95,7 @@ def _opened(file: BinaryIO) -> "tuple[InputContainer, VideoStream]":
     videos = [stream for stream in container.streams.video if not stream.disposition & _ATTACHED_PICTURE]
     if not videos:
         container.close()
-        raise Refused("holds no video stream, only sound or a cover picture.")
+        raise Refused("holds no video stream, only sound or a cover picture, or is cut off.")
     stream = videos[0]
     if stream.codec_context is None or stream.codec_context.name not in CODECS:
         container.close()
@@ -105,6 +108,16 @@ def _opened(file: BinaryIO) -> "tuple[InputContainer, VideoStream]":
     context.thread_count = 1
     context.options = {"max_pixels": str(MAX_PIXELS)}
     return container, stream
+
+
+def _stream_notes(container: "InputContainer", stream: "VideoStream") -> list[str]:
+    """What is left out of a file, for messages."""
+    notes = []
+    if len(container.streams.video) > 1:
+        notes.append("it holds several pictures or video streams; the first video is taken")
+    if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ("vp8", "vp9"):
+        notes.append("transparency of VP8 and VP9 is not read: its colours are shown without it")
+    return notes
 
 
 _ATTACHED_PICTURE = 0x400

@@ -63,6 +63,8 @@ def look_of(frame: "VideoFrame") -> Look:
     elif turns or mirrored:
         notes.append(f"turned upright ({90 * turns} degrees{', mirrored' if mirrored else ''})")
     has_alpha = any(part.is_alpha for part in parts) or frame.format.name in ("bgra", "rgba", "pal8")
+    if has_alpha and not frame.format.has_palette:
+        notes.append("transparent pixels show the background")
     text = f"{frame.width}x{frame.height} {frame.format.name}"
     return Look(text, notes, matrix, bool(hdr or wide), has_alpha, turns, mirrored)
 

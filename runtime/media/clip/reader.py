@@ -86,6 +86,7 @@ def read_clip(
     }
     frames: list[Image] = []
     facts: dict[str, Any] = {}
+    fitting: list[str] = []
     with _opened(request.video) as file, _decoder(file, wanted, name, wall_seconds or WALL_SECONDS) as out:
         for record in _records(out):
             if "error" in record:
@@ -95,8 +96,11 @@ def read_clip(
                 break
             if len(frames) == num_frames:
                 raise EngineError(f"{name}: its decoder returned too much.")
-            frames.append(resize_to(_square(_pixels(out, record, colour, name), record), height, width, fit))
+            shown = _square(_pixels(out, record, colour, name), record)
+            fitting = _fitting(record, shown, height, width, fit)
+            frames.append(resize_to(shown, height, width, fit))
     _require_enough(frames, facts, request, num_frames, name)
+    facts["notes"] += fitting
     _say(facts, request, num_frames, name)
     clip = np.stack(frames)
     return Clip(clip, clip_digest(clip))
@@ -201,6 +205,15 @@ def _square(image: Image, record: dict[str, Any]) -> Image:
             f"the video's pixels have an aspect ratio of {across}:{down}; convert it to square ones."
         )
     return resize_to(image, image.shape[0], width)
+
+
+def _fitting(record: dict[str, Any], shown: Image, height: int, width: int, fit: Fit) -> list[str]:
+    """How a frame's shape changes, for messages."""
+    across, down = record["pixel_aspect"]
+    notes = [f"pixels of {across}:{down} are made square"] if shown.shape[1] != record["width"] else []
+    if shown.shape[0] * width != height * shown.shape[1]:
+        notes.append(f"{shown.shape[1]}x{shown.shape[0]} is fitted to {width}x{height} by --fit {fit}")
+    return notes
 
 
 def _require_enough(

@@ -155,6 +155,50 @@ def test_pixels_that_are_not_square_are_made_square_before_fitting(tmp_path: Pat
     assert distance(read(turned, 2, size=(2 * SIZE[1], SIZE[0])), np.rot90(wide, -1, (1, 2))) < 1.5
 
 
+@pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [
+        ({"codec": "libx264", "pixel_aspect": Fraction(2, 1)}, SIZE, "pixels of 2:1 are made square"),
+        ({}, (64, 64), "80x48 is fitted to 64x64 by --fit stretch"),
+        ({"codec": "libvpx-vp9", "pix_fmt": "yuva420p"}, SIZE, "transparency of VP8 and VP9 is not read"),
+        ({"codec": "prores_ks", "pix_fmt": "yuva444p10le"}, SIZE, "transparent pixels show the background"),
+        ({"streams": 2}, SIZE, "the first video is taken"),
+    ],
+)
+def test_what_is_changed_or_left_out_is_said(
+    tmp_path: Path,
+    options: dict[str, Any],
+    size: tuple[int, int],
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / ("a.mov" if options.get("codec") in ("prores_ks", "libx264") else "a.webm")
+    if options.get("streams"):
+        two_streams(path)
+    else:
+        write_clip(path, FRAMES, **{"codec": "libvpx-vp9", "pix_fmt": "yuv420p", **options})
+    with caplog.at_level(logging.INFO, "lamp_trt"):
+        read(path, 2, size=size)
+    assert message in caplog.text
+    assert caplog.text.count(" is fitted ") == (size != SIZE or "pixel_aspect" in options)
+
+
+def two_streams(path: Path) -> None:
+    import av
+
+    with av.open(path, "w", format="webm") as out:
+        for _ in range(2):
+            stream: Any = out.add_stream("libvpx-vp9", rate=25)
+            stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+            stream.codec_context.thread_count = 1
+        for stream in out.streams.video:
+            for number in range(4):
+                shown = av.VideoFrame.from_ndarray(np.zeros((*SIZE, 3), np.uint8), format="rgb24")
+                shown.pts, shown.time_base = number, Fraction(1, 25)
+                out.mux(stream.encode(shown))
+            out.mux(stream.encode())
+
+
 def test_transparent_pixels_show_the_background(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -14,7 +14,7 @@ from lamp_trt.runtime.media.clip.reader import read_clip
 from lamp_trt.runtime.media.video import save_frames
 from lamp_trt.runtime.requests import ClipRequest
 from tests.fixtures.hostile import read_or_refused
-from tests.fixtures.torture import Tally
+from tests.fixtures.torture import Budget, Tally
 from tests.runtime.media.clips import SIZE, moving_picture, write_clip
 from tests.system_trace import finish, require_strace, start
 
@@ -46,13 +46,19 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("kind", ["mp4", "webm", "gif"])
 def test_damaged_videos_are_read_or_refused(
-    kind: str, sources: dict[str, bytes], tmp_path: Path, tally: Tally, request: pytest.FixtureRequest
+    kind: str,
+    sources: dict[str, bytes],
+    tmp_path: Path,
+    tally: Tally,
+    budget: Budget,
+    request: pytest.FixtureRequest,
 ) -> None:
     rng, path = random.Random(kind), tmp_path / f"a.{kind}"
-    rounds = 400 if request.config.getoption("--torture-minutes") else 4
-    for _ in range(rounds):
+    torture = request.config.getoption("--torture-minutes")
+    for _ in budget.rounds(1000, 0.02) if torture else range(4):
         path.write_bytes(damaged(sources[kind], rng))
         read_or_refused(lambda: read_clip(ClipRequest(path), 2, *SIZE), tally)
     path.write_bytes(sources[kind])
