@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,7 +185,7 @@ def run_jobs(
         _check(pipeline, job)
         motion = job.motion or pipeline.bundle.manifest.default_motion
         by_motion.setdefault(str(motion), []).append(job)
-    _check_inputs_kept(jobs)
+    check_inputs_kept(jobs, [job.out for job in jobs if job.out is not None])
     if preview is not None:
         preview = file_path("the preview", preview)
         _check_preview(pipeline, preview, jobs)
@@ -267,15 +267,15 @@ def _inputs_of(job: Job) -> list[Path]:
     return [path for path in (job.first_frame, clip) if isinstance(path, Path)]
 
 
-def _check_inputs_kept(jobs: Sequence[Job]) -> None:
-    """Raise InputError for a video that would replace an image or a video that the run reads."""
+def check_inputs_kept(jobs: Sequence[Job], outputs: Iterable[Path]) -> None:
+    """Raise InputError for an output that would replace an image or a video that the jobs read."""
     inputs = {path for job in jobs for path in _inputs_of(job)}
-    for job in jobs:
+    for out in outputs:
         for path in inputs:
-            if job.out is not None and lies_in(path, job.out):
+            if lies_in(path, out):
                 raise InputError(
-                    f"the output {str(job.out)!r:.300} would replace {str(path)!r:.300}, which this run "
-                    "reads; choose another name."
+                    f"the output {str(out)!r:.300} would replace {str(path)!r:.300}, which this run reads; "
+                    "choose another name."
                 )
 
 

@@ -61,6 +61,10 @@ def test_the_readmes_commands_edit_and_repeat(folder: Path, capfd: pytest.Captur
         (["clip.mp4", "x", "--out=./clip.mp4"], "would replace 'clip.mp4', which this run reads"),
         (["link.mp4", "x", "--out=clip.mp4"], "would replace 'link.mp4', which this run reads"),
         (["clip.mp4", "x", "--first-frame=frames/frame_000.png", "--out=frames"], "'frames' would replace"),
+        (
+            ["clip.mp4", "x", "--first-frame=a.first_frame.png", "--save-first-frame"],
+            "'a.first_frame.png' would replace",
+        ),
     ],
 )
 def test_bad_input_ends_with_one_line_and_nothing_written(
@@ -68,7 +72,8 @@ def test_bad_input_ends_with_one_line_and_nothing_written(
 ) -> None:
     (folder / "link.mp4").symlink_to("clip.mp4")
     (folder / "frames").mkdir()
-    (folder / "frames/frame_000.png").write_bytes(encode_png(FRAMES[0]))
+    for name in ("frames/frame_000.png", "a.first_frame.png"):
+        (folder / name).write_bytes(encode_png(FRAMES[0]))
     before = {path.name for path in folder.iterdir()}
     assert main(["edit", "--bundle=bundle", "--steps=1", "--out=a.gif", *arguments]) == 2
     last = capfd.readouterr().err.splitlines()[-1]

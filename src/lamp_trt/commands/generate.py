@@ -114,10 +114,12 @@ def run(args: argparse.Namespace) -> None:
 def make_videos(args: argparse.Namespace, jobs: "Sequence[Job]") -> None:
     """Load the bundle, make the videos, and print a line for each. args: of `generate` or `edit`."""
     from lamp_trt.runtime.first_frame import save_png
-    from lamp_trt.runtime.jobs import first_frame_path, run_jobs, with_destinations
+    from lamp_trt.runtime.jobs import check_inputs_kept, first_frame_path, run_jobs, with_destinations
     from lamp_trt.runtime.load import load_pipeline
 
     jobs = with_destinations(jobs, args.out, "" if args.format == "png" else f".{args.format}")
+    if args.save_first_frame:
+        check_inputs_kept(jobs, [first_frame_path(job.out) for job in jobs if job.out is not None])
     before_save = _function(args.before_save) if args.before_save else None
     pipeline = load_pipeline(
         args.bundle, placement(args), expect_bundle=args.expect_bundle, verify_files=args.verify_files
