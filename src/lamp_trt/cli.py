@@ -91,7 +91,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _extras() -> dict[str, str]:
     """Optional module → the pip extra that installs it."""
     brought = {m: extra.name for backend in backends() for extra in backend.extras for m in extra.modules}
-    return {**brought, **dict.fromkeys(_EXPORT, "export"), **dict.fromkeys(_SERVE, "serve")}
+    return {**brought, **dict.fromkeys(_EXPORT, "export"), **dict.fromkeys(_SERVE, "serve"), "ray": "ray"}
 
 
 def _parser() -> argparse.ArgumentParser:

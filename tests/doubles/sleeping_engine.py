@@ -3,8 +3,9 @@
 
 The prompt of a job says what happens: "kill at STAGE" ends the process with SIGKILL at that stage, once or,
 with "always", each time; "refuse", "no space" and "break" raise errors, "flagged" one after the last step;
-"a long one" has 20 times the steps. settings: step_seconds, steps, log (a file to which steps are written),
-fails_while (a file; while it exists the constructor fails), plays (write a video that plays).
+"a long one" has 20 times the steps; "inputs" appends the job's input files to the video. settings:
+step_seconds, steps, log (a file to which steps are written), fails_while (a file; while it exists the
+constructor fails), plays (write a video that plays).
 """
 
 import os
@@ -78,7 +79,7 @@ class SleepingEngine:
             if self._plays:
                 save_frames(np.full((4, 64, 96, 3), 120, np.uint8), video, job.fps)
             else:
-                video.write_bytes(VIDEO + job.prompt.encode())
+                video.write_bytes(VIDEO + job.prompt.encode() + _inputs(job))
             _kill(job, "save")
         _kill(job, "end")
 
@@ -86,6 +87,13 @@ class SleepingEngine:
         if self._log is not None:
             with self._log.open("a") as file:
                 file.write(f"{line}\n")
+
+
+def _inputs(job: EngineJob) -> bytes:
+    if "inputs" not in job.prompt:
+        return b""
+    paths = [job.first_frame, job.clip and Path(job.clip["path"])]
+    return b"".join(path.read_bytes() for path in paths if path)
 
 
 def _kill(job: EngineJob, stage: str) -> None:
