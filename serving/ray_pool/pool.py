@@ -106,7 +106,7 @@ class RayPool:
         running = self._status.running
         busy = min(len(self._requests), running)
         waiting: State = "restarting" if self._ran else "starting"
-        states: list[State] = ["busy"] * busy + ["idle"] * (running - busy)
+        states: list[State] = ["busy" if place < busy else "idle" for place in range(running)]
         states += [waiting] * self._status.starting
         if self._status.failed is not None:
             states, self._reason = ["down"], self._status.failed

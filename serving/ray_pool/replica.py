@@ -49,7 +49,7 @@ class Engine:
     says that it is idle.
     """
 
-    async def __init__(self, arguments: Mapping[str, Any]) -> None:
+    async def __init__(self, arguments: Mapping[str, Any]) -> None:  # type: ignore[misc] # Ray awaits it
         self._arguments = arguments
         self._changed = asyncio.Event()
         self._current: tuple[str, Outbox] | None = None
