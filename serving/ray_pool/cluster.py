@@ -183,9 +183,10 @@ def _status() -> Status:
         application = serve.status().applications.get(APPLICATION)
     if application is None:
         return Status(failed=f"there is no application {APPLICATION!r} any more")
-    if application.status in ("DEPLOY_FAILED", "DELETING"):
-        return Status(failed=f"{application.status}: {application.message}"[:2000])
     deployment = application.deployments.get(DEPLOYMENT)
+    if application.status in ("DEPLOY_FAILED", "DELETING"):
+        about = (application.status.value, application.message, deployment.message if deployment else "")
+        return Status(failed=": ".join(filter(None, about))[-2000:])
     counts: Mapping[str, int] = {} if deployment is None else deployment.replica_states
     starting = sum(counts.get(state, 0) for state in ("STARTING", "UPDATING", "RECOVERING"))
     return Status(counts.get("RUNNING", 0), starting)
