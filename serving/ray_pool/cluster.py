@@ -37,8 +37,11 @@ class Status:
 class Cluster(Protocol):
     """A connection to the application. open comes first; close may come at any time."""
 
-    def open(self) -> Any:
-        """Connect; the handle of the deployment. Raises LampErrors."""
+    def open(self) -> None:
+        """Connect. Raises LampErrors."""
+
+    def handle(self) -> Any:
+        """The handle of the deployment, once a replica runs. Raises EngineError."""
 
     def status(self) -> Status:
         """Raises EngineError if the cluster does not answer."""
@@ -57,7 +60,7 @@ class OwnCluster:
         self._engines, self._num_gpus = engines, num_gpus
         self.folder: Path | None = None
 
-    def open(self) -> Any:
+    def open(self) -> None:
         os.environ.setdefault(
             "RAY_AUTH_TOKEN", secrets.token_hex(32)
         )  # else Ray writes one to the home folder
@@ -82,7 +85,9 @@ class OwnCluster:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
             target = serve.RunTarget(build(asdict(engines)), name=APPLICATION, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
-            return serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+
+    def handle(self) -> Any:
+        return _handle()
 
     def status(self) -> Status:
         return _status()
@@ -110,7 +115,7 @@ class RunningCluster:
     def __init__(self, address: str) -> None:
         self._address = address
 
-    def open(self) -> Any:
+    def open(self) -> None:
         ray = import_ray()
         from ray import serve
 
@@ -121,7 +126,9 @@ class RunningCluster:
                     f"the Ray cluster at {self._address!r} has no application {APPLICATION!r}. Write its "
                     "file by lamp-trt serve --write-ray-config FILE, and deploy it: serve deploy FILE."
                 )
-            return serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+
+    def handle(self) -> Any:
+        return _handle()
 
     def status(self) -> Status:
         return _status()
@@ -166,6 +173,13 @@ def ray_errors() -> tuple[type[Exception], ...]:
     from ray.serve.exceptions import RayServeException
 
     return (RayError, RayServeException, OSError, RuntimeError, ValueError)
+
+
+def _handle() -> Any:
+    from ray import serve
+
+    with _LOCK, _errors("the engines cannot be reached"):
+        return serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
 
 
 def _require_connection() -> None:

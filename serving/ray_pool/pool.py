@@ -129,8 +129,8 @@ class RayPool:
     async def _watch(self) -> None:
         """Connect, then follow the application's status."""
         try:
-            handle = await asyncio.to_thread(self._cluster.open)
-            await self._attach(handle)
+            await asyncio.to_thread(self._cluster.open)
+            await self._attach()
         except (LampError, ModuleNotFoundError) as error:
             self._see(Status(failed=str(error)))
             return
@@ -143,32 +143,38 @@ class RayPool:
                 self._see(Status())
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _attach(self, handle: Any) -> None:
+    async def _attach(self) -> None:
         """Ask an engine for its bundle, once one runs. Raises InputError for another one than the front's."""
-        while (about := await self._about(handle)) is None:
+        while (about := await self._about()) is None:
             await asyncio.sleep(POLL_SECONDS)
         if self._expect_bundle not in (None, about["bundle"]):
             raise InputError(
                 f"the engines on Ray have the bundle {about['bundle']}, the server {self._expect_bundle}; "
                 "deploy the config file of the server's bundle."
             )
-        self._handle = handle.options(stream=True)
+        self._handle = self._handle.options(stream=True)
         self._max_replicas = about["max_replicas"]
 
-    async def _about(self, handle: Any) -> Mapping[str, Any] | None:
+    async def _about(self) -> Mapping[str, Any] | None:
         """What a replica says of itself; None if none answers yet."""
         try:
             status = await asyncio.to_thread(self._cluster.status)
             if status.running:
-                about: Mapping[str, Any] = await handle.describe.remote()
+                self._handle = await asyncio.to_thread(self._cluster.handle)
+                about: Mapping[str, Any] = await self._handle.describe.remote()
                 self._wishes = await asyncio.to_thread(start_actor, Wishes)
                 await self._wishes.wanted.remote("")  # it takes seconds to start
                 return about
             self._see(status)
-        except (EngineError, *ray_errors()) as error:
-            self._reason = _first_line(error)
-            log.warning("no engine on Ray answers yet: %s", self._reason)
+        except EngineError as error:
+            self._wait_after(error)
+        except ray_errors() as error:
+            self._wait_after(error)
         return None
+
+    def _wait_after(self, error: Exception) -> None:
+        self._reason = _first_line(error)
+        log.warning("no engine on Ray answers yet: %s", self._reason)
 
     def _see(self, status: Status) -> None:
         self._ran = self._ran or status.running > 0

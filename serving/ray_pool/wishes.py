@@ -26,7 +26,8 @@ def actor_error() -> type[Exception]:
     """What a question raises while the actor is being started again, and when it is gone."""
     from ray.exceptions import RayError
 
-    return RayError  # type: ignore[no-any-return]
+    error: type[Exception] = RayError
+    return error
 
 
 def front_is_gone(error: Exception) -> bool:

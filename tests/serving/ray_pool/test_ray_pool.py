@@ -57,9 +57,9 @@ def shared(environment: None, log: Path) -> Iterator["Shared"]:
     cluster = OwnCluster(RayEngines(settings, 2, 2, num_gpus=1, num_cpus=1, factory=FACTORY), num_gpus=2)
     processes: set[int] = set()
     try:
-        handle = cluster.open()
+        cluster.open()
         wait_for_replicas(cluster, 2)
-        yield Shared(cluster, handle)
+        yield Shared(cluster)
         processes = descendants(os.getpid()) - before
         assert len(processes) > 4
     finally:
@@ -72,12 +72,14 @@ def shared(environment: None, log: Path) -> Iterator["Shared"]:
 class Shared:
     """The connection of one pool to the cluster of all tests."""
 
-    def __init__(self, cluster: OwnCluster, handle: Any) -> None:
-        self._cluster, self._handle = cluster, handle
+    def __init__(self, cluster: OwnCluster) -> None:
+        self._cluster = cluster
 
-    def open(self) -> Any:
+    def open(self) -> None:
         wait_for_replicas(self._cluster, 2)
-        return self._handle
+
+    def handle(self) -> Any:
+        return self._cluster.handle()
 
     def status(self) -> Status:
         return self._cluster.status()
