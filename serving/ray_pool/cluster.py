@@ -5,10 +5,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,10 @@ _LOCK = threading.Lock()
 
 OBJECT_STORE_BYTES = 128 << 20
 """Of a cluster on this machine: the videos that are on their way to the front."""
+
+
+START_TRIES = 3
+"""Of a node on this machine, which Ray gives 30 s to start, also if the machine is busy."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +74,36 @@ class OwnCluster:
 
         from lamp_trt.serving.ray_pool.replica import build
 
-        self.folder = folder = Path(tempfile.mkdtemp(prefix="lamp-ray-", dir="/tmp"))  # short: for sockets
-        engines = replace(self._engines, environment={"TMPDIR": str(folder)})
         with _LOCK, _errors("Ray cannot be started"):
-            ray.init(
-                num_cpus=int(engines.max_replicas * engines.num_cpus) + 1,
-                num_gpus=self._num_gpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder),
-            )
+            folder = self._start(ray)
+            engines = replace(self._engines, environment={"TMPDIR": str(folder)})
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
             target = serve.RunTarget(build(asdict(engines)), name=APPLICATION, route_prefix=None)
             serve.run_many([target], wait_for_applications_running=False)
+
+    def _start(self, ray: Any) -> Path:
+        """Start a node, and again if it takes longer than Ray allows; its folder."""
+        for attempt in range(START_TRIES):
+            folder = Path(tempfile.mkdtemp(prefix="lamp-ray-", dir="/tmp"))  # short: for sockets
+            self.folder = folder
+            try:
+                ray.init(
+                    num_cpus=int(self._engines.max_replicas * self._engines.num_cpus) + 1,
+                    num_gpus=self._num_gpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder),
+                )
+                break
+            except Exception as error:
+                _remove(folder)
+                if attempt == START_TRIES - 1 or "timed out during startup" not in str(error):
+                    raise
+                log.warning("Ray: %s Starting it again.", error)
+        return folder
 
     def handle(self) -> Any:
         return _handle()
@@ -103,7 +122,16 @@ class OwnCluster:
                 with _logged("Ray Serve did not end in good order"):
                     serve.shutdown()
                 ray.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)
+
+
+def _remove(folder: Path) -> None:
+    """End what is left of a node's processes, which have its folder in their command lines, and remove it."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if os.fsencode(folder) in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class RunningCluster:
