@@ -10,6 +10,7 @@ from lamp_trt.runtime.requests import Placement
 from lamp_trt.serving.pools.local_pool import LocalPool
 from lamp_trt.serving.pools.pipeline_engine import FACTORY
 from lamp_trt.serving.pools.pool import Pool
+from lamp_trt.serving.pools.restarts import HANG_SECONDS, RestartPolicy
 
 if TYPE_CHECKING:
     from lamp_trt.engine.bundle.reader import Bundle
@@ -27,13 +28,17 @@ def engine_settings(bundle: "Bundle", placement: Placement, device: str) -> dict
     }
 
 
-def local_pool(bundle: "Bundle", placement: Placement, devices: Sequence[str]) -> Pool:
-    """devices: one for each engine."""
+def local_pool(
+    bundle: "Bundle", placement: Placement, devices: Sequence[str], hang_seconds: float = HANG_SECONDS
+) -> Pool:
+    """devices: one for each engine. hang_seconds: see RestartPolicy, which may raise InputError."""
     engines = {str(i): engine_settings(bundle, placement, device) for i, device in enumerate(devices)}
-    return LocalPool(FACTORY, engines)
+    return LocalPool(FACTORY, engines, RestartPolicy(hang_seconds=hang_seconds, start_seconds=hang_seconds))
 
 
-def ray_engines(bundle: "Bundle", placement: Placement, engines: int) -> "RayEngines":
+def ray_engines(
+    bundle: "Bundle", placement: Placement, engines: int, hang_seconds: float = HANG_SECONDS
+) -> "RayEngines":
     """Up to `engines` replicas. Raises InputError for a placement that leaves Ray nothing to decide."""
     from lamp_trt.serving.ray_pool.config import RayEngines
 
@@ -41,12 +46,19 @@ def ray_engines(bundle: "Bundle", placement: Placement, engines: int) -> "RayEng
     if device.startswith("cuda:"):
         raise InputError(f"device is {device!r}, but Ray chooses the GPU of each engine: give --device cuda.")
     if device == "cuda":
-        return RayEngines(engine_settings(bundle, placement, device), engines, num_gpus=1)
+        return RayEngines(
+            engine_settings(bundle, placement, device), engines, num_gpus=1, hang_seconds=hang_seconds
+        )
     if placement.num_threads is None:
         raise InputError(
             "num_threads is not given: Ray places engines by the CPUs that each claims. Give --num-threads."
         )
-    return RayEngines(engine_settings(bundle, placement, device), engines, num_cpus=placement.num_threads)
+    return RayEngines(
+        engine_settings(bundle, placement, device),
+        engines,
+        num_cpus=placement.num_threads,
+        hang_seconds=hang_seconds,
+    )
 
 
 def ray_pool(bundle: "Bundle", engines: "RayEngines | None", address: str | None) -> Pool:

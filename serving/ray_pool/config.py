@@ -8,6 +8,7 @@ from typing import Any
 
 from lamp_trt.engine.errors import InputError
 from lamp_trt.serving.pools.pipeline_engine import FACTORY
+from lamp_trt.serving.pools.restarts import HANG_SECONDS, RestartPolicy
 
 APPLICATION = "lamp-trt"
 DEPLOYMENT = "Engine"
@@ -26,8 +27,8 @@ class RayEngines:
     """The engines of an application: between min_replicas and max_replicas, one in each replica.
 
     settings: for the factory. num_gpus, num_cpus: what a replica claims in Ray; num_cpus is also the engine's
-    number of threads on a CPU. factory: MODULE:FUNCTION, see pools/worker.py. environment: of the replicas.
-    Raises InputError for counts that cannot be used.
+    number of threads on a CPU. factory: MODULE:FUNCTION, see pools/worker.py. hang_seconds: see
+    RestartPolicy. environment: of the replicas. Raises InputError for values that cannot be used.
     """
 
     settings: Mapping[str, Any]
@@ -36,11 +37,17 @@ class RayEngines:
     num_gpus: float = 0
     num_cpus: float = 1
     factory: str = FACTORY
+    hang_seconds: float = HANG_SECONDS
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_replicas <= self.max_replicas:
             raise InputError(f"replicas are {self.min_replicas} to {self.max_replicas}; expected 1 or more.")
+        self.restart_policy()
+
+    def restart_policy(self) -> RestartPolicy:
+        """Of an engine's process. When it stays down Ray replaces the replica."""
+        return RestartPolicy(max_failures=3, hang_seconds=self.hang_seconds, start_seconds=self.hang_seconds)
 
     def deployment_options(self) -> dict[str, Any]:
         """Options of the deployment, as Ray Serve names them. One request at a time reaches a

@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lamp_trt.engine.errors import EngineError
-from lamp_trt.serving.pools.local_pool import LocalPool, RestartPolicy
+from lamp_trt.serving.pools.local_pool import LocalPool
 from lamp_trt.serving.pools.pool import Event, Finished, Lost, Preview
 from lamp_trt.serving.ray_pool.config import CONSTRUCTOR_TRIES, DEPLOYMENT, RayEngines
 from lamp_trt.serving.ray_pool.scratch import Scratch
 from lamp_trt.serving.ray_pool.transfer import Made, SentJob
 from lamp_trt.serving.ray_pool.wishes import ASK_SECONDS, actor_error, front_is_gone
-
-POLICY = RestartPolicy(max_failures=3)
-"""Of the engine's process. After that Ray replaces the replica."""
 
 
 class Outbox:
@@ -54,7 +51,8 @@ class Engine:
         self._changed = asyncio.Event()
         self._current: tuple[str, Outbox] | None = None
         self._scratch = Scratch()
-        self._pool = LocalPool(arguments["factory"], {"0": arguments["settings"]}, POLICY)
+        policy = RayEngines(**arguments).restart_policy()
+        self._pool = LocalPool(arguments["factory"], {"0": arguments["settings"]}, policy)
         await self._pool.start(self._on_event)
         await self._until_idle()
 

@@ -25,6 +25,8 @@ log = logging.getLogger("lamp_trt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from lamp_trt.serving.pools.restarts import HANG_SECONDS
+
     add_placement(parser, residence=True)
     add_verify_files(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address; off loopback --token-file is required")
@@ -33,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engines", type=int, help="number of engine processes; default: one per GPU, one on the CPU"
     )
     _add_pool(parser)
+    parser.add_argument(
+        "--hang-timeout",
+        type=float,
+        help="seconds without a step after which an engine is killed and started again; default: "
+        f"{HANG_SECONDS:g}",
+        metavar="SECONDS",
+    )
     parser.add_argument("--max-queued", type=int, default=64, help="waiting videos; more are refused")
     parser.add_argument(
         "--jobs-dir",
@@ -108,7 +117,8 @@ def _write_ray_config(args: argparse.Namespace, bundle: "Bundle") -> None:
     if args.ray_address is not None:
         raise InputError("--write-ray-config writes a file and --ray-address serves; give one of them.")
     asked = placement(args)
-    engines = ray_engines(bundle, asked, len(devices(asked.device, args.engines)))
+    wanted = devices(asked.device, args.engines)
+    engines = ray_engines(bundle, asked, len(wanted), hang_seconds(args))
     write_text(args.write_ray_config, engines.file_text())
     print(args.write_ray_config)
 
@@ -123,19 +133,19 @@ def _pool(args: argparse.Namespace, bundle: "Bundle") -> "tuple[Pool, str]":
     if args.ray_address is not None:
         if args.pool != "ray":
             raise InputError("--ray-address needs --pool ray.")
-        if asked != Placement() or args.engines is not None:
+        if asked != Placement() or args.engines is not None or args.hang_timeout is not None:
             raise InputError(
-                "--ray-address takes the engines as they were deployed; give --engines and the options of "
-                "their placement to --write-ray-config."
+                "--ray-address takes the engines as they were deployed; give --engines, --hang-timeout and "
+                "the options of their placement to --write-ray-config."
             )
         return ray_pool(bundle, None, args.ray_address), f"the engines of Ray at {args.ray_address}"
     Place.of(bundle, asked)  # refuses what no engine could use
     wanted = devices(asked.device, args.engines)
     if args.pool == "local":
-        return local_pool(bundle, asked, wanted), f"{len(wanted)} engines"
+        return local_pool(bundle, asked, wanted, hang_seconds(args)), f"{len(wanted)} engines"
     if asked.device == "cuda" and len(wanted) > max(gpu_count(), 1):
         raise InputError(f"engines is {len(wanted)}, but Ray gives each a GPU and there are {gpu_count()}.")
-    engines = ray_engines(bundle, asked, len(wanted))
+    engines = ray_engines(bundle, asked, len(wanted), hang_seconds(args))
     return ray_pool(bundle, engines, None), f"up to {len(wanted)} engines on Ray"
 
 
@@ -196,6 +206,12 @@ def model_info(bundle: "Bundle", name: str | None, safety: str | None) -> "Model
 
 def _why_unchecked(model: "ModelInfo") -> str:
     return "--safety off" if model.has_checker else "the bundle has no safety checker"
+
+
+def hang_seconds(args: argparse.Namespace) -> float:
+    from lamp_trt.serving.pools.restarts import HANG_SECONDS
+
+    return HANG_SECONDS if args.hang_timeout is None else float(args.hang_timeout)
 
 
 def devices(device: str, engines: int | None) -> list[str]:

@@ -38,7 +38,7 @@ def test_the_config_file_holds_the_engines_alone(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "ray.yaml"
-    options = ["--bundle", str(toy_bundle), "--device", "cuda", "--engines", "3"]
+    options = ["--bundle", str(toy_bundle), "--device", "cuda", "--engines", "3", "--hang-timeout", "77"]
     assert main(["serve", *options, "--write-ray-config", str(file)]) == 0
     config = json.loads(file.read_text())
     (application,) = config["applications"]
@@ -49,7 +49,9 @@ def test_the_config_file_holds_the_engines_alone(
     assert deployment["max_ongoing_requests"] == 1
     assert deployment["ray_actor_options"]["num_gpus"] == 1
     assert application["args"]["settings"]["expect_bundle"] == Bundle.open(toy_bundle).digest
-    assert RayEngines(**application["args"]).max_replicas == 3
+    engines = RayEngines(**application["args"])
+    assert engines.max_replicas == 3
+    assert (engines.restart_policy().hang_seconds, engines.restart_policy().start_seconds) == (77, 77)
     assert capsys.readouterr().out.strip() == str(file)
 
 
@@ -61,6 +63,9 @@ def test_the_config_file_holds_the_engines_alone(
         (("--ray-address", "auto"), "needs --pool ray"),
         (("--pool", "ray", "--ray-address", "auto", "--engines", "2"), "as they were deployed"),
         (("--pool", "ray", "--ray-address", "auto", "--num-threads", "2"), "as they were deployed"),
+        (("--pool", "ray", "--ray-address", "auto", "--hang-timeout", "9"), "as they were deployed"),
+        (("--hang-timeout", "0"), "the hang timeout is 0"),
+        (("--hang-timeout", "nan", "--pool", "ray", "--num-threads", "1"), "the hang timeout is nan"),
         (("--ray-address", "auto", "--write-ray-config", "x"), "give one of them"),
         (("--write-ray-config", "no/such/folder/x", "--num-threads", "1"), "cannot be written"),
     ],

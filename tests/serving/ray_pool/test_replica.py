@@ -5,15 +5,17 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from lamp_trt.serving.pools.pool import EngineJob, Event, Finished, Preview, Progress
+from lamp_trt.serving.pools.pool import EngineJob, Event, Finished, Lost, Preview, Progress
+from lamp_trt.serving.pools.restarts import RestartPolicy
 from lamp_trt.serving.ray_pool import replica
+from lamp_trt.serving.ray_pool.config import RayEngines
 from lamp_trt.serving.ray_pool.transfer import Made, SentJob
 from tests.doubles.sleeping_engine import FACTORY
 
@@ -43,13 +45,16 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(replica, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(
+        RayEngines, "restart_policy", lambda each: RestartPolicy(0.02, hang_seconds=each.hang_seconds)
+    )
 
 
 @asynccontextmanager
-async def started(log: Path, **settings: Any) -> AsyncIterator[replica.Engine]:
+async def started(log: Path, hang_seconds: float = 60, **settings: Any) -> AsyncIterator[replica.Engine]:
     engine = replica.Engine.__new__(replica.Engine)
-    arguments = {"factory": FACTORY, "settings": {"log": str(log), **settings}, "max_replicas": 1}
-    await engine.__init__(arguments)  # type: ignore[misc] - Ray awaits it
+    engines = RayEngines({"log": str(log), **settings}, factory=FACTORY, hang_seconds=hang_seconds)
+    await engine.__init__(asdict(engines))  # type: ignore[misc] - Ray awaits it
     try:
         yield engine
     finally:
@@ -126,6 +131,17 @@ def test_previews_end_when_they_are_no_longer_wanted(tmp_path: Path) -> None:
         asked = wishes.asked
         await asyncio.sleep(0.1)
         assert wishes.asked == asked
+
+    run(check)
+
+
+def test_a_hung_engine_is_said_to_be_hung(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with started(tmp_path / "log", hang_seconds=2) as engine:
+            events = [e async for e in engine.make(SentJob.of(job_of(tmp_path, "hang at begin")), Wishes())]
+            assert isinstance(events[-1], Lost)
+            assert events[-1].hung
+            assert engine._pool.slots()  # make ended when the engine was back
 
     run(check)
 
