@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server's own costs, over engines that sleep: latency that it adds, throughput, fairness of waiting.
 
-    python -m lamp_trt.benchmarks.studies.serving [--engines 2] [--clients 8] [--out FILE.json]
+    python -m lamp_trt.benchmarks.studies.serving [--engines 2] [--clients 8] [--pool ray] [--out FILE.json]
 
 Latency: from sending a request for a synchronous video to the end of the reply, minus the engine's sleep;
 one client, without and with an uploaded image of 1024x640. Throughput: videos per second of all clients, as a
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from lamp_trt.benchmarks.studies.command import study_parser, write_result
-from lamp_trt.serving.pools.pool import EngineJob
+from lamp_trt.serving.pools.pool import EngineJob, Pool
 
 FACTORY = "lamp_trt.benchmarks.studies.serving:open_engine"
 LATENCY_STEPS, LATENCY_JOBS = 1, 60
@@ -59,13 +59,23 @@ def open_engine(settings: Mapping[str, Any]) -> SleepingEngine:
     return SleepingEngine()
 
 
-def run_server(folder: Path, engines: int) -> None:
+def sleeping_pool(kind: str, engines: int) -> Pool:
+    if kind == "ray":
+        from lamp_trt.serving.ray_pool.cluster import OwnCluster
+        from lamp_trt.serving.ray_pool.config import RayEngines
+        from lamp_trt.serving.ray_pool.pool import RayPool
+
+        return RayPool(OwnCluster(RayEngines({}, engines, engines, factory=FACTORY), num_gpus=0))
     from lamp_trt.serving.pools.local_pool import LocalPool
+
+    return LocalPool(FACTORY, {str(index): {} for index in range(engines)})
+
+
+def run_server(folder: Path, pool: Pool) -> None:
     from lamp_trt.serving.settings import ModelInfo, ServeSettings
     from lamp_trt.serving.web.server import serve
 
     model = ModelInfo("sleep", ("a",), "a", (320, 512), 16, "off", False, True, "0" * 64)
-    pool = LocalPool(FACTORY, {str(index): {} for index in range(engines)})
     serve(ServeSettings(folder, port=0), model, pool, lambda url: print(url, flush=True))
 
 
@@ -143,10 +153,11 @@ def load(url: str, engines: int, clients: int) -> dict[str, float]:
     }
 
 
-def measure(engines: int, clients: int) -> dict[str, Any]:
+def measure(engines: int, clients: int, pool: str = "local") -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "lamp_trt.benchmarks.studies.serving", "--folder", folder]
-        process = subprocess.Popen([*command, "--engines", str(engines)], stdout=subprocess.PIPE, text=True)
+        command += ["--engines", str(engines), "--pool", pool]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         try:
             url = process.stdout.readline().strip()
@@ -156,6 +167,7 @@ def measure(engines: int, clients: int) -> dict[str, Any]:
             while not client.is_ready(engines):
                 time.sleep(0.1)
             return {
+                "pool": pool,
                 "engines": engines,
                 "clients": clients,
                 "added_latency": added_latency(url, None),
@@ -172,11 +184,12 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--engines", type=int, default=2)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--pool", choices=["local", "ray"], default="local")
     args = parser.parse_args()
     if args.folder:
-        run_server(args.folder, args.engines)
+        run_server(args.folder, sleeping_pool(args.pool, args.engines))
     else:
-        write_result(measure(args.engines, args.clients), args.out)
+        write_result(measure(args.engines, args.clients, args.pool), args.out)
 
 
 if __name__ == "__main__":

@@ -235,6 +235,8 @@ class Front:
         job = self._live.get(event.job)
         if job is None:
             self._forget(event.job)
+        elif event.hung:
+            self._fail(job, "engine_hung", f"{event.reason}.")
         elif job.tries < MAX_TRIES:
             self.metrics.retries += 1
             self._times.restart(job.id)

@@ -6,11 +6,12 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from lamp_trt import NO_TELEMETRY
@@ -26,20 +27,12 @@ from lamp_trt.serving.pools.pool import (
     Slot,
     State,
 )
+from lamp_trt.serving.pools.restarts import DEFAULT_POLICY, RestartPolicy
 
 log = logging.getLogger("lamp_trt")
 
-
-@dataclass(frozen=True)
-class RestartPolicy:
-    """An engine process is started again after first_delay, doubled each time up to max_delay, in seconds.
-    After max_failures exits without a job that finished in between it stays down."""
-
-    first_delay: float = 0.5
-    max_delay: float = 30.0
-    max_failures: int = 6
-    stop_seconds: float = 5.0
-    """How long a process may take to end before it is killed."""
+KILLED_SECONDS = 2.0
+"""How long a killed process is waited for."""
 
 
 class LocalPool:
@@ -52,7 +45,7 @@ class LocalPool:
         self,
         factory: str,
         engines: Mapping[str, Mapping[str, Any]],
-        policy: RestartPolicy = RestartPolicy(),
+        policy: RestartPolicy = DEFAULT_POLICY,
     ) -> None:
         self._engines = {name: _Engine(name, factory, own, policy) for name, own in engines.items()}
         self._tasks: list[asyncio.Task[None]] = []
@@ -108,8 +101,10 @@ class _Engine:
         self._policy = policy
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._alarm: asyncio.TimerHandle | None = None
         self._starts = self._failures = 0
         self._reason: str | None = None
+        self._hung = False
 
     def health(self) -> EngineHealth:
         pid = self._process.pid if self._process else None
@@ -118,6 +113,7 @@ class _Engine:
     def run(self, job: EngineJob) -> None:
         assert self.state == "idle", f"{self.name} is {self.state}"
         self.state, self.job = "busy", job.id
+        self._expect_word()
         paths = {"out": str(job.out), "first_frame": str(job.first_frame) if job.first_frame else None}
         self.send({"run": {**asdict(job), **paths}})
 
@@ -146,23 +142,50 @@ class _Engine:
                 self._process = process = _start(theirs)
             reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
             self._become("starting")
+            self._hung = False
+            self._expect_word()
             self.send(self._begin)
             refused = None
             with contextlib.suppress(ConnectionError):
                 async for line in reader:
                     refused = self._handle(json.loads(line)) or refused
+                    self._expect_word()
         finally:
             code = await self._stop()
         self._failures += 1
         self._reason = refused or f"its process ended ({_exit_text(code)})"
+        if self._hung:
+            starting, policy = self.job is None, self._policy
+            what = "did not start within" if starting else "made no step for"
+            seconds = policy.start_seconds if starting else policy.hang_seconds
+            self._reason = f"it {what} {seconds:g} s and was killed"
         log.warning("engine %s (pid %d) is gone: %s", self.name, process.pid, self._reason)
         job, self.job = self.job, None
         self.state = "restarting"
         if job is not None:
-            self.on_event(Lost(job, f"engine {self.name}: {self._reason}"))
+            self.on_event(Lost(job, f"engine {self.name}: {self._reason}", self._hung))
+
+    def _expect_word(self) -> None:
+        """Kill the process unless it says something in time, if it has something to do."""
+        self._drop_alarm()
+        limits = {"starting": self._policy.start_seconds, "busy": self._policy.hang_seconds}
+        if self.state in limits:
+            self._alarm = asyncio.get_running_loop().call_later(limits[self.state], self._kill_hung)
+
+    def _drop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _kill_hung(self) -> None:
+        self._hung = True
+        if self._process is not None and self._writer is not None:
+            self._process.kill()
+            self._writer.transport.abort()  # a process that waits for its device outlives SIGKILL
 
     async def _stop(self) -> int:
         """Close the connection, wait for the process, kill it after a while; its exit code."""
+        self._drop_alarm()
         self.motion = None
         if self._writer is not None:
             self._writer.close()
@@ -173,7 +196,7 @@ class _Engine:
             return await asyncio.to_thread(process.wait, self._policy.stop_seconds)
         except (subprocess.TimeoutExpired, asyncio.CancelledError):
             process.kill()
-            return process.wait()
+            return _exit_code(process, self.name)
 
     def _handle(self, message: Mapping[str, Any]) -> str | None:
         """Handle one message; the reason if the engine refuses to start."""
@@ -206,6 +229,15 @@ def _start(connection: socket.socket) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "lamp_trt.serving.pools.worker", str(fd)]
     environment = {NO_TELEMETRY: "1", **os.environ}
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(fd,), env=environment)
+
+
+def _exit_code(process: "subprocess.Popen[bytes]", name: str) -> int:
+    """Of a killed process. One that waits for its device may not end; it is left."""
+    try:
+        return process.wait(KILLED_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.error("engine %s (pid %d) was killed and does not end", name, process.pid)
+        return -signal.SIGKILL
 
 
 def _exit_text(code: int) -> str:

@@ -79,10 +79,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Lost:
-    """The engine that ran the job is gone. What it had written is the front's to remove."""
+    """The engine that ran the job is gone. What it had written is the front's to remove.
+
+    hung: it was killed because it made no step for too long, so another try may hang as well.
+    """
 
     job: str
     reason: str
+    hung: bool = False
 
 
 @dataclass(frozen=True)

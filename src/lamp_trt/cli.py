@@ -13,7 +13,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lamp_trt._version import __version__
-from lamp_trt.commands import bench, build, doctor, edit, generate, image, inspect, motion, serve, toy, verify
+from lamp_trt.commands import (
+    bench,
+    build,
+    doctor,
+    edit,
+    export_triton,
+    generate,
+    image,
+    inspect,
+    motion,
+    serve,
+    toy,
+    verify,
+)
 from lamp_trt.commands.shared import HelpFormatter
 from lamp_trt.engine.backends.registry import backends
 from lamp_trt.engine.errors import MACHINE_ERRORS, LampError
@@ -91,7 +104,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _extras() -> dict[str, str]:
     """Optional module → the pip extra that installs it."""
     brought = {m: extra.name for backend in backends() for extra in backend.extras for m in extra.modules}
-    return {**brought, **dict.fromkeys(_EXPORT, "export"), **dict.fromkeys(_SERVE, "serve")}
+    return {**brought, **dict.fromkeys(_EXPORT, "export"), **dict.fromkeys(_SERVE, "serve"), "ray": "ray"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,9 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"lamp-trt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (build, generate, edit, image, serve, inspect, verify, bench, doctor, toy):
+    for module in (build, generate, edit, image, serve, export_triton, inspect, verify, bench, doctor, toy):
         sub = commands.add_parser(
-            module.__name__.rpartition(".")[2],
+            module.__name__.rpartition(".")[2].replace("_", "-"),
             help=module.DESCRIPTION,
             description=module.DESCRIPTION,
             parents=parents,

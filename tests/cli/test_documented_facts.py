@@ -113,7 +113,9 @@ def test_every_flag_in_backticks_belongs_to_some_command(document: Path) -> None
     }
     known |= {"--version"}
     tools = "\n".join(
-        p.read_text() for folder in ("benchmarks", "tests") for p in (ROOT / folder).rglob("*.py")
+        p.read_text()
+        for folder in ("benchmarks", "serving/triton", "tests")
+        for p in (ROOT / folder).rglob("*.py")
     )
     for code in re.findall(r"`([^`\n]+)`", document.read_text()):
         if re.match(r"(pip|pytest|git|python|make|cmake|ruff)", code):

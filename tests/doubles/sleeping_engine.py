@@ -3,8 +3,9 @@
 
 The prompt of a job says what happens: "kill at STAGE" ends the process with SIGKILL at that stage, once or,
 with "always", each time; "refuse", "no space" and "break" raise errors, "flagged" one after the last step;
-"a long one" has 20 times the steps. settings: step_seconds, steps, log (a file to which steps are written),
-fails_while (a file; while it exists the constructor fails), plays (write a video that plays).
+"hang at STAGE" never goes on; "a long one" has 20 times the steps; "inputs" appends the job's input files to
+the video. settings: step_seconds, steps, log (a file to which steps are written), fails_while (a file; while
+it exists the constructor fails), hangs_while (likewise, it never ends), plays (write a video that plays).
 """
 
 import os
@@ -23,6 +24,7 @@ from lamp_trt.runtime.media.video import save_frames
 from lamp_trt.serving.pools.pool import EngineJob
 
 FACTORY = "tests.doubles.sleeping_engine:open_engine"
+FOREVER = 3600.0
 VIDEO = b"\0\0\0\x18ftypmp42"
 
 
@@ -30,6 +32,8 @@ def open_engine(settings: Mapping[str, Any]) -> "SleepingEngine":
     failing = settings.get("fails_while")
     if failing and Path(failing).exists():
         raise EngineError("the GPU is lost.")
+    if "hangs_while" in settings and Path(settings["hangs_while"]).exists():
+        time.sleep(FOREVER)
     return SleepingEngine(settings)
 
 
@@ -78,7 +82,7 @@ class SleepingEngine:
             if self._plays:
                 save_frames(np.full((4, 64, 96, 3), 120, np.uint8), video, job.fps)
             else:
-                video.write_bytes(VIDEO + job.prompt.encode())
+                video.write_bytes(VIDEO + job.prompt.encode() + _inputs(job))
             _kill(job, "save")
         _kill(job, "end")
 
@@ -88,7 +92,16 @@ class SleepingEngine:
                 file.write(f"{line}\n")
 
 
+def _inputs(job: EngineJob) -> bytes:
+    if "inputs" not in job.prompt:
+        return b""
+    paths = [job.first_frame, job.clip and Path(job.clip["path"])]
+    return b"".join(path.read_bytes() for path in paths if path)
+
+
 def _kill(job: EngineJob, stage: str) -> None:
+    if f"hang at {stage}" in job.prompt:
+        time.sleep(FOREVER)
     if f"kill at {stage}" not in job.prompt:
         return
     marker = job.out.parents[1] / f"killed-{job.id}"

@@ -7,7 +7,7 @@ Each check is a coroutine of a started Harness.
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lamp_trt.serving.pools.pool import EngineJob, Event, Finished, Lost, Pool, Preview, Progress, Slot
@@ -57,6 +57,20 @@ async def a_job_reports_progress_and_its_file(harness: Harness) -> None:
     progress = [each for each in harness.events if isinstance(each, Progress)]
     assert [each.done for each in progress] == sorted(each.done for each in progress)
     assert progress[-1].done == progress[-1].total
+
+
+async def input_files_reach_the_engine(harness: Harness) -> None:
+    """Also a clip of the largest size that the server takes."""
+    frame, clip = harness.folder / "one.npy", harness.folder / "one.clip"
+    frame.write_bytes(b"frame")
+    clip.write_bytes(b"clip" * (16 << 20))
+    given = {"path": str(clip), "start": 0, "every": 1, "name": "clip"}
+    job = replace(harness.job("one", "inputs"), first_frame=frame, clip=given)
+    harness.pool.run((await harness.slots(1))[0], job)
+    end = await harness.end("one")
+    assert isinstance(end, Finished)
+    assert end.outcome == "completed", end
+    assert job.out.read_bytes().endswith(b"inputsframe" + clip.read_bytes())
 
 
 async def engines_work_at_the_same_time(harness: Harness) -> None:
@@ -164,6 +178,7 @@ async def each_job_ends_once_and_nothing_comes_after_close(harness: Harness) -> 
 
 CHECKS: tuple[Callable[[Harness], Awaitable[None]], ...] = (
     a_job_reports_progress_and_its_file,
+    input_files_reach_the_engine,
     engines_work_at_the_same_time,
     cancelling_frees_the_engine_and_leaves_no_file,
     cancelling_before_the_first_step_counts,

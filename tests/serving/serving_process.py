@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from lamp_trt.serving.pools.local_pool import LocalPool, RestartPolicy
+from lamp_trt.serving.pools.local_pool import LocalPool
+from lamp_trt.serving.pools.restarts import RestartPolicy
 from lamp_trt.serving.settings import Limits, ModelInfo, ServeSettings
 from lamp_trt.serving.web.server import serve
 from tests.doubles.sleeping_engine import FACTORY
@@ -91,8 +92,8 @@ def _is_zombie(pid: int) -> bool:
 def sleeping_server(
     jobs_dir: Path, engines: int = 1, settings: Mapping[str, Any] | None = None, **options: Any
 ) -> Iterator[Server]:
-    """A server whose engines have `settings`. options: of ServeSettings, and max_failures of the
-    engines. All its processes end with it."""
+    """A server whose engines have `settings`. options: of ServeSettings, and max_failures and
+    hang_seconds of the engines. All its processes end with it."""
     request = {
         "jobs_dir": str(jobs_dir),
         "engines": {str(index): dict(settings or {}) for index in range(engines)},
@@ -132,8 +133,9 @@ def wait_until_dead(pids: set[int], seconds: float = 20) -> set[int]:
 
 def main(request: Mapping[str, Any]) -> None:
     options = dict(request["options"])
-    failures = options.pop("max_failures", 20)
-    policy = RestartPolicy(first_delay=0.05, max_delay=0.2, max_failures=failures, stop_seconds=2)
+    given = {name: options.pop(name) for name in ("max_failures", "hang_seconds") if name in options}
+    restarts = {"first_delay": 0.05, "max_delay": 0.2, "max_failures": 20, "stop_seconds": 2, **given}
+    policy = RestartPolicy(**restarts)
     if "limits" in options:
         options["limits"] = Limits(**options["limits"])
     if "allowed_hosts" in options:

@@ -100,6 +100,22 @@ def test_a_killed_engine_costs_one_retry_and_then_fails(tmp_path: Path) -> None:
         assert len(names) == 2 * 2 * len(stages)
 
 
+def test_a_hung_engine_fails_its_job_once_and_a_deleted_one_frees_it(tmp_path: Path) -> None:
+    with sleeping_server(tmp_path / "jobs", engines=2, hang_seconds=2) as server:
+        server.health("ok")
+        deleted, hung = (server.create(f"hang at {stage}")["id"] for stage in ("begin", "denoise"))
+        server.until(deleted, ("in_progress",))
+        server.http.delete(f"/v1/videos/{deleted}")
+        ended = server.ended(hung)
+        assert (ended["status"], ended["error"]["code"]) == ("failed", "engine_hung")
+        assert "made no step for 2 s" in ended["error"]["message"]
+        assert server.ended(server.create("after it")["id"])["status"] == "completed"
+        server.health("ok")
+        assert server.metric("lamp_trt_retries_total") == 0
+        assert [server.metric(f'lamp_trt_engine_restarts_total{{engine="{i}"}}') for i in (0, 1)] == [1, 1]
+        assert server.metric('lamp_trt_jobs_total{outcome="engine_hung"}') == 1
+
+
 def test_an_engine_that_cannot_load_is_restarted_a_bounded_number_of_times(tmp_path: Path) -> None:
     flag = tmp_path / "lost"
     flag.touch()
