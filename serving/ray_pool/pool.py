@@ -7,6 +7,8 @@ replicas, so that Ray sees when more are wanted, and the front's queue stays the
 
 import asyncio
 import logging
+import signal
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +132,7 @@ class RayPool:
         """Connect, then follow the application's status."""
         try:
             await asyncio.to_thread(self._cluster.open)
+            _take_sigterm_back()
             await self._attach()
         except (LampError, ModuleNotFoundError) as error:
             self._see(Status(failed=str(error)))
@@ -242,6 +245,13 @@ def _keep(made: Made, job: EngineJob) -> Finished:
     except LampError as error:
         return Finished(job.id, "failed", "engine_error", str(error)[:2000])
     return made.finished
+
+
+def _take_sigterm_back() -> None:
+    """Ray's own handler of SIGTERM, in C++, would end the process before it has closed anything."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _first_line(error: Exception) -> str:

@@ -139,6 +139,7 @@ def test_a_video_is_made_on_ray_and_nothing_is_left(toy_bundle: Path, tmp_path: 
     command = [sys.executable, "-m", "lamp_trt", "serve", "--bundle", str(toy_bundle), "--port", "0"]
     command += ["--safety", "off", "--backend", "onnxruntime", "--num-threads", "1", "--pool", "ray"]
     command += ["--jobs-dir", str(tmp_path / "jobs"), "--model-name", "toy"]
+    folders = {*Path("/tmp").glob("lamp-ray-*")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pids: set[int] = set()
@@ -167,9 +168,10 @@ def test_a_video_is_made_on_ray_and_nothing_is_left(toy_bundle: Path, tmp_path: 
             ]
             assert "event: preview" in http.get(f"/v1/videos/{long}/events?previews=1").text
             pids = {process.pid, *descendants(process.pid)}
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
         assert wait_until_dead(pids) == set()
+        assert {*Path("/tmp").glob("lamp-ray-*")} <= folders
     finally:
         process.kill()
         process.wait()
