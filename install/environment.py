@@ -21,7 +21,7 @@ OLDEST, NEWEST = (3, 11), (3, 14)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_INDEX_TIMEOUT_S = 5
 CPU_LOCK, PYPI_LOCK = "requirements-ci.txt", "requirements-pypi.txt"
-CPU_SIZE, PYPI_SIZE = "0.9 GB to fetch, 2.8 GB on disk", "3.2 GB to fetch, 6.3 GB on disk"
+CPU_SIZE, PYPI_SIZE = "1.0 GB to fetch, 3.2 GB on disk", "3.3 GB to fetch, 6.8 GB on disk"
 
 
 def say(text):

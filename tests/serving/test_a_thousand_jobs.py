@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +101,23 @@ class Visitor:
         return "deleted"
 
 
-def state(pid: int) -> tuple[int, int]:
-    """Resident bytes and open files of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))
+@dataclass(frozen=True)
+class State:
+    """A process: resident bytes, open files, and sockets."""
+
+    resident: int
+    files: int
+    sockets: int
+
+    @classmethod
+    def of(cls, pid: int) -> "State":
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        opened = []
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                opened.append(os.readlink(fd))
+        sockets = sum(name.startswith("socket:") for name in opened)
+        return cls(pages * os.sysconf("SC_PAGE_SIZE"), len(opened) - sockets, sockets)
 
 
 def test_a_thousand_jobs_leave_nothing_over(toy_bundle: Path, tmp_path: Path) -> None:
@@ -114,7 +128,7 @@ def test_a_thousand_jobs_leave_nothing_over(toy_bundle: Path, tmp_path: Path) ->
         with ThreadPoolExecutor(CLIENTS) as clients:
             list(clients.map(visitor.visit, range(WARM_UP)))
             processes = server.processes()
-            before = {pid: state(pid) for pid in processes}
+            before = {pid: State.of(pid) for pid in processes}
             list(clients.map(visitor.visit, range(WARM_UP, JOBS)))
         ways = visitor.counts
         print(dict(sorted(ways.items())))
@@ -128,9 +142,10 @@ def test_a_thousand_jobs_leave_nothing_over(toy_bundle: Path, tmp_path: Path) ->
         last = server.http.post("/v1/videos", data=FORM, files={"input_reference": ("frame.png", FRAME)})
         assert server.ended(last.json()["id"])["status"] == "completed"
         assert server.processes() == processes
-        after = {pid: state(pid) for pid in processes}
-        for pid, (resident, files) in before.items():
-            print(pid, resident >> 20, "MiB", after[pid][0] / resident - 1, files, after[pid][1])
-            assert after[pid][0] < (1 + GROWTH) * resident
-            assert after[pid][1] <= files
+        for pid, was in before.items():
+            now = State.of(pid)
+            print(pid, was, now)
+            assert now.resident < (1 + GROWTH) * was.resident
+            assert now.files <= was.files
+            assert now.sockets <= was.sockets + CLIENTS + 1  # connections that clients keep
         assert len(list((jobs / "files").iterdir())) == 2  # of the last video
