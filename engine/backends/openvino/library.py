@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from lamp_trt.engine.backends.cpu import CpuPrecision
-from lamp_trt.engine.backends.openvino.probe import OLDEST, REMEDY, version_numbers
+from lamp_trt.engine.backends.openvino.probe import MOUNT, OLDEST, REMEDY, version_numbers, why_no_cores
 from lamp_trt.engine.dtypes import PRECISIONS
 from lamp_trt.engine.errors import EngineError
 
@@ -19,7 +19,7 @@ _core: Any = None
 
 
 def import_openvino() -> ModuleType:
-    """openvino. EngineError if it cannot be imported or is too old.
+    """openvino. EngineError if it cannot be imported, is too old, or would find no cores.
 
     Its first import reports to Google Analytics through the package openvino_telemetry and keeps a client id
     in ~/intel. Without that package it takes a stub that does nothing, so the package is hidden during the
@@ -35,6 +35,9 @@ def import_openvino() -> ModuleType:
     if version_numbers(version) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise EngineError(f"OpenVINO {version} is too old, {oldest} or newer is needed: {REMEDY} --upgrade.")
+    blind = why_no_cores()
+    if blind is not None:
+        raise EngineError(f"{blind}: {MOUNT}.")
     return module
 
 

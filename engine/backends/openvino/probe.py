@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether OpenVINO runs here, and in which arithmetic."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 
 from lamp_trt.engine.backends.cpu import why_no_bf16
@@ -12,6 +13,11 @@ OLDEST = (2026, 4)
 """The first release that was tried. Its ONNX front end takes Attention of opset 23."""
 
 REMEDY = "pip install 'lamp-trt[openvino]'"
+
+MOUNT = "mount /proc or /sys, or take --backend onnxruntime"
+
+CPU_FACTS = ("/proc/cpuinfo", "/sys/devices/system/cpu")
+"""Where OpenVINO looks for the CPU's cores. Without either it looks forever when it compiles (2026.4.1)."""
 
 SESSION = """
 import json
@@ -26,10 +32,17 @@ def version_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.partition("-")[0].split(".")[:2])
 
 
+def why_no_cores() -> str | None:
+    """Why OpenVINO would find no cores, as in a chroot without mounts; None if it finds them."""
+    if any(os.path.exists(path) for path in CPU_FACTS):
+        return None
+    return f"neither {' nor '.join(CPU_FACTS)} can be read, without which OpenVINO hangs"
+
+
 def is_usable() -> bool:
-    """Whether a release is installed that is new enough. Imports nothing of it."""
+    """Whether a release is installed that is new enough, and finds the CPU's cores. Imports nothing of it."""
     try:
-        return version_numbers(version(PACKAGE)) >= OLDEST
+        return version_numbers(version(PACKAGE)) >= OLDEST and why_no_cores() is None
     except PackageNotFoundError:
         return False
 
@@ -38,6 +51,9 @@ def probe_rows(machine: Machine) -> list[ProbeRow]:
     name = "OpenVINO, CPU"
     if machine.installed(PACKAGE) is None:
         return [ProbeRow(name, "note", "not installed; on a CPU networks are faster on it", REMEDY)]
+    blind = why_no_cores()
+    if blind is not None:
+        return [ProbeRow(name, "problem", blind, MOUNT)]
     found = machine.run(SESSION)
     if "error" in found:
         return [ProbeRow(name, "problem", found["error"], f"{REMEDY} --upgrade")]

@@ -371,6 +371,21 @@ def test_a_library_that_is_missing_or_too_old_is_told_with_the_remedy(
         engine(toy_bundle, "text_encoder")
 
 
+@pytest.mark.usefixtures("auto_as_shipped")
+def test_without_the_systems_facts_of_the_cpu_it_is_refused_where_it_would_hang(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").touch()
+    monkeypatch.setattr(probe, "CPU_FACTS", ("/nowhere/cpuinfo", str(tmp_path / "cpuinfo")))
+    assert Place.of(Bundle.open(toy_bundle), Placement()).backend == "openvino"
+    monkeypatch.setattr(probe, "CPU_FACTS", ("/nowhere/cpuinfo", "/nowhere/cpu"))
+    assert Place.of(Bundle.open(toy_bundle), Placement()).backend == "onnxruntime"
+    with pytest.raises(EngineError, match=r"neither /nowhere/cpuinfo nor .* mount /proc or /sys"):
+        engine(toy_bundle, "text_encoder")
+    rows = {finding.name: finding for finding in doctor_backends.backend_findings(Gpu(problem="none"))}
+    assert rows["OpenVINO, CPU"].status == "problem"
+
+
 # --- the choice -------------------------------------------------------------------------------------------
 
 
