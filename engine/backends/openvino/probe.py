@@ -14,7 +14,7 @@ OLDEST = (2026, 4)
 
 REMEDY = "pip install 'lamp-trt[openvino]'"
 
-MOUNT = "mount /proc or /sys, or take --backend onnxruntime"
+MOUNT = "mount /proc"
 
 CPU_FACTS = ("/proc/cpuinfo", "/sys/devices/system/cpu")
 """Where OpenVINO looks for the CPU's cores. Without either it looks forever when it compiles (2026.4.1)."""

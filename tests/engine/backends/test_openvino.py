@@ -380,7 +380,7 @@ def test_without_the_systems_facts_of_the_cpu_it_is_refused_where_it_would_hang(
     assert Place.of(Bundle.open(toy_bundle), Placement()).backend == "openvino"
     monkeypatch.setattr(probe, "CPU_FACTS", ("/nowhere/cpuinfo", "/nowhere/cpu"))
     assert Place.of(Bundle.open(toy_bundle), Placement()).backend == "onnxruntime"
-    with pytest.raises(EngineError, match=r"neither /nowhere/cpuinfo nor .* mount /proc or /sys"):
+    with pytest.raises(EngineError, match=r"neither /nowhere/cpuinfo nor .*: mount /proc\."):
         engine(toy_bundle, "text_encoder")
     rows = {finding.name: finding for finding in doctor_backends.backend_findings(Gpu(problem="none"))}
     assert rows["OpenVINO, CPU"].status == "problem"
