@@ -31,6 +31,11 @@ class EngineJob:
     first_frame: Path | None = None
     clip: Mapping[str, Any] | None = None
 
+    def inputs(self) -> list[Path]:
+        """Files that the engine reads. They go when the job is deleted, perhaps before they are read."""
+        clip = None if self.clip is None else Path(self.clip["path"])
+        return [path for path in (self.first_frame, clip) if path is not None]
+
 
 @dataclass(frozen=True)
 class Slot:

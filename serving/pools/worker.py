@@ -147,6 +147,10 @@ def _outcome(
         return {"outcome": "failed", "code": "out_of_space", "message": str(error)[:2000]}
     except LampError as error:
         return {"outcome": "failed", "code": "engine_error", "message": str(error)[:2000]}
+    except FileNotFoundError as error:
+        if all(path.exists() for path in job.inputs()):
+            raise
+        return {"outcome": "failed", "code": "engine_error", "message": f"its files cannot be read: {error}"}
     return {"outcome": "completed"}
 
 

@@ -77,12 +77,13 @@ class SleepingEngine:
                 preview("denoise", step, np.full((4, 8, 12, 3), 20 * step % 256, np.uint8))
         if "flagged" in job.prompt:
             raise SafetyError("the video was refused.")
+        content = VIDEO + job.prompt.encode() + _inputs(job)
         with written(job.out.with_name(f"{job.out.name}.json"), job.out) as (sidecar, video):
             sidecar.write_text("{}")
             if self._plays:
                 save_frames(np.full((4, 64, 96, 3), 120, np.uint8), video, job.fps)
             else:
-                video.write_bytes(VIDEO + job.prompt.encode() + _inputs(job))
+                video.write_bytes(content)
             _kill(job, "save")
         _kill(job, "end")
 

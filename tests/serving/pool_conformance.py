@@ -73,6 +73,18 @@ async def input_files_reach_the_engine(harness: Harness) -> None:
     assert job.out.read_bytes().endswith(b"inputsframe" + clip.read_bytes())
 
 
+async def a_job_whose_files_are_gone_leaves_its_engine_alone(harness: Harness) -> None:
+    """As when it is deleted just after it was handed over."""
+    slot = (await harness.slots(2))[0]
+    harness.pool.run(slot, replace(harness.job("gone", "inputs"), first_frame=harness.folder / "gone.npy"))
+    end = await harness.end("gone")
+    assert isinstance(end, Finished), end
+    assert end.outcome == "failed"
+    assert "its files cannot be read" in str(end.message)
+    await harness.slots(2)
+    assert [each.restarts for each in harness.pool.health()] == [0, 0]
+
+
 async def engines_work_at_the_same_time(harness: Harness) -> None:
     first, second = (await harness.slots(2))[:2]
     harness.pool.run(first, harness.job("one"))
@@ -179,6 +191,7 @@ async def each_job_ends_once_and_nothing_comes_after_close(harness: Harness) -> 
 CHECKS: tuple[Callable[[Harness], Awaitable[None]], ...] = (
     a_job_reports_progress_and_its_file,
     input_files_reach_the_engine,
+    a_job_whose_files_are_gone_leaves_its_engine_alone,
     engines_work_at_the_same_time,
     cancelling_frees_the_engine_and_leaves_no_file,
     cancelling_before_the_first_step_counts,

@@ -79,6 +79,9 @@ def test_auto_takes_it_by_its_rank_where_it_is_ready(
     refusal = "is in precision bf16, which Fourth does not run. Build it with --precision fp32"
     with pytest.raises(EngineError, match=refusal):
         registry.choose_backend(None, "fourth", halved, tmp_path)
+    some = {**bundle.manifest.networks, "lamp_unet": networks["lamp_unet"]}
+    assert fourth.runs(bundle)
+    assert not fourth.runs(replace(bundle, manifest=replace(bundle.manifest, networks=some)))
     with pytest.raises(InputError, match="on a GPU choose 'auto', tensorrt, aotinductor, onnxruntime"):
         registry.choose_backend(0, "fourth", bundle, tmp_path)
     with pytest.raises(InputError, match="'pinned', which is TensorRT's; fourth has no such choice"):
