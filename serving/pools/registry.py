@@ -45,20 +45,13 @@ def ray_engines(
     device = placement.device
     if device.startswith("cuda:"):
         raise InputError(f"device is {device!r}, but Ray chooses the GPU of each engine: give --device cuda.")
-    if device == "cuda":
-        return RayEngines(
-            engine_settings(bundle, placement, device), engines, num_gpus=1, hang_seconds=hang_seconds
-        )
-    if placement.num_threads is None:
+    gpus, cpus = (1, 1) if device == "cuda" else (0, placement.num_threads)
+    if cpus is None:
         raise InputError(
             "num_threads is not given: Ray places engines by the CPUs that each claims. Give --num-threads."
         )
-    return RayEngines(
-        engine_settings(bundle, placement, device),
-        engines,
-        num_cpus=placement.num_threads,
-        hang_seconds=hang_seconds,
-    )
+    settings = engine_settings(bundle, placement, device)
+    return RayEngines(settings, engines, num_gpus=gpus, num_cpus=cpus, hang_seconds=hang_seconds)
 
 
 def ray_pool(bundle: "Bundle", engines: "RayEngines | None", address: str | None) -> Pool:

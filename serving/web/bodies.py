@@ -136,9 +136,9 @@ async def _read_form(request: Request, limits: Limits, files: Files) -> Body:
         raise OutputError(f"the upload cannot be stored: {error.strerror or error}.") from error
     except HTTPException as error:
         raise BodyError(f"the form cannot be read: {error.detail}") from error
-    except (UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, FieldError):
-            raise
+    except FieldError:
+        raise
+    except ValueError as error:
         raise BodyError("the form cannot be read: it is damaged, or not in UTF-8.") from error
     return _without_image(fields, image, limits, files, has_video)
 

@@ -2,8 +2,7 @@
 """A sleeping engine that notes where it runs: "placed GPUS THREADS PID JOB" in its log."""
 
 import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lamp_trt.serving.pools.pool import EngineJob
@@ -14,16 +13,10 @@ FACTORY = "tests.doubles.placed_engine:open_engine"
 
 
 class PlacedEngine(SleepingEngine):
-    def make(
-        self,
-        job: EngineJob,
-        progress: Callable[[str, int, int], None],
-        cancel: threading.Event,
-        preview: Callable[[str, int, Any], None] | None = None,
-    ) -> None:
+    def make(self, job: EngineJob, *rest: Any) -> None:
         gpus, threads = os.environ.get("CUDA_VISIBLE_DEVICES", "-"), os.environ.get("OMP_NUM_THREADS", "-")
         self._note(f"placed {gpus} {threads} {os.getpid()} {job.id}")
-        super().make(job, progress, cancel, preview)
+        super().make(job, *rest)
 
 
 def open_engine(settings: Mapping[str, Any]) -> PlacedEngine:

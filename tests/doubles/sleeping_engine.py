@@ -96,8 +96,7 @@ class SleepingEngine:
 def _inputs(job: EngineJob) -> bytes:
     if "inputs" not in job.prompt:
         return b""
-    paths = [job.first_frame, job.clip and Path(job.clip["path"])]
-    return b"".join(path.read_bytes() for path in paths if path)
+    return b"".join(path.read_bytes() for path in job.inputs())
 
 
 def _kill(job: EngineJob, stage: str) -> None:

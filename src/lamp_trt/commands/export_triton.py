@@ -3,13 +3,17 @@
 
 import argparse
 
-from lamp_trt.commands.serve import model_info
-from lamp_trt.commands.shared import add_engines, file_path, placement
+from lamp_trt.commands.flags import add_settings, file_path
+from lamp_trt.commands.serve import add_model, model_info
+from lamp_trt.commands.shared import add_engines, placement
+from lamp_trt.runtime.algorithm.config import settings_of
 
 DESCRIPTION = "Write a Triton model repository that makes videos of a bundle; see docs/serving.md."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from lamp_trt.serving.settings import ServeSettings
+
     parser.add_argument(
         "bundle", type=file_path, help="the bundle's folder; it is not copied", metavar="BUNDLE"
     )
@@ -21,13 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engines", type=int, help="instances on the CPU; default: one. On GPUs there is one for each"
     )
-    parser.add_argument("--max-queued", type=int, default=64, help="waiting videos; more are refused")
-    parser.add_argument("--model-name", help="default: the bundle's folder", metavar="NAME")
-    parser.add_argument(
-        "--safety",
-        choices=["refuse", "report", "off"],
-        help="flagged pictures; default: refuse. A bundle without a safety checker needs off",
-    )
+    add_settings(parser, [each for each in settings_of(ServeSettings) if each.name == "max_queued"])
+    add_model(parser)
 
 
 def run(args: argparse.Namespace) -> None:

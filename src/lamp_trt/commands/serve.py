@@ -53,18 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name by which clients may address the server, besides localhost and --host; may be repeated",
         metavar="NAME",
     )
-    parser.add_argument("--model-name", help="the API's model; default: the bundle's folder", metavar="NAME")
-    parser.add_argument(
-        "--safety",
-        choices=get_args(Safety),
-        help="flagged pictures; default: refuse. A bundle without a safety checker needs off",
-    )
+    add_model(parser)
     parser.add_argument(
         "--no-safety-checker",
         action="store_const",
         dest="safety",
         const="off",
         help="the same as --safety off",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `model_info`."""
+    parser.add_argument("--model-name", help="the API's model; default: the bundle's folder", metavar="NAME")
+    parser.add_argument(
+        "--safety",
+        choices=get_args(Safety),
+        help="flagged pictures; default: refuse. A bundle without a safety checker needs off",
     )
 
 
