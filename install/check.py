@@ -95,7 +95,8 @@ def reachable(url: str) -> bool:
 
 
 def try_block(commands: tuple[str, ...], python: str, folder: Path) -> None:
-    """Run a block's commands, then check what its extras are for."""
+    """Run a block's commands, then check what its extras are for. A block without lamp-trt, such as that of a
+    client, is only installed."""
     source, inside = copy_of_the_source(folder), new_environment(python, folder)
     extras: set[str] = set()
     for command in commands:
@@ -107,7 +108,8 @@ def try_block(commands: tuple[str, ...], python: str, folder: Path) -> None:
         extras |= set(",".join(re.findall(r"\[(.+?)\]", command)).split(",")) - {""}
     run(inside, "-m", "pip", "check", cwd=folder)
     lamp_trt = inside.parent / "lamp-trt"
-    run(lamp_trt, "--version", cwd=folder)
+    if any(".[" in command or "lamp-trt[" in command for command in commands):
+        run(lamp_trt, "--version", cwd=folder)
     if {"cpu", "gpu"} & extras:
         run(inside, "-c", "import lamp_trt, onnxruntime; print(onnxruntime.__version__)", cwd=folder)
     if "rtx" in extras:
@@ -147,7 +149,7 @@ def attempt(title: str, work: Callable[[Path], None]) -> bool:
         try:
             work(Path(name))
             done = True
-        except subprocess.CalledProcessError as error:
+        except (subprocess.CalledProcessError, OSError) as error:
             print(f"  {error}", flush=True)
             done = False
         size = sum(path.lstat().st_size for path in Path(name).rglob("*")) / 1e6
