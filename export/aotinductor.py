@@ -6,6 +6,7 @@ the bundle's weights when it is loaded (engine/backends/aotinductor/engine.py). 
 an interrupted build resumes with the network that it was compiling.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -13,9 +14,10 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,8 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lamp_trt.engine.backends import compiled
-from lamp_trt.engine.backends.aotinductor import BACKEND
-from lamp_trt.engine.backends.aotinductor.cudnn import CUDNN_BENCHMARK, cudnn_benchmark
+from lamp_trt.engine.backends.aotinductor import BACKEND, SWITCH
 from lamp_trt.engine.backends.aotinductor.engine import CONSTANTS
 from lamp_trt.engine.backends.aotinductor.key import cpu_name, cuda_name, package_key
 from lamp_trt.engine.backends.backend import BuildRequest
@@ -36,18 +37,22 @@ from lamp_trt.engine.networks import IOTensor
 from lamp_trt.engine.progress import progress
 from lamp_trt.export.attention_choice import KERNELS, attention_calls, cuda_seconds, fastest
 from lamp_trt.export.candidates import registry
+from lamp_trt.export.candidates.calls import recorded_products
 from lamp_trt.export.candidates.choice import Choice
 from lamp_trt.export.candidates.packages import (
     CONSIDERED,
     FORMS,
     MEASURED,
+    SETTINGS_CONSIDERED,
+    SETTINGS_MEASURED,
     apply_forms,
     existing_key,
     measured_forms,
     requested_forms,
-    with_forms,
+    with_flags,
 )
-from lamp_trt.export.candidates.timing import cuda_timer
+from lamp_trt.export.candidates.settings import SettingsChoice, choose_settings
+from lamp_trt.export.candidates.timing import cuda_timer, inductor_options
 from lamp_trt.export.gpu_linking import linkable_driver
 from lamp_trt.export.networks import exported_network
 from lamp_trt.export.recipe import Recipe, recipe_from_options
@@ -71,20 +76,24 @@ class AotInductorOptions:
                    "cudnn"; "auto" measures them on the network's own shapes
     forms          forms of the LAMP UNet's layers: "auto" measures them on the network's own shapes on a GPU,
                    and means "default" on a CPU; or given by slot, like "gate=taps,temporal_conv=two_sided"
+
+    None for the next three: on a GPU turned on where that is faster for the network's own convolutions and
+    matrix products, off on a CPU.
+
     cudnn_benchmark  cuDNN times its algorithms at a package's first run; results of two processes may then
                    differ by rounding
     conv_as_mm     1x1 convolutions as matrix products
     max_autotune   benchmark candidates for every matrix product and convolution at compile time. Needs the
-                   GPU and takes many times as long; the gain is not known. Not for the CPU, where candidates
-                   pack weights at compile time, which makes weights impossible to replace
+                   GPU and takes many times as long. Not for the CPU, where candidates pack weights at compile
+                   time, which makes weights impossible to replace
     """
 
     device: str = "cpu"
-    max_autotune: bool = False
+    max_autotune: bool | None = None
     attention: str = "auto"
     forms: str = registry.AUTO
-    cudnn_benchmark: bool = False
-    conv_as_mm: bool = False
+    cudnn_benchmark: bool | None = None
+    conv_as_mm: bool | None = None
 
     def __post_init__(self) -> None:
         kind, _, ordinal = self.device.partition(":")
@@ -110,35 +119,35 @@ class AotInductorOptions:
     def flags(self) -> dict[str, bool | str]:
         """The options that are part of a package's key."""
         layout = str(self.layout).removeprefix("torch.")
-        flags: dict[str, bool | str] = {
-            "max_autotune": self.max_autotune,
-            "attention": self.attention,
-            "layout": layout,
-        }
+        flags: dict[str, bool | str] = {"max_autotune": False, "attention": self.attention, "layout": layout}
         forms = requested_forms(self.forms, self.device)
         if self.device != "cpu":
-            flags |= {CUDNN_BENCHMARK: self.cudnn_benchmark, "conv_as_mm": self.conv_as_mm}
+            flags |= {
+                name: registry.AUTO if value is None else value for name, value in self.requested.items()
+            }
         if self.device != "cpu" or forms != registry.DEFAULT:
             flags[FORMS] = forms
         return flags
 
     @property
-    def inductor(self) -> dict[str, Any]:
-        """Inductor's settings that choose kernels."""
-        return {"max_autotune": self.max_autotune, "conv_1x1_as_mm": self.conv_as_mm}
+    def requested(self) -> dict[str, bool | None]:
+        """The settings by name; None: to be measured."""
+        return {setting.name: getattr(self, setting.name) for setting in registry.SETTINGS}
+
+    @property
+    def settings(self) -> dict[str, bool]:
+        """The settings by name; those to be measured are off."""
+        return {name: bool(value) for name, value in self.requested.items()}
 
 
 def build_requested(request: BuildRequest) -> list[CompiledEngine]:
     """Build the packages of `lamp-trt build --backend aotinductor`; called through the backend's record."""
     device = "cpu" if request.device == "auto" else request.device
     flags = request.flags
-    options = AotInductorOptions(
-        device,
-        bool(flags.get("max_autotune")),
-        forms=str(flags.get(FORMS) or registry.AUTO),
-        cudnn_benchmark=bool(flags.get(CUDNN_BENCHMARK)),
-        conv_as_mm=bool(flags.get("conv_as_mm")),
-    )
+    settings: dict[str, Any] = {
+        setting.name: _switch(setting.name, flags.get(setting.name)) for setting in registry.SETTINGS
+    }
+    options = AotInductorOptions(device, forms=str(flags.get(FORMS) or registry.AUTO), **settings)
     return build_packages(
         request.bundle,
         recipe_from_options(request.checkpoints),
@@ -181,14 +190,17 @@ def build_package(
 ) -> CompiledEngine:
     """Compile `module` as the bundle's network `name`; the values of its parameters are not used.
 
-    key: of the request. The package's own has the forms that were chosen.
+    key: of the request. The package's own has the forms and settings that were chosen.
     """
     start = time.monotonic()
-    key, measured = _with_forms(module, bundle.network(name).inputs, key, options)
-    log.info("compiling %s for %s%s", name, key.device, ", with autotuning" * options.max_autotune)
+    inputs = bundle.network(name).inputs
+    key, measured = _with_forms(module, inputs, key, options)
+    key, options, timed = _with_settings(module, inputs, key, options)
+    measured |= timed
+    log.info("compiling %s for %s%s", name, key.device, ", with autotuning" * bool(options.max_autotune))
     with tempfile.TemporaryDirectory(prefix="lamp-trt-") as scratch:
         package = Path(scratch) / f"{name}.{SUFFIX}"
-        attention = compile_module(module, bundle.network(name).inputs, package, options)
+        attention = compile_module(module, inputs, package, options)
 
         def write(file: BinaryIO) -> None:
             with package.open("rb") as made:
@@ -229,7 +241,7 @@ def compile_module(
                 "always_keep_tensor_constants": True,
                 "aot_inductor.metadata": {CONSTANTS: _described(dict(module.named_parameters()), others)},
                 "cpp.dynamic_threads": True,
-                **options.inductor,
+                **inductor_options(options.settings),
             }
             linking = nullcontext() if device.type == "cpu" else linkable_driver()
             with _preferred_attention(attention), linking:
@@ -251,7 +263,7 @@ def _with_forms(
     measured: dict[str, str] = {}
     if key.flags.get(FORMS) == registry.AUTO:
         choice = _measured(module, inputs, options)
-        key = with_forms(key, choice.text)
+        key = with_flags(key, {FORMS: choice.text})
         measured = {CONSIDERED: registry.considered(), MEASURED: choice.measurements}
     apply_forms(module, str(key.flags.get(FORMS, registry.DEFAULT)))
     return key, measured
@@ -259,15 +271,53 @@ def _with_forms(
 
 def _measured(module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInductorOptions) -> Choice:
     device = torch.device(options.device)
-    _move_empty(module, device, options.layout)
-    timer = cuda_timer(device, options.inductor)
+    with _measuring("--forms default"):
+        _move_empty(module, device, options.layout)
+        return measured_forms(module, _zeros(inputs, device), device, cuda_timer(device, options.settings))
+
+
+def _with_settings(
+    module: nn.Module, inputs: tuple[IOTensor, ...], key: CompiledKey, options: AotInductorOptions
+) -> tuple[CompiledKey, AotInductorOptions, dict[str, str]]:
+    """Choose the settings that are to be measured, on a module that has its forms; returns the key and the
+    options with them, and the sidecar's entries of the choice."""
+    unknown = [name for name, value in options.requested.items() if value is None]
+    if options.device == "cpu" or not unknown:
+        return key, options, {}
+    choice = _measured_settings(module, inputs, options)
+    measured = {SETTINGS_CONSIDERED: " ".join(unknown), SETTINGS_MEASURED: choice.measurements}
+    chosen: dict[str, Any] = dict(choice.values)
+    return with_flags(key, chosen), dataclasses.replace(options, **chosen), measured
+
+
+def _measured_settings(
+    module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInductorOptions
+) -> SettingsChoice:
+    device = torch.device(options.device)
+    with _measuring("--cudnn-benchmark off --conv-as-mm off --max-autotune off"):
+        _move_empty(module, device, options.layout)
+        products = recorded_products(module, _zeros(inputs, device))
+        return choose_settings(products, options.requested, partial(cuda_timer, device), device)
+
+
+@contextmanager
+def _measuring(nothing: str) -> Iterator[None]:
+    """Turn torch's errors, such as too little memory, into EngineError. nothing: options that measure
+    nothing."""
     try:
-        with cudnn_benchmark(torch, options.cudnn_benchmark):
-            return measured_forms(module, _zeros(inputs, device), device, timer)
+        yield
     except RuntimeError as error:
         raise EngineError(
-            f"the layers could not be run to be measured ({error}); --forms default measures nothing."
+            f"the layers could not be run to be measured ({error}); {nothing} measures nothing."
         ) from error
+
+
+def _switch(name: str, value: Any) -> bool | None:
+    """A setting of a build request: True, False, or None for "auto". InputError for anything else."""
+    known = {None: None, registry.AUTO: None, "on": True, "off": False, True: True, False: False}
+    if value not in known:
+        raise InputError(f"{name} is {value!r}; choose {', '.join(SWITCH)}.")
+    return known[value]
 
 
 def _zeros(inputs: tuple[IOTensor, ...], device: torch.device) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls of each slot in a network: shapes, strides and dtypes of their tensors, seen in one eager run."""
+"""The calls of each slot in a network, and its convolutions and matrix products: shapes, strides and dtypes
+of their tensors, seen in one eager run."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamp_trt.export.candidates import registry
 from lamp_trt.export.lamp.lean_unet import use_forms
@@ -38,10 +40,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a slot: operands, and numbers as they are."""
+    """The arguments of a slot or of one of PRODUCTS: operands, and other values as they are."""
 
     slot: str
-    arguments: tuple[Operand | int | float, ...]
+    arguments: tuple[Operand | int | float | tuple[int, ...] | None, ...]
 
     @property
     def nbytes(self) -> int:
@@ -85,18 +87,61 @@ def forget_forms(module: nn.Module, slots: list[str]) -> None:
             vars(layer).pop(slot, None)
 
 
+PRODUCTS: Mapping[str, Callable[..., Any]] = {
+    "convolution": torch.ops.aten.convolution.default,
+    "addmm": torch.ops.aten.addmm.default,
+    "mm": torch.ops.aten.mm.default,
+    "bmm": torch.ops.aten.bmm.default,
+}
+"""Operators of which settings change the kernel."""
+
+
+def recorded_products(module: nn.Module, arguments: tuple[Tensor, ...]) -> Counter[Call]:
+    """The calls of PRODUCTS in one run of `module`, with their counts."""
+    products = _Products()
+    with torch.no_grad(), products:
+        module(*arguments)
+    return products.calls
+
+
 def dominant(calls: Mapping[Call, int], slot: str, limit: int) -> Counter[Call]:
-    """At most `limit` calls of a slot: those whose operands have most bytes in all, since every form is
-    compiled for each of them."""
-    of_slot = Counter({call: count for call, count in calls.items() if call.slot == slot})
-    largest = sorted(of_slot, key=lambda call: of_slot[call] * call.nbytes, reverse=True)
-    return Counter({call: of_slot[call] for call in largest[:limit]})
+    """At most `limit` calls of a slot, the `largest`."""
+    return largest({call: count for call, count in calls.items() if call.slot == slot}, limit)
+
+
+def largest(calls: Mapping[Call, int], limit: int) -> Counter[Call]:
+    """At most `limit` calls: those whose operands have most bytes in all, since every form is compiled for
+    each of them."""
+    ordered = sorted(calls, key=lambda call: calls[call] * call.nbytes, reverse=True)
+    return Counter({call: calls[call] for call in ordered[:limit]})
 
 
 def _recorder(slot: str, form: Callable[..., Tensor], calls: Counter[Call]) -> Callable[..., Tensor]:
     def record(*arguments: Any) -> Tensor:
-        noted = tuple(Operand.of(a) if isinstance(a, Tensor) else a for a in arguments)
-        calls[Call(slot, noted)] += 1
+        calls[Call(slot, _noted(arguments))] += 1
         return form(*arguments)
 
     return record
+
+
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the calls of PRODUCTS while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: Counter[Call] = Counter()
+        self._names = {operator: name for name, operator in PRODUCTS.items()}
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if operator in self._names and not kwargs:
+            self.calls[Call(self._names[operator], _noted(args))] += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def _noted(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments as a Call holds them."""
+    return tuple(
+        Operand.of(a) if isinstance(a, Tensor) else tuple(a) if isinstance(a, list) else a for a in arguments
+    )

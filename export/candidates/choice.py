@@ -2,7 +2,7 @@
 """The choice of the fastest form of each slot, by comparing and timing all on the network's own calls."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +52,15 @@ class Choice:
 
     @property
     def measurements(self) -> str:
-        """Times and reasons of all forms, one line."""
-        slots = {measured.slot: None for measured in self.measured}
-        return "; ".join(
-            f"{slot}: {', '.join(str(m) for m in self.measured if m.slot == slot)}" for slot in slots
-        )
+        return in_one_line(self.measured)
+
+
+def in_one_line(measured: Iterable[Measured]) -> str:
+    """Times and reasons of all forms, by slot."""
+    slots: dict[str, list[str]] = {}
+    for row in measured:
+        slots.setdefault(row.slot, []).append(str(row))
+    return "; ".join(f"{slot}: {', '.join(rows)}" for slot, rows in slots.items())
 
 
 def choose(calls: Mapping[Call, int], timer: Timer, device: torch.device) -> Choice:
@@ -93,46 +97,66 @@ def measure(
 ) -> Iterator[Measured]:
     """Yield each candidate's total time over `calls`."""
     for candidate in candidates:
-        total = 0.0
-        reason = ""
-        for call, count in calls.items():
-            try:
-                values = call.values(device)
-                seconds, result = timer(candidate.load(), values)
-                total += count * seconds
-                reason = disagreement(candidate, values, result)
-                if reason:
-                    break
-            except Exception as error:  # noqa: BLE001 (compilers raise anything; the reason is kept)
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                break
+        yield _measured(calls, candidate, timer, device)
+
+
+def _measured(
+    calls: Mapping[Call, int], candidate: Candidate, timer: Timer, device: torch.device
+) -> Measured:
+    seconds, reason = total_time(
+        calls,
+        timer,
+        device,
+        form=lambda _: candidate.load(),
+        default=lambda call: registry.default_of(call.slot).load(),
+        fp32_rel_l2=candidate.fp32_rel_l2,
+    )
+    if reason:
+        log.info("layer form %s is dropped: %s", candidate.title, reason)
+    return Measured(candidate.slot, candidate.name, seconds, reason)
+
+
+def total_time(
+    calls: Mapping[Call, int],
+    timer: Timer,
+    device: torch.device,
+    form: Callable[[Call], Form],
+    default: Callable[[Call], Form],
+    fp32_rel_l2: float = registry.FP32_REL_L2,
+) -> tuple[float | None, str]:
+    """Seconds of all calls in one form and "", or None and the reason why it is dropped.
+
+    form, default: functions of a call. fp32_rel_l2: limit of the distance between their results in fp32.
+    """
+    total = 0.0
+    for call, count in calls.items():
+        try:
+            values = call.values(device)
+            seconds, result = timer(form(call), values)
+            reason = disagreement(default(call), values, result, fp32_rel_l2)
+        except Exception as error:  # noqa: BLE001 (compilers raise anything; the reason is kept)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         if reason:
-            log.info("layer form %s is dropped: %s", candidate.title, reason)
-            yield Measured(candidate.slot, candidate.name, None, reason)
-        else:
-            yield Measured(candidate.slot, candidate.name, total)
+            return None, reason
+        total += count * seconds
+    return total, ""
 
 
-def disagreement(candidate: Candidate, values: tuple[Any, ...], ours: Tensor) -> str:
+def disagreement(default: Form, values: tuple[Any, ...], ours: Tensor, fp32_rel_l2: float) -> str:
     """Why `ours`, a form's result of `values`, is no other rounding of the default's; "" if it is."""
-    exact, own, dtype = default_results(candidate.slot, values)
+    exact, own, dtype = default_results(default, values)
     if (ours.shape, ours.dtype) != (exact.shape, dtype):
         return f"it returns {ours.dtype} {tuple(ours.shape)}, not {dtype} {tuple(exact.shape)}"
-    limit = candidate.fp32_rel_l2 if dtype == torch.float32 else registry.YARDSTICK * own
+    limit = fp32_rel_l2 if dtype == torch.float32 else registry.YARDSTICK * own
     distance = rel_l2(ours, exact)
     return "" if distance <= limit else f"it is {distance:.1e} from the default in fp32, limit {limit:.1e}"
 
 
-def default_results(slot: str, values: tuple[Any, ...]) -> tuple[Tensor, float, torch.dtype]:
+def default_results(default: Form, values: tuple[Any, ...]) -> tuple[Tensor, float, torch.dtype]:
     """The default's result in fp32 from the same values, its own distance to that, and its dtype."""
-    default = registry.default_of(slot).load()
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return _default_results(default, values)
-
-
-def _default_results(default: Form, values: tuple[Any, ...]) -> tuple[Tensor, float, torch.dtype]:
-    exact = default(*(v.float() if isinstance(v, Tensor) else v for v in values))
-    own = default(*values)
+        exact = default(*(v.float() if isinstance(v, Tensor) else v for v in values))
+        own = default(*values)
     return exact, rel_l2(own, exact), own.dtype
 
 

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer forms of an AOTInductor package: measured before it is compiled, recorded in its key and sidecar.
+"""Layer forms and settings of an AOTInductor package: measured before it is compiled, recorded in its key and
+sidecar.
 
-The key's option `forms` holds the forms that the code has, like "gate=taps", not how they were chosen. A
-measured choice cannot be known before measuring, so the sidecar of such a package holds the forms that were
-considered: by them a later build finds it.
+The key's options hold what the code has, like forms "gate=taps" and conv_as_mm true, not how it was chosen. A
+measured choice cannot be known before measuring, so the sidecar of such a package holds what was considered:
+by that a later build finds it.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lamp_trt.engine.backends import compiled
-from lamp_trt.engine.backends.compiled import CompiledKey
+from lamp_trt.engine.backends.compiled import CompiledEngine, CompiledKey
 from lamp_trt.engine.errors import EngineError, InputError
 from lamp_trt.export.candidates import registry
 from lamp_trt.export.candidates.calls import recorded_calls
@@ -23,6 +24,12 @@ from lamp_trt.export.lamp.lean_unet import use_forms
 
 FORMS, CONSIDERED, MEASURED = "forms", "forms_considered", "forms_measured"
 """Option of the key; entries of the sidecar: registry.considered(), and times and reasons of all forms."""
+
+SETTINGS_CONSIDERED, SETTINGS_MEASURED = "settings_considered", "settings_measured"
+"""Entries of the sidecar: names of the settings that were measured, and their times and reasons."""
+
+OPEN = (FORMS, *(setting.name for setting in registry.SETTINGS))
+"""Options of the key that are registry.AUTO in a request until they are measured."""
 
 
 def requested_forms(forms: str, device: str) -> str:
@@ -39,20 +46,29 @@ def requested_forms(forms: str, device: str) -> str:
 
 
 def existing_key(folder: Path, requested: CompiledKey) -> CompiledKey | None:
-    """The key of a package in `folder` that answers a request: the same key, or for measured forms one that
-    was chosen from the forms that would be considered now. None if there is none."""
-    if requested.flags.get(FORMS) != registry.AUTO:
+    """The key of a package in `folder` that answers a request: the same key, or for what is measured one that
+    was chosen from what would be considered now. None if there is none."""
+    unknown = [name for name in OPEN if requested.flags.get(name) == registry.AUTO]
+    if not unknown:
         return requested if compiled.has(folder, requested) else None
     for engine in reversed(compiled.known(folder)):
-        same = with_forms(engine.key, registry.AUTO).digest() == requested.digest()
-        considered = engine.extra.get(CONSIDERED) == registry.considered()
-        if same and considered and compiled.has(folder, engine.key):
+        same = with_flags(engine.key, dict.fromkeys(unknown, registry.AUTO)).digest() == requested.digest()
+        if same and _was_measured(engine, unknown) and compiled.has(folder, engine.key):
             return engine.key
     return None
 
 
-def with_forms(key: CompiledKey, forms: str) -> CompiledKey:
-    return dataclasses.replace(key, flags={**key.flags, FORMS: forms})
+def _was_measured(engine: CompiledEngine, options: list[str]) -> bool:
+    """Whether an engine's `options` were chosen by measuring what would be measured now."""
+    settings = str(engine.extra.get(SETTINGS_CONSIDERED, "")).split()
+    return all(
+        engine.extra.get(CONSIDERED) == registry.considered() if name == FORMS else name in settings
+        for name in options
+    )
+
+
+def with_flags(key: CompiledKey, flags: Mapping[str, bool | str]) -> CompiledKey:
+    return dataclasses.replace(key, flags={**key.flags, **flags})
 
 
 def measured_forms(

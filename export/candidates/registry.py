@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of formulations: for every slot its default and its candidates. Imports no torch.
+"""The registry of formulations, for every slot its default and its candidates, and of the settings of a
+package's compiler. Imports no torch.
 
 A slot is a place in the lean modules (export/lamp/lean_unet.py) whose computation can be written in several
 ways. All forms of a slot have the same signature and are equal in exact arithmetic. On a GPU they are timed
@@ -150,6 +151,29 @@ CANDIDATES = (
     ),
 )
 """By slot, the default first."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of Inductor or cuDNN, off by default: equal in exact arithmetic, chosen by timing products.
+
+    name      option of a package's key, and of AotInductorOptions
+    replaces  what it avoids when it is on
+    """
+
+    name: str
+    replaces: str
+
+    def title(self, on: bool) -> str:
+        return f"{self.name}={'on' if on else 'off'}"
+
+
+SETTINGS = (
+    Setting("conv_as_mm", "1x1 convolutions, by matrix products"),
+    Setting("cudnn_benchmark", "cuDNN's heuristics, by timing its algorithms at the first run"),
+    Setting("max_autotune", "Inductor's heuristics, by timing kernels for every product while it compiles"),
+)
+"""In the order in which they are chosen."""
 
 
 def of_slot(slot: str) -> tuple[Candidate, ...]:

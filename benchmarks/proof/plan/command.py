@@ -24,7 +24,7 @@ from lamp_trt.benchmarks.proof.plan.schedule import DETACHED, KILL_AFTER_S, WAIT
 from lamp_trt.benchmarks.proof.plan.scripts import ScriptOptions, command_of, script
 from lamp_trt.benchmarks.proof.results.candidate_rows import NOT_MEASURED
 from lamp_trt.engine.errors import InputError
-from lamp_trt.export.candidates.registry import CANDIDATES
+from lamp_trt.export.candidates.registry import CANDIDATES, SETTINGS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -83,7 +83,7 @@ def described(made: Schedule, options: ScriptOptions, carried: Mapping[str, int 
         "detached": {"part": "prepare", "subjects": list(DETACHED), "limit_s": options.prepare_seconds},
         "left_out": list(made.left_out),
         "candidates": [
-            {"form": each.title, "replaces": each.replaces, "result": NOT_MEASURED} for each in CANDIDATES
+            {"form": title, "replaces": replaces, "result": NOT_MEASURED} for title, replaces in _candidates()
         ],
         "outputs": {
             "files": ["report.html", "report.md", "results.json", "logs.tar.gz", "engines.tar.N"],
@@ -93,6 +93,12 @@ def described(made: Schedule, options: ScriptOptions, carried: Mapping[str, int 
         "wheels": [asdict(wheel) for wheel in wheels.WHEELS],
         "carried_bytes": carried,
     }
+
+
+def _candidates() -> list[tuple[str, str]]:
+    """Title of each layer form and setting, and what it replaces."""
+    settings = [(setting.title(True), setting.replaces) for setting in SETTINGS]
+    return [(form.title, form.replaces) for form in CANDIDATES] + settings
 
 
 def _call(call: Call, options: ScriptOptions) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from lamp_trt.engine.backends.backend import BuildRequest
 from lamp_trt.engine.backends.registry import device_engine, find_backend
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.errors import UnavailableError
+from lamp_trt.export.candidates.registry import SETTINGS
 
 FOLDER = "engines"
 """Within a proof's folder."""
 
-UNMEASURED = {"forms": "default"}
+UNMEASURED = {"forms": "default"} | {setting.name: False for setting in SETTINGS}
 """Build options unless others are given: a build that measures needs the GPU for itself."""
 
 

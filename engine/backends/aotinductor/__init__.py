@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from lamp_trt.engine.bundle.reader import Bundle
 
 
+AUTO = "auto"
+SWITCH = (AUTO, "on", "off")
+"""Values of an option that can be left to measuring."""
+
+
 def _library() -> ModuleType:
     from lamp_trt.engine.backends.aotinductor.engine import import_torch
 
@@ -77,6 +82,20 @@ def _probe_rows(machine: Machine) -> list[ProbeRow]:
     return [ProbeRow(BACKEND.title, "ok", f"torch {have}")]
 
 
+def _switch(option: str, what: str) -> Flag:
+    """A setting that is measured on a GPU unless it is given."""
+    return Flag(
+        option,
+        {
+            "nargs": "?",
+            "const": "on",
+            "default": AUTO,
+            "choices": SWITCH,
+            "help": f"on a GPU: {what}; auto turns it on where it is faster (default)",
+        },
+    )
+
+
 BACKEND = Backend(
     name="aotinductor",
     title="AOTInductor",
@@ -92,13 +111,7 @@ BACKEND = Backend(
         suffix="pt2",
         from_checkpoints=True,
         flags=(
-            Flag(
-                "--max-autotune",
-                {
-                    "action": "store_true",
-                    "help": "on a GPU: measure every candidate kernel, which takes many times as long",
-                },
-            ),
+            _switch("--max-autotune", "measure every candidate kernel, which takes many times as long"),
             Flag(
                 "--forms",
                 {
@@ -108,14 +121,8 @@ BACKEND = Backend(
                     "default measures nothing, or given like gate=taps (docs/aotinductor.md)",
                 },
             ),
-            Flag(
-                "--cudnn-benchmark",
-                {"action": "store_true", "help": "on a GPU: cuDNN times its algorithms at a first run"},
-            ),
-            Flag(
-                "--conv-as-mm",
-                {"action": "store_true", "help": "on a GPU: 1x1 convolutions as matrix products"},
-            ),
+            _switch("--cudnn-benchmark", "cuDNN times its algorithms at a first run"),
+            _switch("--conv-as-mm", "1x1 convolutions as matrix products"),
         ),
     ),
 )

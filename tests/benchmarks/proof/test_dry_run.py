@@ -298,12 +298,13 @@ def test_the_pipeline_compiles_every_network_into_the_folder_that_the_unets_are_
     assert {name for (name,) in networks} == set(Bundle.open(toy_bundle).manifest.networks)
     assert {request.engine_dir for request in asked} == {tmp_path / engines.FOLDER} == set(loaded)
     assert {request.device for request in asked} == {"cuda"}
-    assert all(request.flags == {"forms": "default"} for request in asked)
+    assert all(request.flags == engines.UNMEASURED for request in asked)
     asked.clear(), loaded.clear()
     PipelineProof(tmp_path, "aotinductor", flags={"forms": "gate=taps", "max_autotune": True}).load()
     folder = tmp_path / "engines-forms-gate-taps-max_autotune-True"
     assert {request.engine_dir for request in asked} == {folder} == set(loaded)
-    assert asked[0].flags == {"forms": "gate=taps", "max_autotune": True}
+    unmeasured = {"conv_as_mm": False, "cudnn_benchmark": False}
+    assert asked[0].flags == {"forms": "gate=taps", "max_autotune": True, **unmeasured}
 
 
 def test_one_process_makes_a_thing_and_the_others_wait(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lamp_trt.benchmarks.proof.commands.parts import PARTS
 from lamp_trt.benchmarks.proof.plan import wheels
 from lamp_trt.benchmarks.proof.plan.schedule import MEASUREMENTS, schedule
 from lamp_trt.engine.errors import InputError
-from lamp_trt.export.candidates.registry import CANDIDATES
+from lamp_trt.export.candidates.registry import CANDIDATES, SETTINGS
 from tests.doubles.gpu_machine import fake_program
 from tests.system_tools import find
 
@@ -72,7 +72,8 @@ def test_every_part_is_under_timeout_and_they_fit_together(plan: Path) -> None:
         "pipeline",
     ]
     assert made["left_out"] == ["hoists"]
-    assert [row["form"] for row in made["candidates"]] == [form.title for form in CANDIDATES]
+    titles = [form.title for form in CANDIDATES] + [setting.title(True) for setting in SETTINGS]
+    assert [row["form"] for row in made["candidates"]] == titles
     assert {row["result"] for row in made["candidates"]} == {"not measured"}
     assert made["detached"]["subjects"] == ["lamp_unet", "sdxl_unet", "whole"]
 

@@ -11,7 +11,7 @@ from lamp_trt.benchmarks.proof.commands.outcomes import Outcome, PartReport
 from lamp_trt.benchmarks.proof.results.gather import gathered
 from lamp_trt.benchmarks.proof.results.pack import Limits, put
 from lamp_trt.benchmarks.proof.results.page import tables
-from lamp_trt.export.candidates.registry import CANDIDATES
+from lamp_trt.export.candidates.registry import CANDIDATES, SETTINGS
 
 FACTS = {"gpu": "NVIDIA H200", "commit": "abc", "torch": "2.11.0"}
 
@@ -52,18 +52,30 @@ def test_a_report_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
 
 def test_every_layer_form_has_a_row_with_its_time_or_without(tmp_path: Path) -> None:
     def rows() -> list[str]:
-        (table,) = [table for table in tables(gathered(tmp_path)) if table.title == "Layer forms"]
-        assert [row[:2] for row in table.rows] == [(form.slot, form.name) for form in CANDIDATES]
+        (table,) = [
+            table for table in tables(gathered(tmp_path)) if table.title == "Layer forms and settings"
+        ]
+        assert [row[:2] for row in table.rows] == [
+            *((form.slot, form.name) for form in CANDIDATES),
+            *((setting.name, value) for setting in SETTINGS for value in ("off", "on")),
+        ]
         return [" ".join(row[3:]) for row in table.rows]
 
-    assert rows() == ["not measured "] * len(CANDIDATES)
+    titles = [
+        *(form.title for form in CANDIDATES),
+        *(setting.title(on) for setting in SETTINGS for on in (False, True)),
+    ]
+    assert rows() == ["not measured "] * len(titles)
     report = PartReport.open(tmp_path / "candidates-proof-h200.json", FACTS)
-    times = {"gate=convolution": 5.0, "gate=taps": 1.25, "norm_silu=folded": 2.0}
+    times = {"gate=convolution": 5.0, "gate=taps": 1.25, "norm_silu=folded": 2.0, "conv_as_mm=off": 2.0}
+    times |= {"conv_as_mm=on": 1.0, "cudnn_benchmark=on": 3.0}
     report.ended(Outcome("gate", "passed", ""), {"candidates": times})
-    by_title = dict(zip((form.title for form in CANDIDATES), rows(), strict=True))
+    by_title = dict(zip(titles, rows(), strict=True))
     assert by_title["gate=convolution"] == "5.000 1.000"
     assert by_title["gate=taps"] == "1.250 0.250"
     assert by_title["norm_silu=folded"] == "2.000 "
+    assert (by_title["conv_as_mm=off"], by_title["conv_as_mm=on"]) == ("2.000 1.000", "1.000 0.500")
+    assert by_title["cudnn_benchmark=on"] == "3.000 "
     assert by_title["gate=triton"] == by_title["norm_silu=native"] == "not measured "
 
 

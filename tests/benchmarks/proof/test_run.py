@@ -30,7 +30,9 @@ from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.networks import is_motion_tensor
 from lamp_trt.export import recipe
-from lamp_trt.export.candidates.registry import CANDIDATES
+from lamp_trt.export.candidates.choice import Timer
+from lamp_trt.export.candidates.registry import CANDIDATES, SETTINGS
+from lamp_trt.export.candidates.settings import Values
 from tests.doubles.proof import SUBJECTS, ClockedDevice, toy_work
 from tests.tolerances import PROOF_REL_L2
 
@@ -257,13 +259,13 @@ def test_every_layer_form_is_timed_on_the_unets_own_calls(lamp: Work) -> None:
     layouts: set[tuple[str, bool]] = set()
 
     def timer(form: Any, values: tuple[Any, ...]) -> tuple[float, torch.Tensor]:
-        title, result = forms[form], form(*values)
+        title, result = forms.get(form, "a product"), form(*values)
         layouts.add((title, values[0].is_contiguous()))
         wrong = 1.01 if title == "norm_silu=by_channel" else 1.0
         return {"gate=taps": 1.0, "norm_silu=by_channel": 0.1}.get(title, 2.0), result * wrong
 
     figures: dict[str, Any] = {}
-    made = outcomes(CandidatesProof(lamp, figures, timer).checks())
+    made = outcomes(CandidatesProof(lamp, figures, lambda _: timer).checks())
     assert [claim.split()[2] for claim in made if claim.startswith("layer")] == [f.title for f in CANDIDATES]
     (wrong,) = [outcome for outcome in failed(made) if "triton" not in outcome.claim]
     assert "norm_silu=by_channel" in wrong.claim
@@ -272,10 +274,37 @@ def test_every_layer_form_is_timed_on_the_unets_own_calls(lamp: Work) -> None:
     assert made["the fastest forms are known"].figures == "--forms gate=taps"
     timed = figures["candidates"]
     assert timed["gate=convolution"] == 2 * timed["gate=taps"] > 0
+    assert {timed[setting.title(on)] > 0 for setting in SETTINGS for on in (False, True)} == {True}
     assert timed.keys() >= {title for title in forms.values() if title != "norm_silu=by_channel"}
     assert ("gate=convolution", False) in layouts  # channels last, as packages have it
     if importlib.util.find_spec("triton") is None:
         assert made["layer form gate=triton gives the default's result, and is timed"].result == "skipped"
+
+
+def test_every_setting_is_timed_off_and_on(lamp: Work) -> None:
+    """One after the other, each with those before it that were faster; a wrong one fails."""
+
+    def timer_of(values: Values) -> Timer:
+        def timer(form: Any, arguments: tuple[Any, ...]) -> tuple[float, torch.Tensor]:
+            wrong = 1.01 if values.get("max_autotune") else 1.0
+            return 0.5 if values.get("conv_as_mm") else 1.0, form(*arguments) * wrong
+
+        return timer
+
+    figures: dict[str, Any] = {}
+    made = outcomes(CandidatesProof(lamp, figures, timer_of).checks())
+    rows = {claim.split()[1]: row for claim, row in made.items() if claim.startswith("setting")}
+    assert {name: row.result for name, row in rows.items()} == {
+        "conv_as_mm": "passed",
+        "cudnn_benchmark": "passed",
+        "max_autotune": "failed",
+    }
+    assert "from the default in fp32" in rows["max_autotune"].figures
+    timed = figures["candidates"]
+    assert timed["conv_as_mm=off"] == 2 * timed["conv_as_mm=on"] > 0
+    assert timed["cudnn_benchmark=off"] == timed["cudnn_benchmark=on"]
+    assert "max_autotune=on" not in timed
+    assert figures["settings"] == {"conv_as_mm": True, "cudnn_benchmark": False}
 
 
 def test_motions_of_random_checkpoints_share_what_motions_share(tmp_path: Path) -> None:

@@ -24,8 +24,16 @@ from lamp_trt.export.aotinductor import AotInductorOptions, build_packages
 from lamp_trt.export.candidates import choice, registry
 from lamp_trt.export.candidates.calls import Call, Operand, dominant, recorded_calls
 from lamp_trt.export.candidates.choice import MOST_CALLS, Choice, Measured, choose, measure
-from lamp_trt.export.candidates.packages import CONSIDERED, FORMS, MEASURED, existing_key
+from lamp_trt.export.candidates.packages import (
+    CONSIDERED,
+    FORMS,
+    MEASURED,
+    SETTINGS_CONSIDERED,
+    SETTINGS_MEASURED,
+    existing_key,
+)
 from lamp_trt.export.candidates.registry import CANDIDATES, DEFAULT, Candidate
+from lamp_trt.export.candidates.settings import SettingsChoice
 from lamp_trt.export.lamp.lean_unet import make_lean
 from lamp_trt.export.recipe import recipe_from_options
 from tests.export.lamp.test_unet import inputs, random_unet
@@ -157,8 +165,14 @@ def test_only_the_largest_calls_are_timed(calls: Counter[Call]) -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A machine that compiles for a GPU without one. `timer`: of forms; `compiled`: names with the forms that
-    the compiler saw."""
-    state: dict[str, Any] = {"timer": timer_of(FAST), "compiled": [], "measured": 0}
+    the compiler saw; `faster`: settings that are faster on; `settings`: what the compiler saw of them."""
+    state: dict[str, Any] = {
+        "timer": timer_of(FAST),
+        "compiled": [],
+        "measured": 0,
+        "faster": {"conv_as_mm"},
+        "settings": [],
+    }
 
     def compile_module(
         module: nn.Module, inputs: tuple[IOTensor, ...], path: Path, options: AotInductorOptions
@@ -166,6 +180,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         path.write_bytes(b"package")
         used = {slot: vars(m)[slot] for m in module.modules() for slot in registry.SLOTS if slot in vars(m)}
         state["compiled"].append((path.stem, sorted(NAMES[form] for form in used.values())))
+        state["settings"].append(options.settings)
         return "flash"
 
     def measured(module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInductorOptions) -> Choice:
@@ -173,11 +188,26 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         arguments = tuple(torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for t in inputs)
         return aotinductor.measured_forms(module, arguments, CPU, state["timer"])
 
+    def measured_settings(
+        module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInductorOptions
+    ) -> SettingsChoice:
+        values = {
+            name: name in state["faster"] if given is None else given
+            for name, given in options.requested.items()
+        }
+        rows = tuple(Measured(name, "on", 1e-3) for name, given in options.requested.items() if given is None)
+        return SettingsChoice(values, rows)
+
+    monkeypatch.setattr(aotinductor, "_measured_settings", measured_settings)
     monkeypatch.setattr(aotinductor, "compile_module", compile_module)
     monkeypatch.setattr(aotinductor, "_measured", measured)
     monkeypatch.setattr(aotinductor, "_device_name", lambda options: "sm_90 in a machine")
     monkeypatch.setenv("CXX", sys.executable)
     return state
+
+
+OFF = {setting.name: False for setting in registry.SETTINGS}
+"""Options that leave no setting to measuring."""
 
 
 def unets_package(bundle: Bundle, toy: Path, folder: Path, **options: Any) -> compiled.CompiledEngine:
@@ -199,6 +229,13 @@ def test_the_measured_choice_is_in_the_key_the_sidecar_and_the_code(
     assert '"forms": "gate=taps,temporal_conv=two_sided"' in sidecar
     assert engine.extra[CONSIDERED] == registry.considered()
     assert "gate: convolution" in str(engine.extra[MEASURED])
+    settings = {"conv_as_mm": True, "cudnn_benchmark": False, "max_autotune": False}
+    assert {name: engine.key.flags[name] for name in settings} == settings
+    assert gpu["settings"] == [settings]
+    assert engine.extra[SETTINGS_CONSIDERED] == "conv_as_mm cudnn_benchmark max_autotune"
+    assert engine.extra[SETTINGS_MEASURED] == (
+        "conv_as_mm: on 1.000 ms; cudnn_benchmark: on 1.000 ms; max_autotune: on 1.000 ms"
+    )
     assert find_package(bundle, "lamp_unet", "sm_90 in a machine", tmp_path).key == engine.key
     # A second build neither measures nor compiles; one that considers another form does.
     assert unets_package(bundle, toy, tmp_path) == engine
@@ -214,7 +251,7 @@ def test_given_forms_are_compiled_without_measuring(
 ) -> None:
     bundle = Bundle.open(toy_bundle)
     given = [
-        unets_package(bundle, toy, tmp_path, forms=forms)
+        unets_package(bundle, toy, tmp_path, forms=forms, **OFF)
         for forms in ("norm_silu=folded,gate=padded", "default", "gate=padded,norm_silu=folded")
     ]
     assert [engine.key.flags[FORMS] for engine in given] == [
@@ -225,7 +262,28 @@ def test_given_forms_are_compiled_without_measuring(
     assert given[0] == given[2]
     assert [forms for _, forms in gpu["compiled"]] == [["gate=padded", "norm_silu=folded"], []]
     assert gpu["measured"] == 0
-    assert not given[0].extra.keys() & {CONSIDERED, MEASURED}
+    assert not given[0].extra.keys() & {CONSIDERED, MEASURED, SETTINGS_CONSIDERED, SETTINGS_MEASURED}
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("name", [setting.name for setting in registry.SETTINGS])
+def test_a_given_setting_is_not_measured_and_the_others_are(
+    name: str, given: bool, toy: Path, toy_bundle: Path, tmp_path: Path, gpu: dict[str, Any]
+) -> None:
+    bundle = Bundle.open(toy_bundle)
+    gpu["faster"] = {setting.name for setting in registry.SETTINGS}
+    engine = unets_package(bundle, toy, tmp_path, forms="default", **{name: given})
+    others = {setting.name: True for setting in registry.SETTINGS if setting.name != name}
+    assert gpu["settings"] == [others | {name: given}]
+    assert str(engine.extra[SETTINGS_CONSIDERED]).split() == list(others)
+    # The package answers the same request, not one that measures all.
+    assert unets_package(bundle, toy, tmp_path, forms="default", **{name: given}) == engine
+    assert len(gpu["compiled"]) == 1
+    measured = unets_package(bundle, toy, tmp_path, forms="default")
+    assert len(gpu["compiled"]) == 2
+    assert (measured.key == engine.key) == given
+    assert unets_package(bundle, toy, tmp_path, forms="default") == measured
+    assert len(gpu["compiled"]) == 2
 
 
 def test_a_network_without_such_layers_has_its_default_forms(
@@ -237,7 +295,7 @@ def test_a_network_without_such_layers_has_its_default_forms(
         device="cuda",
         networks=("vae_decoder",),
         checkpoints=toy_options(toy),
-        flags={"forms": "auto", "cudnn_benchmark": True, "conv_as_mm": True, "max_autotune": False},
+        flags={"forms": "auto", "cudnn_benchmark": "on", "conv_as_mm": True, "max_autotune": "off"},
     )
     (engine,) = aotinductor.build_requested(request)
     assert engine.key.flags == {
@@ -261,7 +319,8 @@ def test_on_a_cpu_nothing_is_measured_and_keys_are_as_they_were() -> None:
 
 
 def test_a_key_of_another_request_is_not_answered(toy_bundle: Path, tmp_path: Path) -> None:
-    key = package_key(Bundle.open(toy_bundle), "lamp_unet", "sm_90", AotInductorOptions("cuda").flags)
+    options = AotInductorOptions("cuda", **OFF)
+    key = package_key(Bundle.open(toy_bundle), "lamp_unet", "sm_90", options.flags)
     chosen = dataclasses.replace(key, flags={**key.flags, FORMS: "gate=taps"})
 
     def store(key: compiled.CompiledKey, **extra: str) -> None:
@@ -291,6 +350,11 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], me
         AotInductorOptions(**options)
 
 
+def test_a_setting_of_a_build_is_on_off_or_auto(toy_bundle: Path) -> None:
+    with pytest.raises(InputError, match="max_autotune is 'yes'; choose auto, on, off"):
+        aotinductor.build_requested(BuildRequest(Bundle.open(toy_bundle), flags={"max_autotune": "yes"}))
+
+
 def test_a_kernel_without_its_language_is_an_error_that_names_it(
     toy: Path, toy_bundle: Path, tmp_path: Path, gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,3 +378,6 @@ def test_layers_that_do_not_run_are_an_error_with_the_remedy(monkeypatch: pytest
     monkeypatch.setattr(aotinductor, "measured_forms", out_of_memory)
     with pytest.raises(EngineError, match=r"measured \(CUDA out of memory\); --forms default"):
         aotinductor._measured(nn.Identity(), (), AotInductorOptions())
+    monkeypatch.setattr(aotinductor, "recorded_products", out_of_memory)
+    with pytest.raises(EngineError, match=r"out of memory\); --cudnn-benchmark off .* measures nothing"):
+        aotinductor._measured_settings(nn.Identity(), (), AotInductorOptions())

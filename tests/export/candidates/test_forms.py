@@ -59,21 +59,27 @@ def test_a_form_is_another_rounding_of_the_default(
 ) -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         values = arguments(candidate.slot, sizes, dtype, channels_last=channels_last)
-        assert choice.disagreement(candidate, values, candidate.load()(*values)) == ""
+        default = registry.default_of(candidate.slot).load()
+        result = candidate.load()(*values)
+        assert choice.disagreement(default, values, result, candidate.fp32_rel_l2) == ""
 
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_a_wrong_form_is_no_rounding(slot: str) -> None:
     """A relative error of 1e-4 in fp32 and of a few roundings in 16 bits; another shape or dtype."""
     for dtype, error in ((torch.float32, 1e-4), (torch.float16, 4e-3), (torch.bfloat16, 4e-2)):
-        default = registry.default_of(slot)
+        default = registry.default_of(slot).load()
         values = arguments(slot, SIZES[0], dtype)
-        result = default.load()(*values)
-        assert choice.disagreement(default, values, result) == ""
-        assert "from the default in fp32, limit" in choice.disagreement(default, values, result * (1 + error))
-        assert "not torch." in choice.disagreement(default, values, result.double())
-        assert "it returns" in choice.disagreement(default, values, result[:, :1])
-        assert "inf from the default" in choice.disagreement(default, values, result * float("nan"))
+        result = default(*values)
+
+        def why(ours: Tensor, default: choice.Form = default, values: tuple[Any, ...] = values) -> str:
+            return choice.disagreement(default, values, ours, registry.FP32_REL_L2)
+
+        assert why(result) == ""
+        assert "from the default in fp32, limit" in why(result * (1 + error))
+        assert "not torch." in why(result.double())
+        assert "it returns" in why(result[:, :1])
+        assert "inf from the default" in why(result * float("nan"))
 
 
 @pytest.mark.parametrize("candidate", PLAIN, ids=lambda candidate: candidate.title)
