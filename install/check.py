@@ -28,7 +28,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/*.md")
 NOT_FROM_PYPI_ALONE = "tensorrt"
 OTHER_EXTRAS = ("gpu", "rtx")
-LOWEST_EXTRAS = ("export", "cpu", "dev")
+LOWEST_EXTRAS = ("export", "cpu", "openvino", "dev")
 CORE_TESTS = (
     "cli/test_cli.py",
     "cli/test_package.py",
