@@ -88,12 +88,7 @@ class CandidatesProof:
         if not calls:
             raise Unavailable("the network has no product that it concerns")
         chosen: dict[str, bool] = self.figures.setdefault("settings", {})
-        off, on = (
-            measure_setting(
-                setting, value, calls, self._timer_of(chosen | {setting.name: value}), self._device
-            )
-            for value in (False, True)
-        )
+        off, on = measure_setting(setting, calls, self._timer_of, chosen, self._device)
         for measured, value in ((off, False), (on, True)):
             assert measured.seconds is not None, measured.reason
             self.figures[FIGURES][setting.title(value)] = 1e3 * measured.seconds

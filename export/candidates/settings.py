@@ -56,10 +56,7 @@ def choose_settings(
         calls = concerned(setting, products)
         if requested[setting.name] is not None or not calls:
             continue
-        off, on = (
-            measure_setting(setting, value, calls, timer_of(values | {setting.name: value}), device)
-            for value in (False, True)
-        )
+        off, on = measure_setting(setting, calls, timer_of, values, device)
         rows += (off, on)
         values[setting.name] = gains(off, on)
     choice = SettingsChoice(values, tuple(rows))
@@ -77,13 +74,22 @@ def concerned(
 
 
 def measure_setting(
-    setting: Setting, value: bool, calls: Mapping[Call, int], timer: Timer, device: torch.device
-) -> Measured:
-    """The products' total time under a timer that has the setting at `value`."""
-    seconds, reason = total_time(calls, timer, device, form=_product, default=_product)
-    if reason:
-        log.info("setting %s is dropped: %s", setting.title(value), reason)
-    return Measured(setting.name, "on" if value else "off", seconds, reason)
+    setting: Setting,
+    calls: Mapping[Call, int],
+    timer_of: Callable[[Values], Timer],
+    others: Values,
+    device: torch.device,
+) -> tuple[Measured, Measured]:
+    """The products' total time with a setting off and on, under the values of the `others`."""
+
+    def measured(value: bool) -> Measured:
+        timer = timer_of({**others, setting.name: value})
+        seconds, reason = total_time(calls, timer, device, form=_product, default=_product)
+        if reason:
+            log.info("setting %s is dropped: %s", setting.title(value), reason)
+        return Measured(setting.name, "on" if value else "off", seconds, reason)
+
+    return measured(False), measured(True)
 
 
 def gains(off: Measured, on: Measured) -> bool:

@@ -115,7 +115,7 @@ BACKEND = Backend(
             Flag(
                 "--forms",
                 {
-                    "default": "auto",
+                    "default": AUTO,
                     "metavar": "SLOT=FORM,…",
                     "help": "forms of the LAMP UNet's layers: auto measures them on a GPU (default), "
                     "default measures nothing, or given like gate=taps (docs/aotinductor.md)",
