@@ -271,7 +271,7 @@ def _with_forms(
 
 def _measured(module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInductorOptions) -> Choice:
     device = torch.device(options.device)
-    with _measuring("--forms default"):
+    with _measuring():
         _move_empty(module, device, options.layout)
         return measured_forms(module, _zeros(inputs, device), device, cuda_timer(device, options.settings))
 
@@ -294,21 +294,22 @@ def _measured_settings(
     module: nn.Module, inputs: tuple[IOTensor, ...], options: AotInductorOptions
 ) -> SettingsChoice:
     device = torch.device(options.device)
-    with _measuring("--cudnn-benchmark off --conv-as-mm off --max-autotune off"):
+    with _measuring():
         _move_empty(module, device, options.layout)
         products = recorded_products(module, _zeros(inputs, device))
         return choose_settings(products, options.requested, partial(cuda_timer, device), device)
 
 
 @contextmanager
-def _measuring(nothing: str) -> Iterator[None]:
-    """Turn torch's errors, such as too little memory, into EngineError. nothing: options that measure
-    nothing."""
+def _measuring() -> Iterator[None]:
+    """Turn torch's errors, such as too little memory, into EngineError."""
     try:
         yield
     except RuntimeError as error:
+        settings = " ".join(f"--{setting.name.replace('_', '-')} off" for setting in registry.SETTINGS)
         raise EngineError(
-            f"the layers could not be run to be measured ({error}); {nothing} measures nothing."
+            f"the layers could not be run to be measured ({error}); --forms default {settings} measures "
+            "nothing."
         ) from error
 
 

@@ -7,6 +7,7 @@ data are mapped and not loaded. Format: https://huggingface.co/docs/safetensors.
 
 import json
 import math
+import mmap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,14 @@ class WeightFile:
     tensors: Mapping[str, TensorRef]
     metadata: Mapping[str, str]
 
-    def raw(self) -> dict[str, NDArray[np.uint8]]:
+    def mapped(self) -> mmap.mmap:
+        """The file's bytes, read-only. A page is read when it is used."""
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def raw(self, mapped: mmap.mmap | None = None) -> dict[str, NDArray[np.uint8]]:
         """The bytes of every tensor, (length,), as a read-only view of the mapped file."""
-        data = np.memmap(self.path, mode="r")
+        data = np.frombuffer(self.mapped() if mapped is None else mapped, np.uint8)
         return {name: data[ref.offset : ref.offset + ref.length] for name, ref in self.tensors.items()}
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: E402 - imports that need what may be missing come after the skips
-"""A thousand videos by the real command over a small bundle, for clients that wait, leave and delete."""
+"""A thousand videos by the real command over a small bundle, by clients that wait, leave and delete."""
 
 import os
 import random
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.serving.serving_process import Server, descendants, wait_until_dead
 pytestmark = pytest.mark.slow
 
 JOBS, WARM_UP, CLIENTS = 1000, 300, 6
+RAY_START_SECONDS = 240
 GROWTH = 0.05
 """Of the resident memory of each process after the warm-up."""
 FRAME = encode_png(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))
@@ -33,9 +35,10 @@ FORM = {"prompt": "rain", "num_inference_steps": "1"}
 
 
 @contextmanager
-def serving(bundle: Path, jobs: Path) -> Iterator[Server]:
+def serving(bundle: Path, jobs: Path, pool: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "lamp_trt", "serve", "--bundle", str(bundle), "--port", "0"]
     command += ["--safety", "off", "--num-threads", "1", "--jobs-dir", str(jobs), "--max-queued", "100"]
+    command += ["--pool", pool]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -44,7 +47,7 @@ def serving(bundle: Path, jobs: Path) -> Iterator[Server]:
             yield Server(process, url, http)
             pids = {process.pid, *descendants(process.pid)}
         process.terminate()
-        process.wait(30)
+        process.wait(60)
         assert wait_until_dead(pids) == set()
     finally:
         process.kill()
@@ -120,32 +123,54 @@ class State:
         return cls(pages * os.sysconf("SC_PAGE_SIZE"), len(opened) - sockets, sockets)
 
 
-def test_a_thousand_jobs_leave_nothing_over(toy_bundle: Path, tmp_path: Path) -> None:
-    jobs = tmp_path / "jobs"
-    with serving(toy_bundle, jobs) as server:
+def test_on_the_local_pool(toy_bundle: Path, tmp_path: Path) -> None:
+    with serving(toy_bundle, tmp_path / "jobs", "local") as server:
         server.health("ok")
-        visitor = Visitor(server, server.http.get("/v1/models").json()["data"][0]["motions"])
-        with ThreadPoolExecutor(CLIENTS) as clients:
-            list(clients.map(visitor.visit, range(WARM_UP)))
-            processes = server.processes()
-            before = {pid: State.of(pid) for pid in processes}
-            list(clients.map(visitor.visit, range(WARM_UP, JOBS)))
-        ways = visitor.counts
-        print(dict(sorted(ways.items())))
-        assert ways.total() == JOBS
-        assert ways["leave sync: left"] > 10
-        for video in server.http.get("/v1/videos?limit=100").json()["data"]:
-            server.http.delete(f"/v1/videos/{video['id']}")
-        health = server.health("ok")
-        assert health["queued"] == 0
-        assert [engine["restarts"] for engine in health["engines"]] == [0]
-        last = server.http.post("/v1/videos", data=FORM, files={"input_reference": ("frame.png", FRAME)})
-        assert server.ended(last.json()["id"])["status"] == "completed"
+        processes = server.processes()
+        check_a_thousand_jobs(server, tmp_path / "jobs", processes)
         assert server.processes() == processes
-        for pid, was in before.items():
-            now = State.of(pid)
-            print(pid, was, now)
-            assert now.resident < (1 + GROWTH) * was.resident
-            assert now.files <= was.files
-            assert now.sockets <= was.sockets + CLIENTS + 1  # connections that clients keep
-        assert len(list((jobs / "files").iterdir())) == 2  # of the last video
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: pip install 'lamp-trt[ray]'")
+def test_on_ray(toy_bundle: Path, tmp_path: Path) -> None:
+    """Ray starts and ends processes of its own as it likes."""
+    folders = {*Path("/tmp").glob("lamp-ray-*")}
+    with serving(toy_bundle, tmp_path / "jobs", "ray") as server:
+        server.health("ok", RAY_START_SECONDS)
+        replicas = {pid for pid in server.processes() if command_line(pid).startswith("ray::ServeReplica")}
+        assert len(replicas) == 1
+        check_a_thousand_jobs(server, tmp_path / "jobs", {server.process.pid, *replicas})
+    assert {*Path("/tmp").glob("lamp-ray-*")} <= folders
+
+
+def command_line(pid: int) -> str:
+    with suppress(OSError):  # it has ended meanwhile
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def check_a_thousand_jobs(server: Server, jobs: Path, processes: set[int]) -> None:
+    """`processes` do not grow, and no file is left but those of the last video."""
+    visitor = Visitor(server, server.http.get("/v1/models").json()["data"][0]["motions"])
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        list(clients.map(visitor.visit, range(WARM_UP)))
+        before = {pid: State.of(pid) for pid in processes}
+        list(clients.map(visitor.visit, range(WARM_UP, JOBS)))
+    ways = visitor.counts
+    print(dict(sorted(ways.items())))
+    assert ways.total() == JOBS
+    assert ways["leave sync: left"] > 10
+    for video in server.http.get("/v1/videos?limit=100").json()["data"]:
+        server.http.delete(f"/v1/videos/{video['id']}")
+    health = server.health("ok")
+    assert health["queued"] == 0
+    assert [engine["restarts"] for engine in health["engines"]] == [0]
+    last = server.http.post("/v1/videos", data=FORM, files={"input_reference": ("frame.png", FRAME)})
+    assert server.ended(last.json()["id"])["status"] == "completed"
+    for pid, was in before.items():
+        now = State.of(pid)
+        print(pid, was, now)
+        assert now.resident < (1 + GROWTH) * was.resident
+        assert now.files <= was.files
+        assert now.sockets <= was.sockets + CLIENTS + 1  # connections that clients keep
+    assert len(list((jobs / "files").iterdir())) == 2

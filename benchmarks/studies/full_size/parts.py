@@ -28,6 +28,10 @@ Arrays = Mapping[str, NDArray[Any]]
 RUNS: Mapping[str, int] = {LAMP.unet: 2, SDXL.unet: 2, "vae_decoder": 2, "sdxl_vae_decoder": 2}
 """Measured networks, and how often each runs; the fastest run counts."""
 
+IN_FP32 = (LAMP.unet, "vae_decoder")
+"""Networks that run once in fp32 too, from which the distances of bf16 are taken. SDXL's UNet would take more
+than 24 GB."""
+
 
 def make_bundle(folder: Path) -> Figures:
     """Checkpoints with seeded, tamed weights in fp16, and their bundle in bf16."""
@@ -77,7 +81,10 @@ def network(folder: Path, name: str, precision: CpuPrecision, runs: int) -> Figu
 
 
 def pytorch(folder: Path, name: str) -> Figures:
-    """Time and memory of PyTorch's own module in bf16, official formulation, and how far it is from ours."""
+    """Time and memory of PyTorch's own module in bf16, official formulation.
+
+    rel_l2: from ours; to_fp32: ours and PyTorch's from our network in fp32, where that has run.
+    """
     import torch
 
     from lamp_trt.benchmarks.verify.reference.networks import REFERENCE_NETWORKS, module_inputs
@@ -98,9 +105,12 @@ def pytorch(folder: Path, name: str) -> Figures:
 
     seconds, outputs = _timed(run)
     peak_bytes = process_memory()[1]
-    ours = np.load(_outputs_path(folder, f"{name}-bf16"))
-    off = {key: distance(ours[key].astype(np.float32), value).rel_l2 for key, value in outputs.items()}
-    return {"load_s": load_s, **seconds, "peak_bytes": peak_bytes, "rel_l2": max(off.values())}
+    ours = _kept(folder, f"{name}-bf16")
+    figures = {"load_s": load_s, **seconds, "peak_bytes": peak_bytes, "rel_l2": _off(ours, outputs)}
+    if name not in IN_FP32:
+        return figures
+    exact = _kept(folder, f"{name}-fp32")
+    return {**figures, "to_fp32": {"ours": _off(ours, exact), "pytorch": _off(outputs, exact)}}
 
 
 def video(folder: Path, *, from_text: bool) -> Figures:
@@ -137,13 +147,22 @@ def _keep(folder: Path, name: str, outputs: Arrays) -> None:
     np.savez(path, **{key: value.astype(np.float32) for key, value in outputs.items()})  # type: ignore[arg-type]
 
 
+def _kept(folder: Path, name: str) -> Arrays:
+    with np.load(_outputs_path(folder, name)) as kept:
+        return dict(kept)
+
+
+def _off(values: Arrays, reference: Arrays) -> float:
+    return max(distance(values[key], reference[key]).rel_l2 for key in reference)
+
+
 PARTS: Mapping[str, Callable[[Path], Figures]] = {
     "bundle": make_bundle,
     "limits": limits,
     **{name: partial(network, name=name, precision="bf16", runs=runs) for name, runs in RUNS.items()},
     "video-from-image": partial(video, from_text=False),
     "video-from-text": partial(video, from_text=True),
+    **{f"{name}-fp32": partial(network, name=name, precision="fp32", runs=1) for name in IN_FP32},
     **{f"{name}-pytorch": partial(pytorch, name=name) for name in RUNS},
-    f"{LAMP.unet}-fp32": partial(network, name=LAMP.unet, precision="fp32", runs=1),
 }
 """Parts in the order in which they are measured: PyTorch's after ours, which they compare with."""

@@ -63,12 +63,14 @@ class OpenVinoEngine(BaseEngine):
         check_arrays(self._network, self.inputs, arrays)
         given = {tensor.name: np.ascontiguousarray(arrays[tensor.name]) for tensor in self.inputs}
         try:
-            for request in (self._angles, self._request) if self._angles else (self._request,):
+            for request in self._requests():
                 _set_inputs(request, given)
             if self._angles:
                 self._angles.infer()
+                taken = _names(self._request.model_inputs)
                 for output in self._angles.model_outputs:
-                    self._request.set_tensor(output.any_name, self._angles.get_tensor(output))
+                    (name, *_) = output.names & taken
+                    self._request.set_tensor(name, self._angles.get_tensor(output))
             self._infer()
             values = {t.name: np.array(self._request.get_tensor(t.name).data) for t in self.outputs}
         except RuntimeError as error:
@@ -120,7 +122,16 @@ class OpenVinoEngine(BaseEngine):
         if angles is not None:
             self._angles = compile_graph(angles, what, "fp32", 1).create_infer_request()
         compiled = compile_graph(graph.model, what, precision, self._num_threads, PERF_COUNT=self._profile)
+        graph.forget_weights()
         self._graph, self._request = graph, compiled.create_infer_request()
+        taken = set[str]().union(*(_names(request.model_inputs) for request in self._requests()))
+        lost = [tensor.name for tensor in self.inputs if tensor.name not in taken]
+        if lost:
+            raise EngineError(f"OpenVINO's {what} takes no {', '.join(lost)}: report it with the bundle.")
+
+    def _requests(self) -> list[Any]:
+        """In the order in which they run."""
+        return [request for request in (self._angles, self._request) if request]
 
     def _show(self, motion: str) -> None:
         assert self._graph is not None
@@ -137,8 +148,14 @@ class OpenVinoEngine(BaseEngine):
 
 def _set_inputs(request: Any, arrays: Mapping[str, Array]) -> None:
     """Let `request` read those of `arrays` that it takes; they must live until it has run."""
-    taken = {port.any_name for port in request.model_inputs}
+    taken = _names(request.model_inputs)
     for name, array in arrays.items():
         if name in taken:
             element_type = import_openvino().Type(array.dtype)
             request.set_tensor(name, shared_tensor(array, list(array.shape), element_type))
+
+
+def _names(ports: Any) -> set[str]:
+    """All names of inputs or outputs. One has several where a cast beside it was found to do nothing, and
+    `any_name` is then any of them."""
+    return {name for port in ports for name in port.names}

@@ -2,6 +2,7 @@
 """A bundle's graph as OpenVINO's model: weights are views of the mapped files, a motion's are inputs."""
 
 import io
+import mmap
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,12 +29,17 @@ class Graph:
     """An ov.Model.
 
     motion  its inputs that hold a motion's tensors: shape and element type by name
-    mapped  the memory that its constants lie in, which OpenVINO does not keep alive
+    mapped  the files that its constants lie in, which OpenVINO does not keep alive
     """
 
     model: Any
     motion: Mapping[str, tuple[list[int], Any]]
-    mapped: tuple[Bytes, ...]
+    mapped: tuple[mmap.mmap, ...]
+
+    def forget_weights(self) -> None:
+        """Take the constants out of this process's memory; one that is used again is read from its file."""
+        for file in self.mapped:
+            file.madvise(mmap.MADV_DONTNEED)
 
 
 def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bool) -> Graph:
@@ -59,7 +65,9 @@ def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bo
         ) from error
     use_channel_statistics(model)
     moving = {name for name in files if motion is not None and is_motion_tensor(name)}
-    raw = {file: read_weight_file(bundle.path_of(file)).raw() for file in {*files.values()}}
+    weights = {file: read_weight_file(bundle.path_of(file)) for file in {*files.values()}}
+    mapped = {file: each.mapped() for file, each in weights.items()}
+    raw = {file: each.raw(mapped[file]) for file, each in weights.items()}
     inputs = {}
     for parameter in model.get_parameters():
         name = parameter.get_friendly_name()
@@ -69,7 +77,7 @@ def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bo
         if name in moving:
             inputs[name] = shape, element_type
         _replace(model, parameter, None if name in moving else raw[files[name]][name], element_type)
-    return Graph(model, inputs, tuple(data for file in raw.values() for data in file.values()))
+    return Graph(model, inputs, tuple(mapped.values()))
 
 
 def shared_tensor(data: NDArray[Any], shape: list[int], element_type: Any) -> Any:

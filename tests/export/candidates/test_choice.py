@@ -379,5 +379,7 @@ def test_layers_that_do_not_run_are_an_error_with_the_remedy(monkeypatch: pytest
     with pytest.raises(EngineError, match=r"measured \(CUDA out of memory\); --forms default"):
         aotinductor._measured(nn.Identity(), (), AotInductorOptions())
     monkeypatch.setattr(aotinductor, "recorded_products", out_of_memory)
-    with pytest.raises(EngineError, match=r"out of memory\); --cudnn-benchmark off .* measures nothing"):
+    with pytest.raises(
+        EngineError, match=r"out of memory\); --forms default --conv-as-mm off .* measures nothing"
+    ):
         aotinductor._measured_settings(nn.Identity(), (), AotInductorOptions())
