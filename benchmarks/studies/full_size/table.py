@@ -49,16 +49,25 @@ def networks_table(values: Values) -> Table:
                 f"{peer['cpu_s']:.0f} s" if peer else "",
                 amount(peer["peak_bytes"], "B") if peer else "",
                 small(peer["rel_l2"]) if peer else "",
+                _to_fp32(peer or {}),
             ]
         )
     limits = ", ".join(f"{amount(rate, 'FLOP/s')} in {name}" for name, rate in parts["limits"].items())
     note = (
         f"{_where(values)}. Measured matrix products: {limits}; share: of that. Bundle and PyTorch's modules "
-        "(official formulation) in bf16; SDXL's VAE in fp32 in both. Distance: relative L2 between them."
+        "(official formulation) in bf16; SDXL's VAE in fp32 in both. Distance: relative L2 between them, and "
+        "ours and PyTorch's to our network in fp32."
     )
     header = ("", "time", "CPU", "share", "peak", "loading")
-    peer_header = ("PyTorch", "its CPU", "its peak", "distance")
+    peer_header = ("PyTorch", "its CPU", "its peak", "distance", "to fp32")
     return Table("Full size", (*header, *peer_header), rows, note, frozenset({0}))
+
+
+def _to_fp32(peer: Values) -> str:
+    """Ours and PyTorch's distance."""
+    return (
+        ", ".join(small(peer["to_fp32"][whose]) for whose in ("ours", "pytorch")) if "to_fp32" in peer else ""
+    )
 
 
 def videos_table(values: Values) -> Table:

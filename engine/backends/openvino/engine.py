@@ -51,6 +51,9 @@ class OpenVinoEngine(BaseEngine):
         self._graph: Graph | None = None
         self._request: Any = None
         self._angles: Any = None
+        self._takers: list[tuple[Any, IOTensor, Any]] = []
+        self._angle_names: list[str] = []
+        self._new_tensor: Any = None
         if motion is None:
             self._load(None)
         else:
@@ -63,14 +66,13 @@ class OpenVinoEngine(BaseEngine):
         check_arrays(self._network, self.inputs, arrays)
         given = {tensor.name: np.ascontiguousarray(arrays[tensor.name]) for tensor in self.inputs}
         try:
-            for request in self._requests():
-                _set_inputs(request, given)
+            for request, tensor, element_type in self._takers:
+                value = self._new_tensor(given[tensor.name], list(tensor.shape), element_type)
+                request.set_tensor(tensor.name, value)
             if self._angles:
                 self._angles.infer()
-                taken = _names(self._request.model_inputs)
-                for output in self._angles.model_outputs:
-                    (name, *_) = output.names & taken
-                    self._request.set_tensor(name, self._angles.get_tensor(output))
+                for name in self._angle_names:
+                    self._request.set_tensor(name, self._angles.get_tensor(name))
             self._infer()
             values = {t.name: np.array(self._request.get_tensor(t.name).data) for t in self.outputs}
         except RuntimeError as error:
@@ -124,14 +126,27 @@ class OpenVinoEngine(BaseEngine):
         compiled = compile_graph(graph.model, what, precision, self._num_threads, PERF_COUNT=self._profile)
         graph.forget_weights()
         self._graph, self._request = graph, compiled.create_infer_request()
-        taken = set[str]().union(*(_names(request.model_inputs) for request in self._requests()))
-        lost = [tensor.name for tensor in self.inputs if tensor.name not in taken]
-        if lost:
-            raise EngineError(f"OpenVINO's {what} takes no {', '.join(lost)}: report it with the bundle.")
+        self._connect(what)
 
-    def _requests(self) -> list[Any]:
-        """In the order in which they run."""
-        return [request for request in (self._angles, self._request) if request]
+    def _connect(self, what: str) -> None:
+        """Find out which model takes which input. EngineError for an input that none takes."""
+        ov = import_openvino()
+        requests = [request for request in (self._angles, self._request) if request]
+        self._takers = [
+            (request, tensor, ov.Type(np.dtype(tensor.dtype)))
+            for request in requests
+            for tensor in self.inputs
+            if tensor.name in _names(request.model_inputs)
+        ]
+        lost = {tensor.name for tensor in self.inputs} - {tensor.name for _, tensor, _ in self._takers}
+        if lost:
+            self._drop()
+            raise EngineError(f"OpenVINO's {what} takes no {', '.join(sorted(lost))}: report it.")
+        if self._angles:
+            self._angle_names = sorted(
+                _names(self._angles.model_outputs) & _names(self._request.model_inputs)
+            )
+        self._new_tensor = ov.Tensor
 
     def _show(self, motion: str) -> None:
         assert self._graph is not None
@@ -143,16 +158,7 @@ class OpenVinoEngine(BaseEngine):
 
     def _drop(self) -> None:
         self._request = self._angles = self._graph = self._motion = None
-        self._motion_data = {}
-
-
-def _set_inputs(request: Any, arrays: Mapping[str, Array]) -> None:
-    """Let `request` read those of `arrays` that it takes; they must live until it has run."""
-    taken = _names(request.model_inputs)
-    for name, array in arrays.items():
-        if name in taken:
-            element_type = import_openvino().Type(array.dtype)
-            request.set_tensor(name, shared_tensor(array, list(array.shape), element_type))
+        self._takers, self._motion_data = [], {}
 
 
 def _names(ports: Any) -> set[str]:
