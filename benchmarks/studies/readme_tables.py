@@ -44,7 +44,7 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], Table]]] = {
     "motion-switch": ("motion-switch-2-core-epyc.json", motion_switch_table),
     "full-size": (_FULL_SIZE, full_size.networks_table),
     "full-size-videos": (_FULL_SIZE, full_size.videos_table),
-    "toy-peers": (_PEERS, partial(cpu_peers.networks_table, subject="toy")),
+    "toy-peers": (_PEERS, partial(cpu_peers.times_table, subject="toy")),
     "toy-peers-videos": (_PEERS, partial(cpu_peers.videos_table, subject="toy")),
     "mid-size-peers": (_PEERS, partial(cpu_peers.networks_table, subject="mid-size")),
     "toy-networks": ("bench-toy-2-core-epyc.json", partial(_bench_table, _networks)),

@@ -107,7 +107,7 @@ def pytorch(folder: Path, name: str) -> Figures:
     peak_bytes = process_memory()[1]
     ours = _kept(folder, f"{name}-bf16")
     figures = {"load_s": load_s, **seconds, "peak_bytes": peak_bytes, "rel_l2": _off(ours, outputs)}
-    if name not in IN_FP32:
+    if not _outputs_path(folder, f"{name}-fp32").is_file():
         return figures
     exact = _kept(folder, f"{name}-fp32")
     return {**figures, "to_fp32": {"ours": _off(ours, exact), "pytorch": _off(outputs, exact)}}

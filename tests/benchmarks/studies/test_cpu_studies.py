@@ -13,6 +13,7 @@ from lamp_trt.benchmarks.report.markdown import table_lines
 from lamp_trt.benchmarks.studies.cpu_peers import TWO_VIDEOS, VIDEO
 from lamp_trt.benchmarks.studies.cpu_peers import __main__ as peers
 from lamp_trt.benchmarks.studies.cpu_peers.table import networks_table as peers_table
+from lamp_trt.benchmarks.studies.cpu_peers.table import times_table as peers_times
 from lamp_trt.benchmarks.studies.cpu_peers.ways import EAGER, loaded, network_ways, outputs_path
 from lamp_trt.benchmarks.studies.full_size import __main__ as full_size
 from lamp_trt.benchmarks.studies.full_size import parts
@@ -22,6 +23,7 @@ from lamp_trt.engine.backends import cpu
 from lamp_trt.engine.backends.registry import REFERENCE
 from lamp_trt.export.recipe import BuildOptions
 from tests.fixtures.openvino import needs_openvino
+from tests.tolerances import FP16_YARDSTICK
 
 MACHINE = {"cpu": "a CPU", "cpu_threads": 2, "versions": {"onnxruntime": "1.2", "torch": "2.3"}}
 STEP = {"wall_s": 10.0, "cpu_s": 20.0, "peak_bytes": 5e9, "load_s": 3.0}
@@ -57,7 +59,7 @@ def test_the_tables_of_full_size_give_the_share_of_the_measured_rate() -> None:
     figures = {
         "limits": {"fp32": 1e11, "bf16": 2e11},
         "lamp_unet": {**STEP, "backend": "onnxruntime", "flops": 1e12},
-        "lamp_unet-pytorch": {**STEP, "rel_l2": 0.0123},
+        "lamp_unet-pytorch": {**STEP, "rel_l2": 0.0123, "to_fp32": {"ours": 0.011, "pytorch": 0.01}},
         "lamp_unet-fp32": None,
         "sdxl_unet": None,
         "vae_decoder": None,
@@ -68,7 +70,7 @@ def test_the_tables_of_full_size_give_the_share_of_the_measured_rate() -> None:
     values = {"machine": MACHINE, "parts": figures}
     (row,) = networks_table(values).rows
     assert list(row)[:5] == ["a step of the LAMP UNet", "10.0 s", "20 s", "50 %", "5.00 GB"]
-    assert row[-1] == "1.2e-02"
+    assert list(row)[-2:] == ["1.2e-02", "1.1e-02, 1.0e-02"]
     assert "ONNX Runtime 1.2" in networks_table(values).note
     (video,) = videos_table(values).rows
     assert list(video) == ["from an image", "", "10.0 s", "", "12.0 s", "6.00 GB"]
@@ -111,6 +113,8 @@ def test_ways_take_turns_and_are_compared_with_pytorch_eager(
     assert "| vae_decoder | PyTorch eager | 10.0 s | 30.0 s | 1.50x |" in lines
     assert "it ended with code 1" in lines
     assert len(table.rows) == len(ways)
+    (times,) = peers_times(values, "toy").rows
+    assert list(times) == ["vae_decoder", *["10.0 s"] * (len(ways) - 1), "failed"]
 
 
 def test_a_way_that_ends_early_says_why(tmp_path: Path) -> None:
@@ -132,10 +136,12 @@ def test_parts_measure_networks_pytorch_and_videos(
     motions = {"horse_run": toy / "motions" / "horse_run"}
     monkeypatch.setattr(parts, "bundle_path", lambda _: sdxl_bundle)
     monkeypatch.setattr(parts, "whole_options", lambda _: BuildOptions(toy / "sd", motions, sdxl))
-    ours, own = (parts.PARTS[name](tmp_path) for name in ("vae_decoder", "vae_decoder-pytorch"))
+    names = ("vae_decoder", "vae_decoder-fp32", "vae_decoder-pytorch")
+    ours, _, own = (parts.PARTS[name](tmp_path) for name in names)
     assert ours["flops"] > 0
     assert 0 < ours["wall_s"] <= ours["first_s"]
     assert 1e-4 < own["rel_l2"] < 0.1
+    assert 1e-4 < own["to_fp32"]["ours"] <= FP16_YARDSTICK * own["to_fp32"]["pytorch"]
     assert min(ours["peak_bytes"], own["peak_bytes"]) > 1 << 20
     timings = parts.PARTS["video-from-text"](tmp_path)["timings"]
     assert timings["make_first_frame"] > 0
