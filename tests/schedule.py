@@ -10,7 +10,7 @@ FIRST = (
     "runtime/kernels/test_sanitizers.py",
     "runtime/kernels/test_compile.py",
     "engine/backends/test_aotinductor.py",
-    "serving/test_real_servers.py",
+    "install/test_real_servers.py",
     "serving/test_a_thousand_jobs.py",
     "runtime/test_pipeline.py",
     "export/test_build.py",

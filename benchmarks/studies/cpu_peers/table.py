@@ -7,6 +7,7 @@ from typing import Any
 from lamp_trt.benchmarks.report.numbers import amount, seconds, small
 from lamp_trt.benchmarks.report.tables import Table
 from lamp_trt.benchmarks.studies.cpu_peers import TWO_VIDEOS, VIDEO
+from lamp_trt.engine.backends.registry import backends_on
 
 Values = Mapping[str, Any]
 
@@ -50,8 +51,8 @@ def _table(values: Values, subject: str, parts: list[str]) -> Table:
 
 def _where(values: Values) -> str:
     versions = values["machine"]["versions"]
-    packages = {"OpenVINO": "openvino", "ONNX Runtime": "onnxruntime", "PyTorch": "torch"}
-    named = ", ".join(f"{title} {versions[name]}" for title, name in packages.items() if name in versions)
+    packages = {backend.packages[0]: backend.title for backend in backends_on(None)} | {"torch": "PyTorch"}
+    named = ", ".join(f"{title} {versions[name]}" for name, title in packages.items() if name in versions)
     return f"{values['machine']['cpu_threads']} threads of {values['machine']['cpu']}; {named}"
 
 
