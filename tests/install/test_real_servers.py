@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import sysconfig
-import urllib.request
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.install.pypi import FROM_PYPI, UV, uv_environment
+
 ROOT = Path(__file__).parents[2]
-PYPI = "https://pypi.org/simple"
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,6 @@ TRITON = Server(
 def test_with_the_real_server(server: Server, tmp_path: Path) -> None:
     if find_spec(server.needs):
         pytest.skip(f"{server.needs} is installed here: its tests are in this run")
-    pytest.importorskip("uv", reason="needs uv, of the extra dev")
-    try:
-        urllib.request.urlopen(f"{PYPI}/uv/", timeout=10).close()
-    except OSError as error:
-        pytest.skip(f"PyPI cannot be reached ({getattr(error, 'reason', error)}): no {server.needs} to test")
     python = environment_with(server.requirements, tmp_path / "venv")
     report = tmp_path / "report.xml"
     command = [str(python), "-m", "pytest", "-m", "slow", "-p", "no:cacheprovider", f"--junitxml={report}"]
@@ -70,12 +65,10 @@ def test_with_the_real_server(server: Server, tmp_path: Path) -> None:
 
 def environment_with(requirements: tuple[str, ...], folder: Path) -> Path:
     """The Python of a new virtual environment with `requirements`, which also finds what this one has."""
+    environment, python = uv_environment(), folder / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-config", "--default-index", PYPI]
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(("UV_", "PIP_"))}
-    command = [*uv, "--python", str(python), *requirements]
-    done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
+    command = [*UV, "install", *FROM_PYPI, "--python", str(python), *requirements]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     (packages,) = folder.glob("lib/python*/site-packages")
     here = sysconfig.get_path("purelib")

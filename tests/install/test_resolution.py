@@ -5,12 +5,9 @@ A resolution of several extras together holds for each of them alone too, so wha
 together. Only wheels count, except for NVIDIA's packages that PyPI has as source archives only.
 """
 
-import os
 import re
 import subprocess
-import sys
 import tomllib
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -18,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.install.pypi import FROM_PYPI, UV, uv_environment
+
 ROOT = Path(__file__).parents[2]
-PYPI = "https://pypi.org/simple"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_35")
 """glibc 2.28 and newer, as torch; on aarch64 TensorRT-RTX needs 2.35."""
@@ -35,16 +33,10 @@ Resolve = Callable[..., str]
 @pytest.fixture(scope="module")
 def resolve() -> Resolve:
     """resolve(extras, python, platform, *options) gives uv's pins, or fails with uv's message."""
-    pytest.importorskip("uv", reason="uv is not installed, see pip install 'lamp-trt[dev]'")
-    try:
-        urllib.request.urlopen(f"{PYPI}/uv/", timeout=10).close()
-    except OSError as error:
-        pytest.skip(f"PyPI cannot be reached ({getattr(error, 'reason', error)}), so nothing can be resolved")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PIP_"))}
+    environment = uv_environment()
 
     def run(extras: tuple[str, ...], python: str, platform: str, *options: str) -> str:
-        command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--no-header"]
-        command += ["--no-annotate", "--default-index", PYPI, "--python-version", python]
+        command = [*UV, "compile", *FROM_PYPI, "--no-header", "--no-annotate", "--python-version", python]
         command += ["--python-platform", platform, "--only-binary", ":all:"]
         if {"rtx", "tensorrt"} & set(extras):
             command += [word for name in SOURCE_ONLY for word in ("--no-binary", name)]

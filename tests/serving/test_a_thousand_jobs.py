@@ -47,7 +47,7 @@ def serving(bundle: Path, jobs: Path, pool: str) -> Iterator[Server]:
             yield Server(process, url, http)
             pids = {process.pid, *descendants(process.pid)}
         process.terminate()
-        process.wait(60)
+        process.wait(30 if pool == "local" else 60)  # Ray has processes of its own to end
         assert wait_until_dead(pids) == set()
     finally:
         process.kill()

@@ -53,7 +53,6 @@ class OpenVinoEngine(BaseEngine):
         self._angles: Any = None
         self._takers: list[tuple[Any, IOTensor, Any]] = []
         self._angle_names: list[str] = []
-        self._new_tensor: Any = None
         if motion is None:
             self._load(None)
         else:
@@ -67,7 +66,7 @@ class OpenVinoEngine(BaseEngine):
         given = {tensor.name: np.ascontiguousarray(arrays[tensor.name]) for tensor in self.inputs}
         try:
             for request, tensor, element_type in self._takers:
-                value = self._new_tensor(given[tensor.name], list(tensor.shape), element_type)
+                value = shared_tensor(given[tensor.name], list(tensor.shape), element_type)
                 request.set_tensor(tensor.name, value)
             if self._angles:
                 self._angles.infer()
@@ -146,7 +145,6 @@ class OpenVinoEngine(BaseEngine):
             self._angle_names = sorted(
                 _names(self._angles.model_outputs) & _names(self._request.model_inputs)
             )
-        self._new_tensor = ov.Tensor
 
     def _show(self, motion: str) -> None:
         assert self._graph is not None

@@ -83,7 +83,9 @@ def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bo
 def shared_tensor(data: NDArray[Any], shape: list[int], element_type: Any) -> Any:
     """An ov.Tensor over memory that may be read-only: OpenVINO does not write to inputs and constants. The
     caller keeps `data` alive while it is used."""
-    return import_openvino().Tensor(data, shape, element_type)
+    from openvino import Tensor  # a model is there, so the library was checked; import_openvino checks again
+
+    return Tensor(data, shape, element_type)
 
 
 def _replace(model: Any, parameter: Any, data: Bytes | None, element_type: Any) -> None:
