@@ -11,7 +11,7 @@ from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.backends.openvino.angles import take_angles_out
 from lamp_trt.engine.backends.openvino.graph import Graph, network_graph, shared_tensor
-from lamp_trt.engine.backends.openvino.library import compile_graph, explained, import_openvino
+from lamp_trt.engine.backends.openvino.library import compile_graph, explained
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
@@ -51,7 +51,7 @@ class OpenVinoEngine(BaseEngine):
         self._graph: Graph | None = None
         self._request: Any = None
         self._angles: Any = None
-        self._takers: list[tuple[Any, IOTensor, Any]] = []
+        self._places: list[tuple[str, Array]] = []
         self._angle_names: list[str] = []
         if motion is None:
             self._load(None)
@@ -63,11 +63,9 @@ class OpenVinoEngine(BaseEngine):
         if self._request is None:
             raise EngineError(f"{self._network} has no motion since a switch failed; set one.")
         check_arrays(self._network, self.inputs, arrays)
-        given = {tensor.name: np.ascontiguousarray(arrays[tensor.name]) for tensor in self.inputs}
+        for name, place in self._places:
+            np.copyto(place, arrays[name])
         try:
-            for request, tensor, element_type in self._takers:
-                value = shared_tensor(given[tensor.name], list(tensor.shape), element_type)
-                request.set_tensor(tensor.name, value)
             if self._angles:
                 self._angles.infer()
                 for name in self._angle_names:
@@ -128,16 +126,15 @@ class OpenVinoEngine(BaseEngine):
         self._connect(what)
 
     def _connect(self, what: str) -> None:
-        """Find out which model takes which input. EngineError for an input that none takes."""
-        ov = import_openvino()
+        """Find out where the models take their inputs. EngineError for an input that none takes."""
         requests = [request for request in (self._angles, self._request) if request]
-        self._takers = [
-            (request, tensor, ov.Type(np.dtype(tensor.dtype)))
+        self._places = [
+            (tensor.name, request.get_tensor(tensor.name).data)
             for request in requests
             for tensor in self.inputs
             if tensor.name in _names(request.model_inputs)
         ]
-        lost = {tensor.name for tensor in self.inputs} - {tensor.name for _, tensor, _ in self._takers}
+        lost = {tensor.name for tensor in self.inputs} - {name for name, _ in self._places}
         if lost:
             self._drop()
             raise EngineError(f"OpenVINO's {what} takes no {', '.join(sorted(lost))}: report it.")
@@ -156,7 +153,7 @@ class OpenVinoEngine(BaseEngine):
 
     def _drop(self) -> None:
         self._request = self._angles = self._graph = self._motion = None
-        self._takers, self._motion_data = [], {}
+        self._places, self._motion_data = [], {}
 
 
 def _names(ports: Any) -> set[str]:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lamp_trt.engine.backends.openvino.group_norm import use_channel_statistics
 from lamp_trt.engine.backends.openvino.library import core, explained, import_openvino
+from lamp_trt.engine.backends.openvino.patches import use_patch_products
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError
@@ -64,6 +65,7 @@ def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bo
             f"OpenVINO cannot take {network} of {bundle.path}: {_named(proto, explained(error))}"
         ) from error
     use_channel_statistics(model)
+    use_patch_products(model)
     moving = {name for name in files if motion is not None and is_motion_tensor(name)}
     weights = {file: read_weight_file(bundle.path_of(file)) for file in {*files.values()}}
     mapped = {file: each.mapped() for file, each in weights.items()}

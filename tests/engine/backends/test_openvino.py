@@ -33,8 +33,6 @@ from lamp_trt.engine.backends.openvino import BACKEND, probe
 from lamp_trt.engine.backends.openvino import engine as engine_module
 from lamp_trt.engine.backends.openvino import graph as graph_module
 from lamp_trt.engine.backends.openvino.graph import network_graph
-from lamp_trt.engine.backends.openvino.group_norm import use_channel_statistics
-from lamp_trt.engine.backends.openvino.library import compile_graph, import_openvino
 from lamp_trt.engine.backends.probe import Gpu
 from lamp_trt.engine.backends.registry import choose_backend, host_engine
 from lamp_trt.engine.bundle.reader import Bundle
@@ -170,27 +168,6 @@ def test_timesteps_are_not_rounded_to_bf16(network: str, sdxl_bundle: Path) -> N
             for step in (501, 502)
         ]
     assert np.any(outputs[0] != outputs[1])
-
-
-def test_group_normalization_by_channel_statistics_equals_openvinos_own() -> None:
-    ov = import_openvino()
-    op = ov.opset13
-    rng = np.random.default_rng(0)
-    x = (rng.standard_normal((1, 32, 96, 96)) + 3).astype(np.float32)
-    scale, bias = rng.standard_normal((2, 32)).astype(np.float32)
-
-    def model() -> Any:
-        taken = op.parameter(x.shape, np.float32)
-        normalized = op.group_normalization(taken, op.constant(scale), op.constant(bias), 8, 1e-6)
-        return ov.Model([normalized], [taken])
-
-    groups = x.reshape(8, -1).astype(np.float64)
-    rows = (groups - groups.mean(1, keepdims=True)) / np.sqrt(groups.var(1, keepdims=True) + 1e-6)
-    exact = rows.reshape(x.shape) * scale[:, None, None] + bias[:, None, None]
-    rewritten = model()
-    assert use_channel_statistics(rewritten) == 1
-    for each, limit in ((rewritten, 2e-7), (model(), 1e-5)):
-        assert distance(compile_graph(each, "it", "fp32", 1)(x)[0], exact).rel_l2 <= limit
 
 
 def test_arrays_may_be_read_only_or_strided_and_are_left_alone(vae_decoder: Any) -> None:
