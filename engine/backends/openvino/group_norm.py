@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lamp_trt.engine.backends.openvino.library import import_openvino
+from lamp_trt.engine.backends.openvino.rewriting import integers, replace_nodes
 
 _WORTH_ELEMENTS = 1 << 18
 """1 MB in fp32. Smaller values stay in the cache, and each rewritten node takes 10 ms more to compile."""
@@ -21,12 +22,7 @@ def use_channel_statistics(model: Any) -> int:
     channels. Axes are summed one after another, which keeps partial sums short and so exact. Values of video
     (rank 5) are reordered anyway.
     """
-    nodes = [node for node in model.get_ordered_ops() if _is_worth_it(node)]
-    for node in nodes:
-        normalized = _normalized(node)
-        normalized.set_friendly_name(node.get_friendly_name())
-        node.output(0).replace(normalized.output(0))
-    return len(nodes)
+    return replace_nodes(model, _is_worth_it, _normalized)
 
 
 def _is_worth_it(node: Any) -> bool:
@@ -43,20 +39,17 @@ def _normalized(node: Any) -> Any:
     batch, channels, *rest = x.get_shape()
     groups, ones = attributes["num_groups"], [1] * len(rest)
 
-    def shape(*sizes: int) -> Any:
-        return op.constant(np.array(sizes, np.int64))
-
     def group_mean(value: Any) -> Any:
         for axis in reversed(range(2, 2 + len(rest))):
-            value = op.reduce_mean(value, shape(axis), keep_dims=True)
-        rows = op.reshape(value, shape(batch, groups, channels // groups), False)
+            value = op.reduce_mean(value, integers(axis), keep_dims=True)
+        rows = op.reshape(value, integers(batch, groups, channels // groups), False)
         mean = op.broadcast(
-            op.reduce_mean(rows, shape(2), keep_dims=True), shape(batch, groups, channels // groups)
+            op.reduce_mean(rows, integers(2), keep_dims=True), integers(batch, groups, channels // groups)
         )
-        return op.reshape(mean, shape(batch, channels, *ones), False)
+        return op.reshape(mean, integers(batch, channels, *ones), False)
 
     def per_channel(value: Any) -> Any:
-        return op.reshape(value, shape(1, channels, *ones), False)
+        return op.reshape(value, integers(1, channels, *ones), False)
 
     element_type = x.get_element_type()
     centred = op.subtract(x, group_mean(x))
