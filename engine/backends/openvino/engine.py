@@ -10,8 +10,8 @@ import numpy as np
 from lamp_trt.engine.backends.contract import Array, BaseEngine, check_arrays
 from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.backends.openvino.angles import take_angles_out
-from lamp_trt.engine.backends.openvino.graph import Graph, network_graph, shared_tensor
-from lamp_trt.engine.backends.openvino.library import compile_graph, explained
+from lamp_trt.engine.backends.openvino.graph import Graph, network_graph
+from lamp_trt.engine.backends.openvino.library import compile_graph, explained, shared_tensor
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
 from lamp_trt.engine.errors import EngineError

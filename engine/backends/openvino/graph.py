@@ -13,8 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lamp_trt.engine.backends.openvino.channels_last import use_channels_last
+from lamp_trt.engine.backends.openvino.gates import use_layers_of_halves
 from lamp_trt.engine.backends.openvino.group_norm import use_channel_statistics
-from lamp_trt.engine.backends.openvino.library import core, explained, import_openvino
+from lamp_trt.engine.backends.openvino.library import core, explained, import_openvino, shared_tensor
 from lamp_trt.engine.backends.openvino.patches import use_patch_products
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
@@ -64,8 +66,6 @@ def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bo
         raise EngineError(
             f"OpenVINO cannot take {network} of {bundle.path}: {_named(proto, explained(error))}"
         ) from error
-    use_channel_statistics(model)
-    use_patch_products(model)
     moving = {name for name in files if motion is not None and is_motion_tensor(name)}
     weights = {file: read_weight_file(bundle.path_of(file)) for file in {*files.values()}}
     mapped = {file: each.mapped() for file, each in weights.items()}
@@ -79,15 +79,12 @@ def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bo
         if name in moving:
             inputs[name] = shape, element_type
         _replace(model, parameter, None if name in moving else raw[files[name]][name], element_type)
+    use_channels_last(model)
+    use_channel_statistics(model)
+    use_patch_products(model)
+    constant = {name: raw[file][name] for name, file in files.items() if name not in moving}
+    use_layers_of_halves(model, constant)
     return Graph(model, inputs, tuple(mapped.values()))
-
-
-def shared_tensor(data: NDArray[Any], shape: list[int], element_type: Any) -> Any:
-    """An ov.Tensor over memory that may be read-only: OpenVINO does not write to inputs and constants. The
-    caller keeps `data` alive while it is used."""
-    from openvino import Tensor  # a model is there, so the library was checked; import_openvino checks again
-
-    return Tensor(data, shape, element_type)
 
 
 def _replace(model: Any, parameter: Any, data: Bytes | None, element_type: Any) -> None:

@@ -8,6 +8,8 @@ import threading
 from types import ModuleType
 from typing import Any
 
+from numpy.typing import NDArray
+
 from lamp_trt.engine.backends.cpu import CpuPrecision
 from lamp_trt.engine.backends.openvino.probe import MOUNT, OLDEST, REMEDY, version_numbers, why_no_cores
 from lamp_trt.engine.dtypes import PRECISIONS
@@ -90,3 +92,11 @@ def compile_graph(
         return core().compile_model(model, "CPU", config)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot load {what}: {explained(error)}") from error
+
+
+def shared_tensor(data: NDArray[Any], shape: list[int], element_type: Any) -> Any:
+    """An ov.Tensor over memory that may be read-only: OpenVINO does not write to inputs and constants. The
+    caller keeps `data` alive while it is used."""
+    from openvino import Tensor  # a model is there, so the library was checked; import_openvino checks again
+
+    return Tensor(data, shape, element_type)

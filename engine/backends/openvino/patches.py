@@ -14,7 +14,7 @@ def use_patch_products(model: Any) -> int:
     OpenVINO's own first reorders the few channels of the picture into channels-last rows, and multiplies rows
     of that few: together more than half of the time of a small safety checker.
     """
-    return replace_nodes(model, _is_of_patches, _product)
+    return replace_nodes(model, _product)
 
 
 def _is_of_patches(node: Any) -> bool:
@@ -30,7 +30,9 @@ def _is_of_patches(node: Any) -> bool:
     return apart and whole and list(attributes["dilations"]) == [1, 1]
 
 
-def _product(node: Any) -> Any:
+def _product(node: Any) -> list[Any] | None:
+    if not _is_of_patches(node):
+        return None
     op = import_openvino().opset13
     picture, weights = node.input_value(0), node.input_value(1)
     batch, channels = list(node.get_input_shape(0))[:2]
@@ -44,4 +46,4 @@ def _product(node: Any) -> Any:
         False,
     )
     matrix = op.reshape(weights, integers(out, channels * height * width), False)
-    return op.transpose(op.matmul(patches, matrix, False, True), integers(0, 3, 1, 2))
+    return [op.transpose(op.matmul(patches, matrix, False, True), integers(0, 3, 1, 2)).output(0)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rewritings of an ov.Model share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,20 @@ import numpy as np
 from lamp_trt.engine.backends.openvino.library import import_openvino
 
 
-def replace_nodes(model: Any, is_meant: Callable[[Any], bool], equal: Callable[[Any], Any]) -> int:
-    """Put `equal` of a node, under its name, in the place of each node that `is_meant`; returns how many."""
-    nodes = [node for node in model.get_ordered_ops() if is_meant(node)]
-    for node in nodes:
-        other = equal(node)
-        other.set_friendly_name(node.get_friendly_name())
-        node.output(0).replace(other.output(0))
-    return len(nodes)
+def replace_nodes(model: Any, equal: Callable[[Any], Sequence[Any] | None]) -> int:
+    """Put what `equal` gives for a node, an output for each of its outputs, in its place, under its name;
+    returns how many nodes were replaced. None: the node stays."""
+    count = 0
+    for node in model.get_ordered_ops():
+        outputs = equal(node)
+        if outputs is None:
+            continue
+        count += 1
+        for old, new in zip(node.outputs(), outputs, strict=True):
+            suffix = f".{old.get_index()}" if len(outputs) > 1 else ""
+            new.get_node().set_friendly_name(node.get_friendly_name() + suffix)
+            old.replace(new)
+    return count
 
 
 def integers(*values: int) -> Any:
