@@ -328,6 +328,7 @@ def test_an_interrupt_within_a_run_cancels_it_and_leaves_the_engine_usable(
     with monkeypatch.context() as patch:
         interrupted = Interrupted(unet._request)
         patch.setattr(unet, "_request", interrupted)
+        patch.setattr(unet, "_last_run_s", 1.0)
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
         try:
             with pytest.raises(KeyboardInterrupt):
@@ -336,6 +337,21 @@ def test_an_interrupt_within_a_run_cancels_it_and_leaves_the_engine_usable(
             signal.signal(signal.SIGINT, handler)
         assert interrupted.cancelled
     np.testing.assert_array_equal(unet.run(arrays)["noise_pred"], before)
+
+
+def test_a_short_run_stays_in_its_thread(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = random_inputs(unet.inputs)
+    before = unet.run(arrays)["noise_pred"]
+
+    class InPlace:
+        def __init__(self, request: Any) -> None:
+            self.infer, self.get_tensor = request.infer, request.get_tensor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unet, "_request", InPlace(unet._request))
+        patch.setattr(unet, "_last_run_s", 0.0)
+        np.testing.assert_array_equal(unet.run(arrays)["noise_pred"], before)
+        assert unet._last_run_s > 0
 
 
 # --- errors -----------------------------------------------------------------------------------------------
