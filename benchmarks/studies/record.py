@@ -66,7 +66,7 @@ def record(name: str, folder: Path, budget_s: float) -> Path:
 def _slug(cpu: str) -> str:
     """Shorten a CPU's name for a file name: AMD EPYC 7B13 becomes epyc-7b13."""
     words = re.sub(r"\((R|TM)\)|\b(AMD|Intel|CPU|Processor)\b|@.*", " ", cpu)
-    return "-".join(words.lower().split())
+    return "-".join(re.findall(r"[\w.]+", words.lower()))
 
 
 def main() -> None:

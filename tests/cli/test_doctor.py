@@ -51,6 +51,21 @@ def test_this_machine_can_build_and_generate(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n", "AMD EPYC (family 26, model 2)"),
+        ("cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7B13\n", "AMD EPYC 7B13"),
+    ],
+)
+def test_a_processor_without_a_model_in_its_name_has_its_numbers(
+    cpuinfo: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
+    assert machine.processor() == name
+
+
 def test_the_text_has_every_finding_and_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     findings = [
         Finding("packages", "torch", "problem", "not installed", "pip install torch", ("build",)),

@@ -33,9 +33,13 @@ def machine_findings(folder: Path) -> list[Finding]:
 
 
 def processor() -> str:
-    """The CPU model's name according to Linux."""
-    match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return match[1] if match else platform.machine()
+    """The CPU model's name according to Linux, with family and model number where a hypervisor leaves the
+    model out."""
+    facts = dict(re.findall(r"^([a-z ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    name = facts.get("model name", platform.machine())
+    if "cpu family" in facts and not re.search(r"\d", name):
+        return f"{name} (family {facts['cpu family']}, model {facts['model']})"
+    return name
 
 
 def cpu_count() -> int:
