@@ -35,7 +35,9 @@ def machine_findings(folder: Path) -> list[Finding]:
 def processor() -> str:
     """The CPU model's name according to Linux, with family and model number where a hypervisor leaves the
     model out."""
-    facts = dict(re.findall(r"^([a-z ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    facts: dict[str, str] = dict(
+        re.findall(r"^([a-z ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    )
     name = facts.get("model name", platform.machine())
     if "cpu family" in facts and not re.search(r"\d", name):
         return f"{name} (family {facts['cpu family']}, model {facts['model']})"
