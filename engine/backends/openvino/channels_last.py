@@ -7,6 +7,7 @@ from typing import Any
 
 from lamp_trt.engine.backends.openvino.group_norm import group_normalized
 from lamp_trt.engine.backends.openvino.library import import_openvino
+from lamp_trt.engine.backends.openvino.rewriting import integers
 from lamp_trt.engine.backends.openvino.views import (
     CHANNELS_LAST,
     View,
@@ -17,7 +18,7 @@ from lamp_trt.engine.backends.openvino.views import (
 
 _CHANNELS_FIRST = (0, 3, 1, 2)
 _RANK_OF_VIDEOS = 5
-_POINTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide", "Sigmoid", "Swish", "Gelu", "Convert"})
+_POINTWISE = frozenset({"Add", "Subtract", "Multiply", "Divide", "Sigmoid", "Gelu", "Convert"})
 
 
 def use_channels_last(model: Any) -> int:
@@ -37,6 +38,7 @@ def use_channels_last(model: Any) -> int:
         return 0
     views: dict[Any, View] = {}
     fixed: set[Any] = set()
+    ends: dict[Any, Any] = {}
     count = 0
     for node in model.get_ordered_ops():
         kind, values = node.get_type_name(), node.input_values()
@@ -50,9 +52,10 @@ def use_channels_last(model: Any) -> int:
             views[node.output(0)] = view
             count += kind in ("Reshape", "Transpose")
         elif kind == "Result" and given[0] is not None:
-            _end(node, given[0])
+            _end(node, given[0], ends)
         else:
             _take_plain(node, given)
+    model.validate_nodes_and_infer_types()
     return count
 
 
@@ -63,10 +66,9 @@ def _view_of(node: Any, given: Sequence[View | None], fixed: Set[Any]) -> View |
     kind, shape = node.get_type_name(), tuple(node.get_output_shape(0)) if node.outputs() else ()
     first = given[0] if given else None
     if kind == "Transpose":
-        axes = node.input_value(1).get_node().data
-        return (first or plain_view(node.input_value(0))).transposed([int(axis) for axis in axes])
+        return _transposition(node, first)
     if kind == "Convolution" and len(shape) == 4:
-        return _convolved(node, first)
+        return _convolved(node, given)
     if kind in _POINTWISE and any(given):
         return _pointwise(node, given, fixed)
     if first is None:
@@ -74,7 +76,7 @@ def _view_of(node: Any, given: Sequence[View | None], fixed: Set[Any]) -> View |
     if kind in ("Reshape", "Unsqueeze"):
         return first.reshaped(shape)
     if kind == "GroupNormalization":
-        return _normalized(node, first)
+        return _normalized(node, first, given)
     if kind == "Concat":
         return _joined(node, given)
     return None
@@ -86,17 +88,31 @@ def _take_plain(node: Any, given: Sequence[View | None]) -> None:
             node.input(index).replace_source_output(view.plain())
 
 
-def _end(result: Any, view: View) -> None:
-    """Give a model's output its plain value, and that the names of the value that it had."""
-    named, plain = result.input_value(0), view.plain()
-    if plain != named:
-        names = named.get_names()
-        named.set_names(set())
-        plain.set_names(names)
-        result.input(0).replace_source_output(plain)
+def _end(result: Any, view: View, ends: dict[Any, Any]) -> None:
+    """Give a model's output its plain value, and that the names of the value that it had. ends: what such
+    values became, as several outputs may have one."""
+    value, plain = result.input_value(0), view.plain()
+    if plain == value:
+        return
+    if value not in ends:
+        end = import_openvino().opset13.reshape(plain, integers(*view.shape), False).output(0)
+        names = value.get_names()
+        value.set_names(set())
+        end.set_names(names)
+        ends[value] = end
+    result.input(0).replace_source_output(ends[value])
 
 
-def _convolved(node: Any, view: View | None) -> View:
+def _transposition(node: Any, view: View | None) -> View | None:
+    value, axes = node.input_value(0), node.input_value(1).get_node()
+    if axes.get_type_name() != "Constant" or axes.data.size != len(value.get_shape()):
+        return None
+    return (view or plain_view(value)).transposed([int(axis) for axis in axes.data])
+
+
+def _convolved(node: Any, given: Sequence[View | None]) -> View:
+    view, *others = given
+    _take_plain(node, [None, *others])
     if view is not None:
         images = view.images
         if images is None:
@@ -123,12 +139,13 @@ def _pointwise(node: Any, given: Sequence[View | None], fixed: Set[Any]) -> View
     return View(shape, largest.memory, node.output(0))
 
 
-def _normalized(node: Any, view: View) -> View | None:
+def _normalized(node: Any, view: View, given: Sequence[View | None]) -> View | None:
     ones = [axis for axis in range(2, len(view.shape)) if view.shape[axis] == 1]
     within = [axis for axis in view.order if axis not in (0, 1)]
     memory = (0, *ones, *within, 1)
     if not view.lies_in(memory):
         return None
+    _take_plain(node, [None, *given[1:]])
     normalized = group_normalized(node, view.in_memory(memory), len(memory) - 1)
     normalized.get_node().set_friendly_name(node.get_friendly_name())
     return View(view.shape, memory, normalized)

@@ -115,8 +115,8 @@ class OpenVinoEngine(BaseEngine):
         self._last_run_s = time.monotonic() - start
 
     def _run_and_look_at_signals(self) -> None:
-        self._request.start_async()
         try:
+            self._request.start_async()
             while not self._request.wait_for(_SLICE_MS):
                 pass
         except BaseException:

@@ -49,7 +49,9 @@ def _layers(product: Any, bias: Any, weights: Weights) -> list[Any] | None:
     attributes = product.get_attributes()
     x, matrix = (product.input_value(index) for index in range(2))
     rows_first = attributes["transpose_b"]
-    if matrix.get_node().get_type_name() == "Transpose" and len(matrix.get_shape()) == 2 and not rows_first:
+    if len(matrix.get_shape()) != 2 or len(bias.get_shape()) != 1:
+        return None
+    if matrix.get_node().get_type_name() == "Transpose" and not rows_first:
         matrix, rows_first = matrix.get_node().input_value(0), True
     matrices, biases = _halves(matrix, weights), _halves(bias, weights)
     if attributes["transpose_a"] or not rows_first or matrices is None or biases is None:

@@ -339,6 +339,31 @@ def test_an_interrupt_within_a_run_cancels_it_and_leaves_the_engine_usable(
     np.testing.assert_array_equal(unet.run(arrays)["noise_pred"], before)
 
 
+def test_an_interrupt_while_a_run_starts_ends_it(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = random_inputs(unet.inputs)
+    before = unet.run(arrays)["noise_pred"]
+
+    class Started:
+        """The request; a signal arrives when it has started."""
+
+        def __init__(self, request: Any) -> None:
+            self._request = request
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._request, name)
+
+        def start_async(self) -> None:
+            self._request.start_async()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unet, "_request", Started(unet._request))
+        patch.setattr(unet, "_last_run_s", 1.0)
+        with pytest.raises(KeyboardInterrupt):
+            unet.run(arrays)
+    np.testing.assert_array_equal(unet.run(arrays)["noise_pred"], before)
+
+
 def test_a_short_run_stays_in_its_thread(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = random_inputs(unet.inputs)
     before = unet.run(arrays)["noise_pred"]

@@ -212,3 +212,73 @@ def test_every_gate_of_a_unet_has_layers_of_its_own(sdxl_bundle: Path, network: 
     for widen in (False, True):
         graph = network_graph(bundle, network, motion, widen=widen)
         assert "Split" not in {node.get_type_name() for node in graph.model.get_ops()}
+
+
+def test_outputs_of_a_video_keep_their_names() -> None:
+    """Two outputs of one value, one that is read further, and an input that is an output's value."""
+    ov = import_openvino()
+    op = ov.opset13
+    sample = np.random.default_rng(0).standard_normal((1, 2, 3, 4, 5), np.float32)
+
+    def model() -> Any:
+        x = op.parameter(sample.shape, np.float32)
+        there = op.constant(np.array([0, 2, 3, 4, 1]))
+        values = {"activated": op.sigmoid(op.transpose(x, there))}
+        values["back"] = op.transpose(values["activated"], op.constant(np.array([0, 4, 1, 2, 3])))
+        values["same"] = op.transpose(op.transpose(x, there), op.constant(np.array([0, 4, 1, 2, 3])))
+        x.output(0).set_names({"x"})
+        for name, value in values.items():
+            value.output(0).set_names({name})
+        return ov.Model([*values.values(), values["activated"]], [x])
+
+    rewritten = model()
+    assert use_channels_last(rewritten) == 4
+    assert rewritten.input().get_names() == {"x"}
+    ours, own = (compile_graph(each, "it", "fp32", 1)(sample) for each in (rewritten, model()))
+    for name in ("activated", "back", "same"):
+        np.testing.assert_allclose(ours[name], own[name], rtol=1e-6)
+
+
+def test_what_is_beside_a_video_may_be_transposed_too() -> None:
+    """Weights of a convolution, and scales of a normalization, that are views themselves."""
+    ov = import_openvino()
+    op = ov.opset13
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape, np.float32) for shape in ((2, 4, 3, 5, 6), (4, 4, 3, 3), (2, 2))]
+
+    def model() -> Any:
+        x, weights, scale = (op.parameter(each.shape, np.float32) for each in arrays)
+        images = op.reshape(
+            op.transpose(x, op.constant(np.array([0, 2, 1, 3, 4]))),
+            op.constant(np.array([6, 4, 5, 6])),
+            False,
+        )
+        turned = op.sigmoid(op.transpose(weights, op.constant(np.array([1, 0, 3, 2]))))
+        images = op.convolution(images, turned, [1, 1], [1, 1], [1, 1], [1, 1])
+        rows = op.sigmoid(op.transpose(scale, op.constant(np.array([1, 0]))))
+        flat = op.reshape(rows, op.constant(np.array([4])), False)
+        return ov.Model([op.group_normalization(images, flat, flat, 2, 1e-5)], [x, weights, scale])
+
+    rewritten = model()
+    assert use_channels_last(rewritten) > 0
+    ours, own = (compile_graph(each, "it", "fp32", 1)(arrays)[0] for each in (rewritten, model()))
+    assert distance(ours, own).rel_l2 <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (9, 2)])
+def test_a_bias_of_rows_is_not_split(shape: tuple[int, int]) -> None:
+    ov = import_openvino()
+    op = ov.opset13
+    rng = np.random.default_rng(0)
+    raw = {}
+    constants = {}
+    for name, size in {"rows": (2, 8), "bias": shape}.items():
+        raw[name] = rng.standard_normal(size, np.float32).reshape(-1).view(np.uint8)
+        tensor = shared_tensor(raw[name], list(size), ov.Type.f32)
+        constants[name] = ov.op.Constant(tensor, shared_memory=True)
+        constants[name].set_friendly_name(name)
+    taken = op.parameter([shape[0], 8], np.float32)
+    added = op.add(op.matmul(taken, constants["rows"], False, True), constants["bias"])
+    both = op.split(added, op.constant(np.int64(1)), 2)
+    model = ov.Model([both.output(0), both.output(1)], [taken])
+    assert use_layers_of_halves(model, raw) == 0
