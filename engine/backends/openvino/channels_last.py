@@ -67,8 +67,10 @@ def _view_of(node: Any, given: Sequence[View | None], fixed: Set[Any]) -> View |
     first = given[0] if given else None
     if kind == "Transpose":
         return _transposition(node, first)
+    if kind in ("Convolution", "GroupNormalization"):
+        _take_plain(node, [None, *given[1:]])  # weights and scales
     if kind == "Convolution" and len(shape) == 4:
-        return _convolved(node, given)
+        return _convolved(node, first)
     if kind in _POINTWISE and any(given):
         return _pointwise(node, given, fixed)
     if first is None:
@@ -76,7 +78,7 @@ def _view_of(node: Any, given: Sequence[View | None], fixed: Set[Any]) -> View |
     if kind in ("Reshape", "Unsqueeze"):
         return first.reshaped(shape)
     if kind == "GroupNormalization":
-        return _normalized(node, first, given)
+        return _normalized(node, first)
     if kind == "Concat":
         return _joined(node, given)
     return None
@@ -110,9 +112,7 @@ def _transposition(node: Any, view: View | None) -> View | None:
     return (view or plain_view(value)).transposed([int(axis) for axis in axes.data])
 
 
-def _convolved(node: Any, given: Sequence[View | None]) -> View:
-    view, *others = given
-    _take_plain(node, [None, *others])
+def _convolved(node: Any, view: View | None) -> View:
     if view is not None:
         images = view.images
         if images is None:
@@ -139,13 +139,12 @@ def _pointwise(node: Any, given: Sequence[View | None], fixed: Set[Any]) -> View
     return View(shape, largest.memory, node.output(0))
 
 
-def _normalized(node: Any, view: View, given: Sequence[View | None]) -> View | None:
+def _normalized(node: Any, view: View) -> View | None:
     ones = [axis for axis in range(2, len(view.shape)) if view.shape[axis] == 1]
     within = [axis for axis in view.order if axis not in (0, 1)]
     memory = (0, *ones, *within, 1)
     if not view.lies_in(memory):
         return None
-    _take_plain(node, [None, *given[1:]])
     normalized = group_normalized(node, view.in_memory(memory), len(memory) - 1)
     normalized.get_node().set_friendly_name(node.get_friendly_name())
     return View(view.shape, memory, normalized)

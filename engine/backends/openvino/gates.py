@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lamp_trt.engine.backends.openvino.library import import_openvino, shared_tensor
+from lamp_trt.engine.backends.openvino.library import import_openvino, shared_constant
 from lamp_trt.engine.backends.openvino.rewriting import replace_nodes
 
 Weights = Mapping[str, NDArray[np.uint8]]
@@ -63,19 +63,18 @@ def _layers(product: Any, bias: Any, weights: Weights) -> list[Any] | None:
 
 
 def _halves(value: Any, weights: Weights) -> list[Any] | None:
-    """Both halves of weights along their first axis; None if it has not twice the same."""
-    ov = import_openvino()
+    """Both halves of mapped weights, or of what they are converted to, along the first axis; None for
+    anything else and for an odd number of rows."""
     node = value.get_node()
     if node.get_type_name() == "Convert":
         halves = _halves(node.input_value(0), weights)
-        return halves and [ov.opset13.convert(half, value.get_element_type()) for half in halves]
+        convert = import_openvino().opset13.convert
+        return halves and [convert(half, value.get_element_type()) for half in halves]
     name, shape = node.get_friendly_name(), list(value.get_shape())
     if node.get_type_name() != "Constant" or name not in weights or shape[0] % 2:
         return None
     shape[0] //= 2
-    halves = []
-    for number, data in enumerate(np.split(weights[name], 2)):
-        tensor = shared_tensor(data, shape, value.get_element_type())
-        halves.append(ov.op.Constant(tensor, shared_memory=True))
-        halves[-1].set_friendly_name(f"{name}.{number}")
-    return halves
+    return [
+        shared_constant(f"{name}.{number}", data, shape, value.get_element_type())
+        for number, data in enumerate(np.split(weights[name], 2))
+    ]

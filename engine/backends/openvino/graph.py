@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lamp_trt.engine.backends.openvino.channels_last import use_channels_last
 from lamp_trt.engine.backends.openvino.gates import use_layers_of_halves
 from lamp_trt.engine.backends.openvino.group_norm import use_channel_statistics
-from lamp_trt.engine.backends.openvino.library import core, explained, import_openvino, shared_tensor
+from lamp_trt.engine.backends.openvino.library import core, explained, import_openvino, shared_constant
 from lamp_trt.engine.backends.openvino.patches import use_patch_products
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
@@ -70,6 +70,7 @@ def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bo
     weights = {file: read_weight_file(bundle.path_of(file)) for file in {*files.values()}}
     mapped = {file: each.mapped() for file, each in weights.items()}
     raw = {file: each.raw(mapped[file]) for file, each in weights.items()}
+    data = {name: raw[file][name] for name, file in files.items()}
     inputs = {}
     for parameter in model.get_parameters():
         name = parameter.get_friendly_name()
@@ -78,12 +79,11 @@ def network_graph(bundle: Bundle, network: str, motion: str | None, *, widen: bo
         shape, element_type = list(parameter.get_shape()), _element_type(stored[name])
         if name in moving:
             inputs[name] = shape, element_type
-        _replace(model, parameter, None if name in moving else raw[files[name]][name], element_type)
+        _replace(model, parameter, None if name in moving else data[name], element_type)
     use_channels_last(model)
     use_channel_statistics(model)
     use_patch_products(model)
-    constant = {name: raw[file][name] for name, file in files.items() if name not in moving}
-    use_layers_of_halves(model, constant)
+    use_layers_of_halves(model, data)
     return Graph(model, inputs, tuple(mapped.values()))
 
 
@@ -95,11 +95,11 @@ def _replace(model: Any, parameter: Any, data: Bytes | None, element_type: Any) 
         if parameter.get_element_type() == element_type:
             return
         source = ov.op.Parameter(element_type, ov.Shape(shape))
+        source.set_friendly_name(name)
         source.output(0).set_names({name})
         model.add_parameters([source])
     else:
-        source = ov.op.Constant(shared_tensor(data, shape, element_type), shared_memory=True)
-    source.set_friendly_name(name)
+        source = shared_constant(name, data, shape, element_type)
     output = source.output(0)
     if parameter.get_element_type() != element_type:
         output = ov.opset13.convert(source, parameter.get_element_type()).output(0)

@@ -100,3 +100,11 @@ def shared_tensor(data: NDArray[Any], shape: list[int], element_type: Any) -> An
     from openvino import Tensor  # a model is there, so the library was checked; import_openvino checks again
 
     return Tensor(data, shape, element_type)
+
+
+def shared_constant(name: str, data: NDArray[Any], shape: list[int], element_type: Any) -> Any:
+    """An ov.Constant over memory that the caller keeps alive while its model is used."""
+    tensor = shared_tensor(data, shape, element_type)
+    constant = import_openvino().op.Constant(tensor, shared_memory=True)
+    constant.set_friendly_name(name)
+    return constant

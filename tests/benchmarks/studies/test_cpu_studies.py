@@ -19,10 +19,9 @@ from lamp_trt.benchmarks.studies.full_size import __main__ as full_size
 from lamp_trt.benchmarks.studies.full_size import parts
 from lamp_trt.benchmarks.studies.full_size.table import networks_table, videos_table
 from lamp_trt.benchmarks.verify.metrics import distance
-from lamp_trt.engine.backends import cpu
 from lamp_trt.engine.backends.registry import REFERENCE
 from lamp_trt.export.recipe import BuildOptions
-from tests.fixtures.openvino import needs_openvino
+from tests.fixtures.openvino import needs_bf16, needs_openvino
 from tests.tolerances import FP16_YARDSTICK
 
 MACHINE = {"cpu": "a CPU", "cpu_threads": 2, "versions": {"onnxruntime": "1.2", "torch": "2.3"}}
@@ -128,7 +127,7 @@ def test_a_way_that_ends_early_says_why(tmp_path: Path) -> None:
 
 
 @needs_openvino
-@pytest.mark.skipif(bool(cpu.why_no_bf16()), reason=f"no bf16: {cpu.why_no_bf16()}")
+@needs_bf16
 @pytest.mark.usefixtures("auto_as_shipped")
 def test_parts_measure_networks_pytorch_and_videos(
     toy: Path, sdxl: Path, sdxl_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

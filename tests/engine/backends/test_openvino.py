@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO against ONNX Runtime and PyTorch, its memory, its errors, and the choice of it."""
+"""OpenVINO against ONNX Runtime and PyTorch, its memory, its interrupts and its errors."""
 
 import json
 import os
@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,10 +32,10 @@ from lamp_trt.engine.backends.openvino import engine as engine_module
 from lamp_trt.engine.backends.openvino import graph as graph_module
 from lamp_trt.engine.backends.openvino.graph import network_graph
 from lamp_trt.engine.backends.probe import Gpu
-from lamp_trt.engine.backends.registry import choose_backend, host_engine
+from lamp_trt.engine.backends.registry import host_engine
 from lamp_trt.engine.bundle.reader import Bundle
 from lamp_trt.engine.bundle.weights import read_weight_file
-from lamp_trt.engine.errors import EngineError, InputError
+from lamp_trt.engine.errors import EngineError
 from lamp_trt.engine.families import NETWORKS, VIDEO_NETWORKS, component_of
 from lamp_trt.engine.graph.model import bundle_model, external_tensors
 from lamp_trt.export.build import build_bundle
@@ -47,7 +45,7 @@ from lamp_trt.runtime.load import Place
 from lamp_trt.runtime.requests import Placement
 from tests.export.test_build import altered_checkpoint
 from tests.export.test_onnx import random_inputs
-from tests.fixtures.openvino import needs_openvino
+from tests.fixtures.openvino import needs_bf16, needs_openvino
 from tests.fixtures.sdxl import FIRST_FRAME_SIZE
 from tests.fixtures.toy import toy_options
 from tests.tolerances import (
@@ -59,7 +57,6 @@ from tests.tolerances import (
 pytestmark = needs_openvino
 
 Arrays = dict[str, np.ndarray]
-needs_bf16 = pytest.mark.skipif(bool(cpu.why_no_bf16()), reason=f"no bf16: {cpu.why_no_bf16()}")
 
 
 def engine(bundle: Path | Bundle, network: str, **options: Any) -> Any:
@@ -79,12 +76,6 @@ def unet(toy_bundle: Path) -> Iterator[Any]:
 def vae_decoder(toy_bundle: Path) -> Iterator[Any]:
     with engine(toy_bundle, "vae_decoder") as loaded:
         yield loaded
-
-
-@pytest.fixture
-def without_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu avx2 avx512f\n")
-    monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
 
 
 # --- what it computes -------------------------------------------------------------------------------------
@@ -301,20 +292,26 @@ def test_the_profiler_gives_seconds_by_operator(toy_bundle: Path, vae_decoder: A
 # --- interrupts -------------------------------------------------------------------------------------------
 
 
+class Request:
+    """The request that it is given."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+
 def test_an_interrupt_within_a_run_cancels_it_and_leaves_the_engine_usable(
     unet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays = random_inputs(unet.inputs)
     before = unet.run(arrays)["noise_pred"]
 
-    class Interrupted:
-        """The request, during whose run a signal arrives."""
+    class Interrupted(Request):
+        """During whose run a signal arrives."""
 
-        def __init__(self, request: Any) -> None:
-            self._request, self.cancelled = request, False
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._request, name)
+        cancelled = False
 
         def wait_for(self, milliseconds: int) -> bool:
             assert 0 < milliseconds <= 1000
@@ -343,14 +340,8 @@ def test_an_interrupt_while_a_run_starts_ends_it(unet: Any, monkeypatch: pytest.
     arrays = random_inputs(unet.inputs)
     before = unet.run(arrays)["noise_pred"]
 
-    class Started:
-        """The request; a signal arrives when it has started."""
-
-        def __init__(self, request: Any) -> None:
-            self._request = request
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._request, name)
+    class Started(Request):
+        """For which a signal arrives when it has started."""
 
         def start_async(self) -> None:
             self._request.start_async()
@@ -442,91 +433,6 @@ def test_without_the_systems_facts_of_the_cpu_it_is_refused_where_it_would_hang(
         engine(toy_bundle, "text_encoder")
     rows = {finding.name: finding for finding in doctor_backends.backend_findings(Gpu(problem="none"))}
     assert rows["OpenVINO, CPU"].status == "problem"
-
-
-# --- the choice -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("auto_as_shipped")
-def test_auto_takes_it_on_the_cpu_and_onnx_runtime_where_it_is_missing(
-    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    bundle = Bundle.open(toy_bundle)
-    caplog.set_level("INFO", "lamp_trt")
-    assert Place.of(bundle, Placement()).backend == "openvino"
-    assert "faster" not in caplog.text
-
-    def version(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    for change in (version, lambda name: "2025.4.0"):
-        with monkeypatch.context() as patch:
-            patch.setattr(probe, "version", change)
-            assert Place.of(bundle, Placement()).backend == "onnxruntime"
-        assert "OpenVINO would be faster here: pip install 'lamp-trt[openvino]'" in caplog.text
-        caplog.clear()
-    assert Place.of(bundle, Placement(backend="onnxruntime")).backend == "onnxruntime"
-    assert "faster" not in caplog.text
-    assert Place.of(in_bf16(bundle), Placement()).backend == "openvino"
-
-
-def in_bf16(bundle: Bundle) -> Bundle:
-    networks = {name: replace(entry, precision="bf16") for name, entry in bundle.manifest.networks.items()}
-    return replace(bundle, manifest=replace(bundle.manifest, networks=networks))
-
-
-def test_a_precision_that_nothing_could_compute_in_is_refused(toy_bundle: Path) -> None:
-    bundle = Bundle.open(toy_bundle)
-    with pytest.raises(InputError, match="cpu_precision is 'fp16'"):
-        Placement(cpu_precision="fp16")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="cpu_precision is 'bf16', but on a GPU nothing uses it"):
-        choose_backend(0, "auto", bundle, cpu_precision="bf16")
-    assert choose_backend(None, "onnxruntime", bundle, cpu_precision="fp32") == "onnxruntime"
-    with pytest.raises(InputError, match="'fp32', which OpenVINO has for this bundle; aotinductor"):
-        choose_backend(None, "aotinductor", in_bf16(bundle), cpu_precision="fp32")
-
-
-@needs_bf16
-@pytest.mark.parametrize("backend", ["auto", "onnxruntime", "aotinductor"])
-def test_bf16_is_openvinos(backend: str, toy_bundle: Path) -> None:
-    message = r"'bf16', which OpenVINO has .* Take --backend openvino \(pip install 'lamp-trt\[openvino\]'\)"
-    with pytest.raises(InputError, match=message):
-        choose_backend(None, backend, Bundle.open(toy_bundle), cpu_precision="bf16")
-
-
-@pytest.mark.usefixtures("without_bf16")
-def test_a_cpu_without_bf16_refuses_it_and_computes_a_bf16_bundle_in_fp32(
-    toy_bundle: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    bundle = Bundle.open(toy_bundle)
-    reason = r"this CPU has neither of amx_bf16 and avx512_bf16 \(/proc/cpuinfo\)"
-    with pytest.raises(InputError, match=rf"cpu_precision is 'bf16', but {reason}: leave it out"):
-        choose_backend(None, "openvino", bundle, cpu_precision="bf16")
-    assert cpu.arithmetic("unet", "bf16", None) == "fp32"
-    Place.of(in_bf16(bundle), Placement(backend="openvino"))
-    assert re.search(f"{reason}: weights in bf16 are widened to fp32", caplog.text)
-
-
-def test_arithmetic_follows_the_bundle_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "why_no_bf16", lambda: "")
-    every = ("fp32", "fp16", "bf16")
-    chosen = [cpu.arithmetic("unet", precision, None) for precision in every]
-    assert chosen == ["fp32", "fp32", "bf16"]
-    for asked in ("fp32", "bf16"):
-        assert {cpu.arithmetic("vae", precision, asked) for precision in every} == {asked}
-        assert cpu.arithmetic("sdxl_vae", "fp32", asked) == "fp32"
-
-
-def test_doctor_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = {finding.name: finding for finding in doctor_backends.backend_findings(Gpu(problem="none"))}
-    row = rows["OpenVINO, CPU"]
-    assert row.status == "ok"
-    assert re.fullmatch(r"openvino 20\d\d\.\d+\.\d+, fp32(; no bf16: .*| and bf16)", row.detail)
-    monkeypatch.setattr(doctor_backends, "installed", lambda name: None)
-    rows = {finding.name: finding for finding in doctor_backends.backend_findings(Gpu(problem="none"))}
-    row = rows["OpenVINO, CPU"]
-    assert (row.status, row.remedy) == ("note", "pip install 'lamp-trt[openvino]'")
-    assert "faster" in row.detail
 
 
 # --- the whole --------------------------------------------------------------------------------------------

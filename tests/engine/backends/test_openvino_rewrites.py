@@ -13,7 +13,7 @@ from lamp_trt.engine.backends.openvino.engine import OpenVinoEngine
 from lamp_trt.engine.backends.openvino.gates import use_layers_of_halves
 from lamp_trt.engine.backends.openvino.graph import network_graph
 from lamp_trt.engine.backends.openvino.group_norm import use_channel_statistics
-from lamp_trt.engine.backends.openvino.library import compile_graph, import_openvino, shared_tensor
+from lamp_trt.engine.backends.openvino.library import compile_graph, import_openvino, shared_constant
 from lamp_trt.engine.backends.openvino.patches import use_patch_products
 from lamp_trt.engine.backends.openvino.views import plain_view
 from lamp_trt.engine.bundle.reader import Bundle
@@ -184,16 +184,14 @@ def test_the_layer_of_a_gated_unit_is_two(transposed: bool) -> None:
 
     def model() -> Any:
         taken = op.parameter(x.shape, np.float32)
-        constants = {}
-        for name, value in weights.items():
-            tensor = shared_tensor(raw[name], list(value.shape), ov.Type.f32)
-            constants[name] = ov.op.Constant(tensor, shared_memory=True)
-            constants[name].set_friendly_name(name)
-        matrix = constants["rows"]
+        matrix, bias = (
+            shared_constant(name, raw[name], list(value.shape), ov.Type.f32)
+            for name, value in weights.items()
+        )
         if transposed:
             matrix = op.transpose(matrix, op.constant(np.array([1, 0])))
         product = op.matmul(taken, matrix, False, not transposed)
-        both = op.split(op.add(product, constants["bias"]), op.constant(np.int64(2)), 2)
+        both = op.split(op.add(product, bias), op.constant(np.int64(2)), 2)
         gated = op.multiply(both.output(0), op.gelu(both.output(1), "erf"))
         return ov.Model([gated], [taken])
 
@@ -270,15 +268,11 @@ def test_a_bias_of_rows_is_not_split(shape: tuple[int, int]) -> None:
     ov = import_openvino()
     op = ov.opset13
     rng = np.random.default_rng(0)
-    raw = {}
-    constants = {}
-    for name, size in {"rows": (2, 8), "bias": shape}.items():
-        raw[name] = rng.standard_normal(size, np.float32).reshape(-1).view(np.uint8)
-        tensor = shared_tensor(raw[name], list(size), ov.Type.f32)
-        constants[name] = ov.op.Constant(tensor, shared_memory=True)
-        constants[name].set_friendly_name(name)
+    sizes = {"rows": (2, 8), "bias": shape}
+    raw = {n: rng.standard_normal(size, np.float32).reshape(-1).view(np.uint8) for n, size in sizes.items()}
+    rows, bias = (shared_constant(name, raw[name], list(sizes[name]), ov.Type.f32) for name in sizes)
     taken = op.parameter([shape[0], 8], np.float32)
-    added = op.add(op.matmul(taken, constants["rows"], False, True), constants["bias"])
+    added = op.add(op.matmul(taken, rows, False, True), bias)
     both = op.split(added, op.constant(np.int64(1)), 2)
     model = ov.Model([both.output(0), both.output(1)], [taken])
     assert use_layers_of_halves(model, raw) == 0
